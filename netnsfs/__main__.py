@@ -1,0 +1,27 @@
+"""The program `netnsfs`."""
+
+import sys
+
+from netnsfs import cli
+from netnsfs.config import Failure
+
+
+def main() -> int:
+    """Run the command line of this process.
+
+    Returns:
+        Its exit status.
+    """
+    try:
+        config = cli.parse(sys.argv[1:])
+    except Failure as failure:
+        print(f"netnsfs: {failure}", file=sys.stderr)
+        return failure.status
+    # Not before: --help and wrong calls need neither trio nor libfuse.
+    from netnsfs import daemon
+
+    return daemon.run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""What a run of netnsfs was asked for, and how it ends when that cannot be had."""
+
+from dataclasses import dataclass
+
+EXIT_USAGE = 1
+EXIT_SYSTEM = 2
+EXIT_MOUNT = 32
+
+
+class Failure(Exception):
+    """An end that a user can expect: one line that says what to do, and no traceback.
+
+    Args:
+        message: the line.
+        status: exit status, as mount(8) has them: EXIT_USAGE for a wrong call or missing
+            permission, EXIT_SYSTEM for what the machine lacks, EXIT_MOUNT for a mount that
+            fails.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the command line says.
+
+    Attributes:
+        mount_point: where to mount; absolute.
+        source: what /proc/mounts shows in the first column.
+        run_dir: the directory of names; absolute.
+        foreground: stay attached to the terminal.
+        debug: log everything.
+    """
+
+    mount_point: bytes
+    source: str = "netnsfs"
+    run_dir: bytes = b"/run/netns"
+    foreground: bool = False
+    debug: bool = False

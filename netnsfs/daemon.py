@@ -1,0 +1,100 @@
+"""From the command to the running daemon.
+
+The fork comes first, before anything that a fork would split (threads, the FUSE session,
+the event loop). The parent waits for the child's word, one byte with the exit status, and
+so ends when the mount answers or with the reason why it never will.
+"""
+
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from netnsfs import mount
+from netnsfs.config import EXIT_SYSTEM, Config, Failure
+from netnsfs.files import Root
+from netnsfs.netns import Names
+
+log = logging.getLogger(__name__)
+
+SYSLOG = "/dev/log"
+
+
+def run(config: Config) -> int:
+    """Serve a mount, in front or in the background.
+
+    Returns:
+        The exit status of the command: in front when the mount has ended, in the
+        background when it answers.
+    """
+    if config.foreground:
+        _log_to(logging.StreamHandler(), config)
+        return _serve(config, lambda: None)
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        # A child that dies without a word closes the pipe.
+        status = os.read(reader, 1) or bytes([EXIT_SYSTEM])
+        return status[0]
+    os.close(reader)
+    os.setsid()
+    _log_to(logging.StreamHandler(), config)
+
+    def report(status: int) -> None:
+        with suppress(BrokenPipeError):
+            os.write(writer, bytes([status]))
+
+    def ready() -> None:
+        _leave_terminal(config)
+        report(0)
+
+    status = _serve(config, ready)
+    report(status)
+    return status
+
+
+def _serve(config: Config, ready: Callable[[], None]) -> int:
+    names = Names(config.run_dir)
+
+    def mounted(device: int) -> None:
+        names.avoid = {device}
+
+    try:
+        mount.check_machine()
+        mount.clear(config.mount_point)
+        _warn_if_unseen()
+        mount.serve(Root(names), config, mounted, ready)
+    except Failure as failure:
+        print(f"netnsfs: {failure}", file=sys.stderr)
+        return failure.status
+    except Exception:
+        log.exception("netnsfs ends")
+        return EXIT_SYSTEM
+    return 0
+
+
+def _warn_if_unseen() -> None:
+    with suppress(OSError):
+        if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
+            log.warning(
+                "this is not the machine's mount namespace: namespaces made here may not be "
+                "seen outside of it"
+            )
+
+
+def _log_to(handler: logging.Handler, config: Config) -> None:
+    handler.setFormatter(logging.Formatter("netnsfs: %(levelname)s: %(message)s"))
+    level = logging.DEBUG if config.debug else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _leave_terminal(config: Config) -> None:
+    if os.path.exists(SYSLOG):
+        _log_to(logging.handlers.SysLogHandler(SYSLOG), config)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)

@@ -1,0 +1,392 @@
+"""The adapter between the FUSE protocol, as pyfuse3 has it, and a `tree`.
+
+Caching. The kernel keeps what lies in a `lasting` directory and what a node's attributes
+allow; it never keeps the names of any other directory, so a change made by anyone is seen
+by the next lookup. File content is never cached (direct_io).
+
+Nodes. The kernel knows a node by its number, and counts how often it was told of it
+(lookup, mkdir, an entry of a listing); it takes that number back with forget, and at zero
+the node is dropped here. A tree's node may wish for a number. If the number belongs to a
+node with another generation, the new one takes it over together with the count: the
+kernel retires its old inode, which answers EIO from then on, and the old inode's share of
+the count comes back with forgets for the same number.
+
+Time. Handlers answer at once or wait in the pool, which bounds them: a client waiting for
+FUSE cannot be killed. Nothing here, and nothing that is waited for, may touch the mount
+that is being served.
+
+Errors. One shield stands around every handler: OSError becomes its errno, anything
+unexpected is logged with its traceback and becomes EIO. pyfuse3 alone would end the whole
+file system for either.
+
+ENOSYS makes the kernel stop asking. That is wanted for flush (one round trip less for each
+close) and for extended attributes (`ls -l` asks for them, and the user is told
+"not supported" either way), which is why those four and flush are left to pyfuse3's own
+class; every other operation has an answer here.
+"""
+
+import errno
+import functools
+import itertools
+import logging
+import os
+import select
+import stat
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from netnsfs import tree
+from netnsfs.pool import Pool
+from netnsfs.workers import WouldBlock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Adapter = TypeVar("Adapter", bound="Operations")
+
+LASTING_SECONDS = 3600.0
+NAME_MAX = 255
+
+# Inode numbers of namespaces, which nodes may wish for, have 32 bits.
+_FIRST_NUMBER = 1 << 32
+
+log = logging.getLogger(__name__)
+
+
+def _shield(
+    handler: Callable[Concatenate[Adapter, P], Awaitable[T]],
+) -> Callable[Concatenate[Adapter, P], Awaitable[T]]:
+    @functools.wraps(handler)
+    async def shielded(self: Adapter, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return shielded
+
+
+class _Known:
+    """A node that the kernel knows."""
+
+    __slots__ = ("attributes", "lookups", "node", "number")
+
+    def __init__(self, node: tree.Node, number: int, lookups: int, name_seconds: float) -> None:
+        self.node = node
+        self.number = number
+        self.lookups = lookups
+        self.attributes = EntryAttributes()
+        self.attributes.st_ino = number
+        self.attributes.generation = node.generation
+        self.attributes.entry_timeout = name_seconds
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask the node for its attributes."""
+        shown = self.node.attributes()
+        entry = self.attributes
+        entry.attr_timeout = shown.seconds
+        entry.st_mode = shown.mode
+        entry.st_nlink = shown.links
+        entry.st_size = shown.size
+        entry.st_atime_ns = shown.atime_ns
+        entry.st_mtime_ns = shown.mtime_ns
+        entry.st_ctime_ns = shown.ctime_ns
+
+
+class _Listing:
+    """An open directory: the names as they were when it was last read from the start."""
+
+    __slots__ = ("directory", "names")
+
+    def __init__(self, directory: _Known) -> None:
+        self.directory = directory
+        self.names: list[bytes] = []
+
+
+class Operations(pyfuse3.Operations):
+    """Serves the tree below `root`.
+
+    Args:
+        root: what the mount point is.
+        pool: where calls that can take long are made.
+        ready: called when the kernel has accepted the mount.
+    """
+
+    supports_dot_lookup = False
+
+    def __init__(self, root: tree.Directory, pool: Pool, ready: Callable[[], None]) -> None:
+        super().__init__()
+        self._pool = pool
+        self._ready = ready
+        self._numbers = itertools.count(_FIRST_NUMBER)
+        self._handles: dict[int, tree.Handle] = {}
+        self._listings: dict[int, _Listing] = {}
+        self._fhs = itertools.count(1)
+        self._root = _Known(root, pyfuse3.ROOT_INODE, 1, 0)
+        self._by_number: dict[int, _Known] = {self._root.number: self._root}
+        self._by_key = {root.key: self._root}
+
+    def init(self) -> None:
+        self._ready()
+
+    # The tables of nodes and lookup counts. Nothing below awaits.
+
+    def _find(self, inode: int) -> _Known:
+        try:
+            return self._by_number[inode]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def _directory(self, inode: int) -> tree.Directory:
+        node = self._find(inode).node
+        if not isinstance(node, tree.Directory):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    def _know(self, node: tree.Node, directory: tree.Directory) -> _Known:
+        known = self._by_key.get(node.key)
+        if known is None:
+            return self._admit(node, LASTING_SECONDS if directory.lasting else 0)
+        if known.attributes.attr_timeout == 0:
+            known.refresh()
+        return known
+
+    def _admit(self, node: tree.Node, name_seconds: float) -> _Known:
+        number = node.number or next(self._numbers)
+        before = self._by_number.get(number)
+        known = _Known(node, number, before.lookups if before else 0, name_seconds)
+        if before:
+            del self._by_key[before.node.key]
+        self._by_number[number] = self._by_key[node.key] = known
+        return known
+
+    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            known = self._by_number.get(inode)
+            if known is None or known is self._root:
+                continue
+            known.lookups -= count
+            if known.lookups <= 0:
+                del self._by_number[inode]
+                del self._by_key[known.node.key]
+
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
+        """Make a call of the tree here, or on a worker if it can take long."""
+        try:
+            return function(*args)
+        except WouldBlock:
+            return await self._pool.run(function, *args)
+
+    # Names
+
+    @_shield
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        # The kernel hands names of up to 1,024 bytes over.
+        if len(name) > NAME_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        directory = self._directory(parent_inode)
+        known = self._know(await self._call(directory.lookup, name), directory)
+        known.lookups += 1
+        return known.attributes
+
+    @_shield
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        directory = self._directory(parent_inode)
+        known = self._know(await self._call(directory.mkdir, name), directory)
+        known.lookups += 1
+        return known.attributes
+
+    @_shield
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._call(self._directory(parent_inode).rmdir, name)
+
+    @_shield
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        raise FUSEError(errno.EPERM)
+
+    @_shield
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @_shield
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @_shield
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        raise FUSEError(errno.EPERM)
+
+    @_shield
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        raise FUSEError(errno.EPERM)
+
+    @_shield
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        raise FUSEError(errno.EPERM)
+
+    # Attributes
+
+    @_shield
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        known = self._find(inode)
+        known.refresh()
+        return known.attributes
+
+    @_shield
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        known = self._find(inode)
+        known.refresh()
+        shown = known.attributes
+        if (
+            fields.update_size
+            or fields.update_atime
+            or fields.update_mtime
+            or (fields.update_mode and stat.S_IMODE(attr.st_mode ^ shown.st_mode))
+            or (fields.update_uid and attr.st_uid != shown.st_uid)
+            or (fields.update_gid and attr.st_gid != shown.st_gid)
+        ):
+            raise FUSEError(errno.EPERM)
+        return shown
+
+    @_shield
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        node = self._find(inode).node
+        if not isinstance(node, tree.Link):
+            raise FUSEError(errno.EINVAL)
+        return await self._call(node.target)
+
+    @_shield
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return True
+
+    @_shield
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        # As cgroup2 answers: no blocks, no count of inodes.
+        result = StatvfsData()
+        result.f_bsize = result.f_frsize = 4096
+        result.f_namemax = NAME_MAX
+        return result
+
+    # Directories
+
+    @_shield
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        self._directory(inode)
+        fh = next(self._fhs)
+        self._listings[fh] = _Listing(self._find(inode))
+        return fh
+
+    @_shield
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        listing = self._listings[fh]
+        directory = listing.directory.node
+        assert isinstance(directory, tree.Directory)
+        if start_id == 0:
+            listing.names = [b".", b"..", *await self._call(directory.list)]
+        for index in range(start_id, len(listing.names)):
+            name = listing.names[index]
+            if index < 2:
+                known = listing.directory if index == 0 else self._root
+            else:
+                found = await self._entry(directory, name)
+                if found is None:
+                    continue
+                known = found
+            if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
+                break
+            known.lookups += index >= 2
+
+    async def _entry(self, directory: tree.Directory, name: bytes) -> _Known | None:
+        # Names come and go between list and lookup. Nor may anything else fail here: the
+        # entries before have been counted, and the kernel would not hear of them.
+        try:
+            return self._know(await self._call(directory.lookup, name), directory)
+        except OSError:
+            return None
+        except Exception:
+            log.exception("readdir failed for %r", name)
+            return None
+
+    @_shield
+    async def releasedir(self, fh: int) -> None:
+        del self._listings[fh]
+
+    @_shield
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        pass
+
+    # Files
+
+    @_shield
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        node = self._find(inode).node
+        if not isinstance(node, tree.File):
+            raise FUSEError(errno.EISDIR)
+        handle = await self._call(node.open, flags)
+        fh = next(self._fhs)
+        self._handles[fh] = handle
+        return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+
+    @_shield
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._call(self._handles[fh].read, size, off)
+
+    @_shield
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        raise FUSEError(errno.EBADF)
+
+    @_shield
+    async def release(self, fh: int) -> None:
+        self._handles.pop(fh).close()
+
+    @_shield
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        pass
+
+    @_shield
+    async def poll(
+        self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext
+    ) -> int:
+        return select.POLLIN | select.POLLRDNORM
+

@@ -1,0 +1,257 @@
+"""The Linux system calls that Python's os module does not have, and /proc/self/mountinfo.
+
+Everything here is a thin, blocking call that raises OSError with the kernel's errno
+and the path concerned. Nothing here knows what netnsfs is.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import socket
+import struct
+import sys
+from collections.abc import Container, Iterator
+from typing import NamedTuple
+
+CLONE_NEWNET = 0x40000000
+
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+_PROC_SUPER_MAGIC = 0x9FA0
+_MAX_LINKS = 40
+_STEP = os.O_PATH | os.O_CLOEXEC
+
+# linux/nsfs.h
+_NS_GET_NSTYPE = 0xB703
+_NS_GET_ID = 0x8008B70D
+# asm-generic/socket.h
+_SO_NETNS_COOKIE = 71
+
+_AT_FDCWD = -100
+# AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+_STATX_FLAGS = 0x100 | 0x1000 | 0x4000
+# STATX_BASIC_STATS | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
+_STATX_MASK = 0x7FF | 0x1000 | 0x4000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+# PyDLL keeps the interpreter lock: statx of a file in memory takes a microsecond, and
+# giving the lock away and fetching it back takes as long again.
+_statx = ctypes.PyDLL(None, use_errno=True).statx
+_statx.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_void_p,
+)
+
+# Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
+_STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
+_StatxBuffer = ctypes.c_char * 256
+
+
+def _error(path: bytes | None = None) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), path)
+
+
+def mount(source: bytes | None, target: bytes, flags: int) -> None:
+    """mount(2) of a bind mount or a change of propagation."""
+    if _libc.mount(source, target, b"none", flags, None):
+        raise _error(target)
+
+
+def umount(target: bytes, flags: int) -> None:
+    """umount2(2)."""
+    if _libc.umount2(target, flags):
+        raise _error(target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2), for the calling thread alone."""
+    if _libc.unshare(flags):
+        raise _error()
+
+
+def setns(fd: int, nstype: int) -> None:
+    """setns(2), for the calling thread alone."""
+    if _libc.setns(fd, nstype):
+        raise _error()
+
+
+def fs_type(fd: int) -> int:
+    """The magic number of the file system that `fd` (which may be O_PATH) is on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer):
+        raise _error()
+    return int.from_bytes(buffer.raw[:8], "little")
+
+
+class Stat(NamedTuple):
+    """What one statx(2) tells of a file and of the mount that it was reached by.
+
+    `dev` is the device's major number shifted by 32, plus the minor; `Mount.dev` too.
+
+    `mount` is the mount's ID: from Linux 6.8 on one that is unique until reboot, before
+    that one that the kernel gives again when the mount is gone.
+    """
+
+    mode: int
+    ino: int
+    dev: int
+    ctime_ns: int
+    mount: int
+
+
+def stat(path: bytes, dir_fd: int = _AT_FDCWD) -> Stat:
+    """statx(2), links not followed, remote and FUSE servers not asked.
+
+    Args:
+        path: the file; empty for `dir_fd` itself.
+        dir_fd: what a relative `path` starts from.
+
+    Raises:
+        OSError: as statx(2) does.
+    """
+    buffer = _StatxBuffer()
+    if _statx(dir_fd, path, _STATX_FLAGS, _STATX_MASK, buffer):
+        raise _error(path)
+    mode, ino, seconds, nanoseconds, major, minor, mount = _STATX.unpack_from(buffer)
+    return Stat(mode, ino, major << 32 | minor, seconds * 1_000_000_000 + nanoseconds, mount)
+
+
+def open_path(path: bytes, avoid: Container[int]) -> int:
+    """Open what an absolute path leads to as O_PATH, without entering some file systems.
+
+    The kernel would walk the whole path in one call, through any mount on its way. Here
+    each component is one step, looked at before the next. A link of procfs
+    (/proc/PID/ns/net, /proc/PID/root) is a jump that only the kernel can make; it walks
+    no path, and what it leads to is looked at like any step.
+
+    Args:
+        path: an absolute path.
+        avoid: the device numbers of the file systems that must not be entered.
+
+    Returns:
+        A descriptor that the caller closes.
+
+    Raises:
+        OSError: ELOOP for a path into `avoid` or with more than 40 links, else as open(2).
+    """
+    rest = path.split(b"/")[::-1]
+    links = 0
+    at = os.open(b"/", _STEP)
+    try:
+        while rest:
+            name = rest.pop()
+            if name in (b"", b"."):
+                continue
+            target = _link_target(name, at)
+            if target is None:
+                step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
+            elif fs_type(at) == _PROC_SUPER_MAGIC:
+                step = os.open(name, _STEP, dir_fd=at)
+            else:
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                rest.extend(target.split(b"/")[::-1])
+                if not target.startswith(b"/"):
+                    continue
+                step = os.open(b"/", _STEP)
+            os.close(at)
+            at = step
+            if stat(b"", at).dev in avoid:
+                raise OSError(errno.ELOOP, "the path leads into netnsfs itself", path)
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def _link_target(name: bytes, dir_fd: int) -> bytes | None:
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+
+
+def is_net_namespace(fd: int) -> bool:
+    """Whether `fd`, a descriptor of an nsfs file, is of a network namespace (ioctl_nsfs(2))."""
+    return fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET
+
+
+def namespace_id(fd: int) -> int | None:
+    """The 64-bit ID of the namespace that `fd` designates, or None before Linux 6.18."""
+    result = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _NS_GET_ID, result)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            return None
+        raise
+    return int.from_bytes(result, sys.byteorder)
+
+
+def netns_cookie() -> int:
+    """The unique 64-bit ID of the calling thread's network namespace (Linux 5.14).
+
+    From Linux 6.18 on it is the number that `namespace_id` gives too.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    return int.from_bytes(cookie, sys.byteorder)
+
+
+class Mount(NamedTuple):
+    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+
+    dev: int
+    root: bytes
+    target: bytes
+    shared: bool
+    fs_type: bytes
+    source: bytes
+
+
+def mounts() -> Iterator[Mount]:
+    """The mounts of this mount namespace, in the order of /proc/self/mountinfo."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines.read().splitlines():
+            fields = line.split(b" ")
+            dash = fields.index(b"-", 6)
+            major, _, minor = fields[2].partition(b":")
+            yield Mount(
+                dev=int(major) << 32 | int(minor),
+                root=_unescape(fields[3]),
+                target=_unescape(fields[4]),
+                shared=any(field.startswith(b"shared:") for field in fields[6:dash]),
+                fs_type=fields[dash + 1],
+                source=_unescape(fields[dash + 2]),
+            )
+
+
+def _unescape(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)

@@ -1,0 +1,88 @@
+"""Who is inside a network namespace, from /proc.
+
+A process is a member if any of its threads is: setns(2) moves one thread, and a program
+may send its workers into another namespace than its leader's. `ip netns pids` and lsns(8)
+look at leaders only.
+
+The text of the link /proc/PID/ns/net ("net:[4026532268]") is compared, not the file behind
+it: readlink(2) costs half of stat(2) there. A caller who does not hold the namespace open
+must expect its number to be given to another namespace during the scan.
+
+A task may end at any moment (ENOENT, ESRCH) or be none of our business (EACCES), and a
+zombie has no namespaces any more (ENOENT). None of them is a member.
+"""
+
+import os
+
+from netnsfs.workers import may_block
+
+# A directory of threads has one link for each, beside the two that every directory has.
+_ONE_THREAD = 3
+
+_PID_DIGITS = 7
+_TASKS_AHEAD = 512
+
+
+def pids(link: bytes) -> list[int]:
+    """The processes with at least one thread in a namespace, ascending.
+
+    Args:
+        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    may_block()
+    # No helper functions: they cost a tenth of the time of a scan, which is two system
+    # calls for each process.
+    found = []
+    for pid in os.listdir(b"/proc"):
+        if not pid.isdigit():
+            continue
+        try:
+            if os.readlink(b"/proc/%b/ns/net" % pid) == link:
+                found.append(int(pid))
+                continue
+        except OSError:
+            pass
+        try:
+            threaded = os.stat(b"/proc/%b/task" % pid).st_nlink > _ONE_THREAD
+        except OSError:
+            continue
+        if threaded and _members(pid, link):
+            found.append(int(pid))
+    return sorted(found)
+
+
+def tids(link: bytes) -> list[int]:
+    """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
+    may_block()
+    return sorted(
+        tid for pid in os.listdir(b"/proc") if pid.isdigit() for tid in _members(pid, link)
+    )
+
+
+def _members(pid: bytes, link: bytes) -> list[int]:
+    """The threads of one process that are in the namespace."""
+    try:
+        threads = os.listdir(b"/proc/%b/task" % pid)
+    except OSError:
+        return []
+    found = []
+    for tid in threads:
+        try:
+            if os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid)) == link:
+                found.append(int(tid))
+        except OSError:
+            continue
+    return found
+
+
+def listing_size() -> int:
+    """An upper bound, in bytes, of a listing of all tasks of the machine, one a line.
+
+    It leaves room for tasks that start between this call and the listing.
+    """
+    with open("/proc/loadavg", "rb") as file:
+        tasks = int(file.read().split()[3].partition(b"/")[2])
+    return (tasks + _TASKS_AHEAD) * (_PID_DIGITS + 1)

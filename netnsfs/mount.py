@@ -1,0 +1,239 @@
+"""The life of one mount: the only place that calls pyfuse3's module functions.
+
+pyfuse3 3.5 has one mount per process, held in module globals, and trusts its caller with
+them. What is done about that:
+
+1. A mount on top of another succeeds silently, so the mount point is looked at first. A
+   netnsfs whose daemon is dead is detached, anything alive refused.
+2. It polls /dev/fuse and then reads it with the interpreter locked. If the client of the
+   only request is killed in between, the read blocks the whole process until the next
+   request. An interval timer interrupts the read (EINTR makes pyfuse3 start over).
+3. terminate() leaves handlers in flight running and serves nobody meanwhile. So the mount
+   is detached first, and after a grace period the handlers are cancelled.
+4. close() unmounts by path, whatever is mounted there by now, and does not after an abort
+   of the connection (umount -f). So it only closes the session, once, and the mount is
+   detached here if it is still there, recognised by its device number.
+"""
+
+import errno
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO
+
+import pyfuse3
+import trio
+
+from netnsfs import linux, tree
+from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Config, Failure
+from netnsfs.fuse import Operations
+from netnsfs.pool import Pool
+from netnsfs.workers import never_block
+
+FS_TYPE = b"fuse.netnsfs"
+
+HANDLER_SECONDS = 10.0
+"""How long a handler waits for a worker, and once more if the worker is past its commit."""
+
+GRACE_SECONDS = 2.0
+HEARTBEAT_SECONDS = 0.5
+PROBE_SECONDS = 2.0
+
+# More threads make namespaces no faster: the kernel makes them one at a time.
+WORKERS = 4
+# A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
+# stop all others.
+MAX_TASKS = 1000
+
+log = logging.getLogger(__name__)
+
+
+def check_machine() -> None:
+    """Check that this machine, and this user, can mount netnsfs at all.
+
+    Raises:
+        Failure: it says why not.
+    """
+    if os.geteuid() != 0:
+        raise Failure("only root can mount netnsfs: use sudo", EXIT_USAGE)
+    if not os.path.exists("/proc/self/ns/net"):
+        raise Failure("this kernel has no network namespaces (CONFIG_NET_NS)", EXIT_SYSTEM)
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            raise Failure(
+                "there is no /dev/fuse: load the module (modprobe fuse), or give the "
+                "container the device",
+                EXIT_SYSTEM,
+            ) from None
+        raise Failure(f"cannot open /dev/fuse: {error.strerror}", EXIT_USAGE) from None
+
+
+def clear(mount_point: bytes) -> None:
+    """Make the mount point if it is missing, and take a dead netnsfs away from it.
+
+    Raises:
+        Failure: something else is in the way.
+    """
+    shown = os.fsdecode(mount_point)
+    while (top := _mounted_at(mount_point)) is not None:
+        if top.fs_type != FS_TYPE:
+            kind = os.fsdecode(top.fs_type)
+            raise Failure(f"{shown} is busy: a file system of type {kind} is mounted there",
+                          EXIT_MOUNT)
+        if _answers(mount_point):
+            raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
+        log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
+        linux.umount(mount_point, linux.MNT_DETACH)
+    try:
+        os.makedirs(mount_point, exist_ok=True)
+    except FileExistsError:
+        raise Failure(f"{shown} is not a directory", EXIT_MOUNT) from None
+    except OSError as error:
+        raise Failure(f"cannot make {shown}: {error.strerror}", EXIT_MOUNT) from None
+
+
+def _mounted_at(mount_point: bytes) -> linux.Mount | None:
+    at = [mount for mount in linux.mounts() if mount.target == mount_point]
+    return at[-1] if at else None
+
+
+def _answers(mount_point: bytes) -> bool:
+    """Whether a daemon serves the mount. One that is too slow to tell does."""
+    dead = False
+
+    def probe() -> None:
+        nonlocal dead
+        try:
+            # Unlike stat(2), never answered from the kernel's cache.
+            os.statvfs(mount_point)
+        except OSError as error:
+            dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return not dead
+
+
+def serve(
+    root: tree.Directory,
+    config: Config,
+    mounted: Callable[[int], None],
+    ready: Callable[[], None],
+) -> None:
+    """Mount a tree and serve it until it is unmounted or a signal says to stop.
+
+    Args:
+        root: what to serve.
+        config: where and how.
+        mounted: called with the mount's device number when it is there.
+        ready: called when the mount answers.
+
+    Raises:
+        Failure: it could not be mounted.
+    """
+    trio.run(_serve, root, config, mounted, ready)
+
+
+async def _serve(
+    root: tree.Directory,
+    config: Config,
+    mounted: Callable[[int], None],
+    ready: Callable[[], None],
+) -> None:
+    pool = Pool(WORKERS, HANDLER_SECONDS)
+    _init(Operations(root, pool, ready), config)
+    device = _device(config.mount_point)
+    mounted(device)
+    never_block()
+    try:
+        with _heartbeat():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, config.mount_point, device, pool, nursery)
+                await pyfuse3.main(max_tasks=MAX_TASKS)
+                nursery.cancel_scope.cancel()
+    finally:
+        pool.close()
+        pyfuse3.close(unmount=False)
+        detach(config.mount_point, device)
+
+
+def _init(operations: Operations, config: Config) -> None:
+    options = {
+        "fsname=" + config.source.replace("\\", "\\\\").replace(",", "\\,"),
+        "subtype=netnsfs",
+        "allow_other",
+        "default_permissions",
+        "nosuid",
+        "nodev",
+        "noexec",
+        "noatime",
+    }
+    with _captured_stderr() as captured:
+        try:
+            pyfuse3.init(operations, os.fsdecode(config.mount_point), options)
+            return
+        except RuntimeError as error:
+            # libfuse tells the reason to file descriptor 2 only.
+            captured.seek(0)
+            reason = captured.read().strip().replace("\n", "; ") or str(error)
+    raise Failure(f"cannot mount: {reason}", EXIT_MOUNT)
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[IO[str]]:
+    with tempfile.TemporaryFile("w+") as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _device(mount_point: bytes) -> int:
+    top = _mounted_at(mount_point)
+    if top is None or top.fs_type != FS_TYPE:
+        raise Failure("the mount is gone as soon as it was made", EXIT_MOUNT)
+    return top.dev
+
+
+def detach(mount_point: bytes, device: int) -> None:
+    """Take the mount with that device number off the mount point, if it is on top there."""
+    top = _mounted_at(mount_point)
+    if top is not None and top.dev == device:
+        with suppress(OSError):
+            linux.umount(mount_point, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+
+
+async def _stop_on_signal(
+    mount_point: bytes, device: int, pool: Pool, nursery: trio.Nursery
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            await pool.run(detach, mount_point, device)
+            pyfuse3.terminate()
+            await trio.sleep(GRACE_SECONDS)
+            log.warning("requests are still in flight; they are dropped")
+            nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _heartbeat() -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+

@@ -1,0 +1,326 @@
+"""Named network namespaces, as ip-netns(8) keeps them.
+
+A name is a file in the run directory (/run/netns) that a namespace's nsfs file is
+bind-mounted on. The mount keeps the namespace alive when no process is in it. Whatever
+else stands in the directory is a name too, a stale one: a placeholder whose mount was
+never made or is gone, somebody's file, a namespace of another kind. A symbolic link names
+the namespace that it leads to.
+
+    names = Names(b"/run/netns")
+    names.create(b"blue")           # ip netns add blue
+    names.list()                    # [b"blue"]
+    names.identify(b"blue")         # Namespace(inode=4026532268, id=4711, ...)
+    names.remove(b"blue")           # ip netns del blue
+
+All calls are plain and blocking, and safe against other processes that do the same at the
+same moment, with or without netnsfs: nothing is remembered but which mount of the
+directory is known to be shared.
+
+How `create` differs from `ip netns add`, and why:
+
+1. The namespace is made before the file, so that others see the bare placeholder for
+   microseconds instead of for the whole unshare(2).
+2. The bind mount goes through the descriptor of the placeholder, not through its path. If
+   somebody removes the name in between and makes it anew, the mount fails with ENOENT
+   instead of stacking on theirs.
+3. Roll-back removes the name only while it is still our placeholder.
+4. The directory is made private before it is made shared (iproute2 82c8b9fe): otherwise it
+   stays in the peer group of /run, and every namespace is mounted twice.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.workers import commit, may_block, on_own_thread, visit
+
+NAME_MAX = 255
+LOCK_SECONDS = 5.0
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_OWN = b"/proc/thread-self/ns/net"
+
+
+class Namespace(NamedTuple):
+    """A network namespace at one moment.
+
+    Attributes:
+        inode: number of its nsfs inode, which the kernel gives to the next namespace as
+            soon as this one is gone.
+        id: its 64-bit ID, never given again until reboot.
+        atime_ns, mtime_ns, ctime_ns: times of the nsfs inode, nanoseconds since the epoch.
+    """
+
+    inode: int
+    id: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @property
+    def link(self) -> bytes:
+        """What readlink(2) of /proc/PID/ns/net gives for a member of it (namespaces(7))."""
+        return b"net:[%d]" % self.inode
+
+
+class Entry(NamedTuple):
+    """What stands under a name, as seen without following links.
+
+    Attributes:
+        kind: "mount" for a namespace file of any kind, "link" for a symbolic link, "other".
+        mark: equal for two looks at the same thing. A namespace's inode number alone would
+            not do, nor with the mount's ID on kernels that reuse it; together with the
+            time at which the inode was made they do.
+    """
+
+    kind: str
+    mark: linux.Stat
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what `ip netns` refuses (iproute2, lib/namespace.c) and open(2) cannot take.
+
+    Raises:
+        OSError: ENAMETOOLONG for more than 255 bytes, EINVAL for anything else.
+    """
+    if len(name) > NAME_MAX:
+        raise OSError(errno.ENAMETOOLONG, "a name has at most 255 bytes", name)
+    if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise OSError(errno.EINVAL, "not a name for a namespace", name)
+
+
+def namespace_of(fd: int) -> Namespace:
+    """The network namespace that a descriptor of its nsfs file designates.
+
+    Raises:
+        OSError: EINVAL if it is not of a network namespace.
+    """
+    found = os.fstat(fd)
+    if linux.stat(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
+        raise OSError(errno.EINVAL, "not a network namespace")
+    ns_id = linux.namespace_id(fd)
+    if ns_id is None:
+        ns_id = on_own_thread(_cookie, fd)
+    return Namespace(
+        found.st_ino, ns_id, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+def _cookie(fd: int) -> int:
+    with visit():
+        linux.setns(fd, linux.CLONE_NEWNET)
+        return linux.netns_cookie()
+
+
+def nsfs_device() -> int:
+    """The device number that all namespace files have."""
+    global _nsfs_device
+    if not _nsfs_device:
+        fd = os.open(_OWN, os.O_PATH | os.O_CLOEXEC)
+        _nsfs_device = linux.stat(b"", fd).dev
+        os.close(fd)
+    return _nsfs_device
+
+
+_nsfs_device = 0
+
+
+class Names:
+    """The names in one run directory.
+
+    Args:
+        path: the directory, absolute. It need not exist before the first `create`.
+
+    Attributes:
+        avoid: device numbers of file systems that a link is never followed into.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self.avoid: Collection[int] = ()
+        self._prepared_mount = 0
+
+    def file(self, name: bytes) -> bytes:
+        """The path of a name's file."""
+        return b"%b/%b" % (self.path, name)
+
+    def list(self) -> list[bytes]:
+        """All names, as `ip netns list` shows them; none if the directory is missing."""
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+
+    def entry(self, name: bytes) -> Entry:
+        """What stands under a name. Quick: never leaves the run directory.
+
+        Raises:
+            OSError: ENOENT, ENAMETOOLONG.
+        """
+        found = linux.stat(self.file(name))
+        if found.dev == nsfs_device():
+            kind = "mount"
+        else:
+            kind = "link" if stat.S_ISLNK(found.mode) else "other"
+        return Entry(kind, found)
+
+    def identify(self, name: bytes) -> Namespace | None:
+        """The namespace that a name stands for, through links if need be.
+
+        Returns:
+            None for a stale name.
+
+        Raises:
+            OSError: ENOENT, ENAMETOOLONG.
+        """
+        try:
+            fd = self.open(name)
+        except OSError:
+            self.entry(name)
+            return None
+        try:
+            return namespace_of(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return None
+        finally:
+            os.close(fd)
+
+    def open(self, name: bytes) -> int:
+        """A descriptor of a name's namespace file (or of whatever else is mounted there).
+
+        Raises:
+            OSError: EINVAL for a name that no nsfs file is mounted on, else as open(2).
+        """
+        kind = self.entry(name).kind
+        if kind == "mount":
+            return os.open(self.file(name), _OPEN | os.O_NOFOLLOW)
+        if kind == "other":
+            raise OSError(errno.EINVAL, "stale: no namespace is mounted there", name)
+        may_block()
+        target = linux.open_path(self.file(name), self.avoid)
+        try:
+            if linux.stat(b"", target).dev != nsfs_device():
+                raise OSError(errno.EINVAL, "the link does not lead to a namespace", name)
+            return os.open(f"/proc/self/fd/{target}", _OPEN)
+        finally:
+            os.close(target)
+
+    def create(self, name: bytes) -> Namespace:
+        """Make a network namespace and bind it to a name, as `ip netns add` does.
+
+        Raises:
+            OSError: EEXIST if the name stands, live or stale; ENOSPC if
+                user.max_net_namespaces or fs.mount-max is reached or the directory is
+                full; else as unshare(2), open(2), mount(2). Nothing is left behind.
+        """
+        may_block()
+        check_name(name)
+        self._prepare()
+        if os.path.lexists(self.file(name)):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        return on_own_thread(self._create, name)
+
+    def _create(self, name: bytes) -> Namespace:
+        with visit():
+            linux.unshare(linux.CLONE_NEWNET)
+            fd = os.open(_OWN, _OPEN)
+            try:
+                made = namespace_of(fd)
+            finally:
+                os.close(fd)
+            commit()
+            self._bind(_OWN, name)
+        return made
+
+    def _bind(self, source: bytes, name: bytes) -> None:
+        path = self.file(name)
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+        try:
+            linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
+        except OSError:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+
+    def remove(self, name: bytes) -> None:
+        """Take a name away, as `ip netns del` does; processes inside are not asked.
+
+        A namespace goes with its last name if nothing else holds it. Of a symbolic link
+        only the link is removed. A stale name goes if it is an empty file.
+
+        Raises:
+            OSError: ENOENT; EPERM for a directory, a file with content or a foreign
+                mount; else as umount2(2), unlink(2).
+        """
+        may_block()
+        path = self.file(name)
+        # `ip netns del` detaches one mount and fails with EBUSY if another is below it.
+        while self.entry(name).kind == "mount":
+            linux.umount(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+        found = os.lstat(path)
+        empty_file = stat.S_ISREG(found.st_mode) and found.st_size == 0
+        if not (empty_file or stat.S_ISLNK(found.st_mode)):
+            raise PermissionError(errno.EPERM, "not a namespace, and not an empty file", name)
+        os.unlink(path)
+
+    def _prepare(self) -> None:
+        """Make the run directory, and make it a shared mount, once per mount of it.
+
+        Mounts of a shared mount propagate, and so do their removals: without that, a
+        namespace would live on in every mount namespace made while its name stood.
+        """
+        try:
+            found = linux.stat(self.path)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(self.path, 0o755)
+                os.chmod(self.path, 0o755)
+            found = linux.stat(self.path)
+        if found.mount == self._prepared_mount:
+            return
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _lock(fd, self.path)
+            self._share()
+        finally:
+            os.close(fd)
+        self._prepared_mount = linux.stat(self.path).mount
+
+    def _share(self) -> None:
+        # Looked up, not tried as ip netns does: a change of propagation with MS_REC walks
+        # all the names' mounts.
+        tops = [mount for mount in linux.mounts() if mount.target == self.path]
+        if tops and tops[-1].shared:
+            return
+        if not tops:
+            linux.mount(self.path, self.path, linux.MS_BIND | linux.MS_REC)
+            linux.mount(None, self.path, linux.MS_PRIVATE | linux.MS_REC)
+        linux.mount(None, self.path, linux.MS_SHARED | linux.MS_REC)
+
+
+def _lock(fd: int, path: bytes) -> None:
+    """The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
+
+    Raises:
+        OSError: ETIMEDOUT if somebody keeps it for more than LOCK_SECONDS.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, "another process holds its lock", path) from None
+            time.sleep(0.01)

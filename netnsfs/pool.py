@@ -1,0 +1,110 @@
+"""Worker threads for the event loop.
+
+Every handler that cannot answer at once waits here, and only here, so this is where it is
+bounded in time: a client that waits for a FUSE request cannot be killed, not even by
+SIGKILL.
+
+trio.to_thread was considered: its threads go back to a cache that the whole process
+shares, and one that is stranded in a namespace (see `workers`) could not be taken out.
+
+All bookkeeping happens on the event loop's thread, so it needs no locks: a worker hands
+its finished job over with `run_sync_soon`. A job that hangs (a dead NFS server behind a
+link, say) costs its thread, not its place: the pool puts another thread there, until
+MAX_LOST of them hang.
+"""
+
+import errno
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import trio
+
+from netnsfs.workers import Job, expendable
+
+T = TypeVar("T")
+
+MAX_LOST = 64
+
+
+class Pool:
+    """Runs at most `limit` jobs at a time, in the order in which they come.
+
+    Args:
+        limit: threads at work.
+        seconds: how long `run` waits for a job before it gives up.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit = limit
+        self._seconds = seconds
+        self._token = trio.lowlevel.current_trio_token()
+        self._queue: queue.SimpleQueue[tuple[Job[Any], trio.Event] | None] = queue.SimpleQueue()
+        self._jobs = 0
+        self._threads = 0
+        self._lost = 0
+
+    async def run(self, function: Callable[..., T], *args: object) -> T:
+        """Call `function` on a worker thread.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            OSError: ETIMEDOUT if it takes too long. It then fails at its next `commit()`.
+                One that has committed gets the same time again.
+            Exception: what the function raises.
+        """
+        job = Job(function, *args)
+        done = trio.Event()
+        self._jobs += 1
+        self._queue.put((job, done))
+        self._staff()
+        try:
+            with trio.move_on_after(self._seconds):
+                await done.wait()
+            if not done.is_set() and not job.abandon():
+                with trio.move_on_after(self._seconds):
+                    await done.wait()
+        finally:
+            if not done.is_set():
+                job.abandoned = True
+                self._lost += 1
+                self._staff()
+        if not done.is_set():
+            raise OSError(errno.ETIMEDOUT, f"{function.__name__} takes too long")
+        return job.result()
+
+    def close(self) -> None:
+        """Let the threads end, each after the job that it is at."""
+        for _ in range(self._threads):
+            self._queue.put(None)
+
+    def _staff(self) -> None:
+        lost = min(self._lost, MAX_LOST)
+        while self._threads < min(self._jobs, self._limit + lost):
+            # A daemon: stuck in the kernel, it must not keep the process from ending.
+            threading.Thread(target=self._work, name="netnsfs-worker", daemon=True).start()
+            self._threads += 1
+
+    def _work(self) -> None:
+        with expendable():
+            while (item := self._queue.get()) is not None:
+                job, done = item
+                if not job.abandoned:
+                    job.run()
+                try:
+                    self._token.run_sync_soon(self._finished, job, done)
+                except trio.RunFinishedError:
+                    return
+                if job.stranded:
+                    return
+                del item, job, done
+
+    def _finished(self, job: Job[Any], done: trio.Event) -> None:
+        self._jobs -= 1
+        self._lost -= job.abandoned
+        self._threads -= job.stranded
+        done.set()
+        self._staff()

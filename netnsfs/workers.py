@@ -1,0 +1,172 @@
+"""Threads that may enter a network namespace, and jobs that may lose their caller.
+
+unshare(2) and setns(2) change one thread. A thread that comes back to a pool in the wrong
+namespace poisons whatever runs on it next, and a thread that it starts is born in that
+namespace too. Hence three rules:
+
+1. A thread enters a namespace only inside `visit()`, and only if it is expendable. The
+   block ends with the thread at home, or with the thread marked as stranded.
+2. A stranded thread ends after its job, and starts no other thread.
+3. A job whose caller stops waiting is told so at `commit()`, the point before anything
+   that others can see. One of the two wins: either the caller learns that the job went
+   through, or the job undoes what it has begun.
+
+The rest of netnsfs is written as plain calls. Those that can take long begin with
+`may_block()`, so that none of them can run on the event loop by mistake.
+
+Nothing here knows trio: `pool` runs jobs for the event loop, `on_own_thread` for everyone
+else.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from netnsfs import linux
+
+T = TypeVar("T")
+
+
+class WouldBlock(Exception):
+    """Raised on the event loop's thread by a call that must be made on a worker."""
+
+
+class Abandoned(Exception):
+    """Raised by `commit()`: nobody waits for this job any more. It must undo its work."""
+
+
+class Job(Generic[T]):
+    """One call, made on an expendable thread and awaited elsewhere.
+
+    Args:
+        function: what to call.
+        args: its arguments.
+    """
+
+    def __init__(self, function: Callable[..., T], *args: object) -> None:
+        self._function = function
+        self._args = args
+        self._lock = threading.Lock()
+        self._committed = False
+        self._value: T
+        self._error: BaseException | None = None
+        self.abandoned = False
+        self.stranded = False
+
+    def run(self) -> None:
+        """Make the call on this thread and keep what comes of it."""
+        _local.job = self
+        try:
+            self._value = self._function(*self._args)
+        except BaseException as error:
+            self._error = error
+        finally:
+            _local.job = None
+            self.stranded = _local.stranded
+
+    def result(self) -> T:
+        """What the call returned, or raise what it raised."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._value
+
+    def commit(self) -> None:
+        """Go through with it; from here on the caller cannot give up.
+
+        Raises:
+            Abandoned: the caller was first.
+        """
+        with self._lock:
+            if self.abandoned:
+                raise Abandoned
+            self._committed = True
+
+    def abandon(self) -> bool:
+        """Stop waiting. False if the job has committed and will go through."""
+        with self._lock:
+            self.abandoned = not self._committed
+            return self.abandoned
+
+
+class _Local(threading.local):
+    never_blocks = False
+    expendable = False
+    stranded = False
+    home: int | None = None
+    job: Job[Any] | None = None
+
+
+_local = _Local()
+
+
+def never_block() -> None:
+    """Declare the calling thread the event loop's: from now on `may_block` raises here."""
+    _local.never_blocks = True
+
+
+def may_block() -> None:
+    """Stands at the top of every call that can take long.
+
+    Raises:
+        WouldBlock: on the event loop's thread, before anything is done. The loop then
+            makes the same call on a worker.
+    """
+    if _local.never_blocks:
+        raise WouldBlock
+
+
+def commit() -> None:
+    """`Job.commit` of the job that this thread runs, if it runs one."""
+    if _local.job is not None:
+        _local.job.commit()
+
+
+@contextlib.contextmanager
+def expendable() -> Iterator[None]:
+    """Make the calling thread, which must end after the block, one that may `visit()`."""
+    # Signals belong to the main thread: it is the one whose blocked read they must end,
+    # and here they would make system calls fail with EINTR.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    _local.expendable = True
+    try:
+        yield
+    finally:
+        if _local.home is not None:
+            os.close(_local.home)
+
+
+@contextlib.contextmanager
+def visit() -> Iterator[None]:
+    """Let the calling, expendable thread change its network namespace until the block ends."""
+    if not _local.expendable:
+        raise RuntimeError("only an expendable thread may leave its network namespace")
+    if _local.home is None:
+        _local.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        try:
+            linux.setns(_local.home, linux.CLONE_NEWNET)
+        except OSError:
+            _local.stranded = True
+
+
+def on_own_thread(function: Callable[..., T], *args: object) -> T:
+    """Call `function` where it may `visit()`: here, or on a thread made for this one call."""
+    may_block()
+    if _local.expendable:
+        return function(*args)
+    job = Job(function, *args)
+
+    def run() -> None:
+        with expendable():
+            job.run()
+
+    thread = threading.Thread(target=run, name="netnsfs-visit")
+    thread.start()
+    thread.join()
+    return job.result()
