@@ -228,6 +228,7 @@ def netns_cookie() -> int:
 class Mount(NamedTuple):
     """A line of /proc/self/mountinfo, proc_pid_mountinfo(5)."""
 
+    id: int
     dev: int
     root: bytes
     target: bytes
@@ -244,6 +245,7 @@ def mounts() -> Iterator[Mount]:
             dash = fields.index(b"-", 6)
             major, _, minor = fields[2].partition(b":")
             yield Mount(
+                id=int(fields[0]),
                 dev=int(major) << 32 | int(minor),
                 root=_unescape(fields[3]),
                 target=_unescape(fields[4]),
@@ -251,6 +253,24 @@ def mounts() -> Iterator[Mount]:
                 fs_type=fields[dash + 1],
                 source=_unescape(fields[dash + 2]),
             )
+
+
+def mount_at(path: bytes) -> Mount | None:
+    """The mount that one meets at a path, or None if the path is not a mount point.
+
+    The path alone would not tell: mountinfo lists what other mounts hide too. Asks no FUSE
+    server.
+
+    Raises:
+        OSError: the path cannot be opened.
+    """
+    fd = os.open(path, _STEP | os.O_NOFOLLOW)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            number = next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id"))
+    finally:
+        os.close(fd)
+    return next((m for m in mounts() if m.id == number and m.target == path), None)
 
 
 def _unescape(field: bytes) -> bytes:

@@ -99,8 +99,10 @@ def clear(mount_point: bytes) -> None:
 
 
 def _mounted_at(mount_point: bytes) -> linux.Mount | None:
-    at = [mount for mount in linux.mounts() if mount.target == mount_point]
-    return at[-1] if at else None
+    try:
+        return linux.mount_at(mount_point)
+    except FileNotFoundError:
+        return None
 
 
 def _answers(mount_point: bytes) -> bool:

@@ -299,12 +299,12 @@ class Names:
         self._prepared_mount = linux.stat(self.path).mount
 
     def _share(self) -> None:
-        # Looked up, not tried as ip netns does: a change of propagation with MS_REC walks
-        # all the names' mounts.
-        tops = [mount for mount in linux.mounts() if mount.target == self.path]
-        if tops and tops[-1].shared:
+        # Looked at, not tried as ip netns does: with MS_REC, a change of propagation walks
+        # the mounts of all names.
+        top = linux.mount_at(self.path)
+        if top is not None and top.shared:
             return
-        if not tops:
+        if top is None:
             linux.mount(self.path, self.path, linux.MS_BIND | linux.MS_REC)
             linux.mount(None, self.path, linux.MS_PRIVATE | linux.MS_REC)
         linux.mount(None, self.path, linux.MS_SHARED | linux.MS_REC)

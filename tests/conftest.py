@@ -1,0 +1,203 @@
+"""Every test runs as root, in a mount namespace of the test run's own with an empty /run and
+/mnt, against this kernel, and must leave nothing behind."""
+
+import errno
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from netnsfs import linux
+
+RUN = Path("/run/netns")
+MNT = Path("/mnt/netnsfs")
+
+CLONE_NEWNS = 0x20000
+
+
+def pytest_configure() -> None:
+    missing = [tool for tool in ("ip", "nsenter", "lsns", "unshare") if not shutil.which(tool)]
+    if os.geteuid() != 0 or missing or not os.path.exists("/dev/fuse"):
+        pytest.exit(f"the tests need root, /dev/fuse and iproute2 (missing: {missing})", 3)
+    linux.unshare(CLONE_NEWNS)
+    linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
+    _hidden.update(mount.id for mount in linux.mounts())
+    for directory in ("/run", "/mnt"):
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+    MNT.mkdir()
+
+
+def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=60)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def error_of(function: Callable[..., object], *args: object) -> str:
+    """The name of the errno that a call fails with, or "" if it works."""
+    try:
+        function(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def fuse_mounts() -> list[bytes]:
+    return _mounts(b"fuse.netnsfs")
+
+
+def nsfs_mounts() -> list[bytes]:
+    return _mounts(b"nsfs")
+
+
+def _mounts(fs_type: bytes) -> list[bytes]:
+    """The targets of the mounts that were not there (and hidden) before the tests."""
+    return [m.target for m in linux.mounts() if m.fs_type == fs_type and m.id not in _hidden]
+
+
+_hidden: set[int] = set()
+
+
+def _children() -> set[str]:
+    return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return {fd: target for fd, target in found.items() if not target.endswith("/fd")}
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Fail a test that leaves a name, a mount, a process, a thread or a descriptor."""
+    before = _descriptors()
+    threads = threading.active_count()
+    home = os.readlink("/proc/thread-self/ns/net")
+    yield
+    gc.collect()
+    names, mounts = (os.listdir(RUN) if RUN.exists() else []), nsfs_mounts()
+    _clean_up()
+    assert names == []
+    assert mounts == []
+    assert fuse_mounts() == []
+    assert os.readlink("/proc/thread-self/ns/net") == home
+    assert _descriptors() == before
+    wait_for(lambda: threading.active_count() <= threads)
+    assert _children() == set()
+
+
+def _clean_up() -> None:
+    for target in [*fuse_mounts(), *nsfs_mounts()]:
+        subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+    if RUN.exists():
+        for name in os.listdir(RUN):
+            path = RUN / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@dataclass
+class Mounted:
+    """A netnsfs in front, with its log in a file."""
+
+    path: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+    expected_errors: list[str] = field(default_factory=list)
+
+    def __truediv__(self, name: str | bytes) -> Path:
+        return self.path / os.fsdecode(name)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def messages(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+Start = Callable[..., Mounted]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start netnsfs in front: start("-o", "...", at=PATH, program=[...])."""
+    started: list[Mounted] = []
+
+    def run(*arguments: str, at: Path = MNT, program: list[str] | None = None) -> Mounted:
+        log = tmp_path / f"log{len(started)}"
+        command = program or [sys.executable, "-m", "netnsfs", "-f", *arguments, str(at)]
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL)
+        mounted = Mounted(at, process, log)
+        started.append(mounted)
+        wait_for(
+            lambda: process.poll() is not None
+            or ((top := linux.mount_at(bytes(at))) and top.fs_type.startswith(b"fuse"))
+        )
+        assert process.poll() is None, mounted.messages()
+        os.statvfs(at)
+        return mounted
+
+    yield run
+    for mounted in reversed(started):
+        if mounted.process.poll() is None:
+            mounted.process.send_signal(signal.SIGTERM)
+        try:
+            mounted.process.wait(20)
+        except subprocess.TimeoutExpired:
+            mounted.kill()
+            pytest.fail("the daemon does not end on SIGTERM")
+    for mounted in started:
+        errors = [
+            line
+            for line in mounted.messages().splitlines()
+            if ("ERROR" in line or "Traceback" in line)
+            and not any(expected in line for expected in mounted.expected_errors)
+        ]
+        assert errors == [], mounted.messages()
+
+
+@pytest.fixture
+def mnt(start: Start) -> Mounted:
+    """A netnsfs at /mnt/netnsfs."""
+    return start()
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a process that lives until the end of the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*command: str, **options: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(command, **options)  # type: ignore[call-overload]
+        started.append(process)
+        return process  # type: ignore[no-any-return]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
