@@ -152,8 +152,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
         mounted = Mounted(at, process, log)
         started.append(mounted)
         wait_for(
-            lambda: process.poll() is not None
-            or ((top := linux.mount_at(bytes(at))) and top.fs_type.startswith(b"fuse"))
+            lambda: (
+                process.poll() is not None
+                or ((top := linux.mount_at(bytes(at))) and top.fs_type.startswith(b"fuse"))
+            )
         )
         assert process.poll() is None, mounted.messages()
         os.statvfs(at)

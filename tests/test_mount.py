@@ -1,4 +1,5 @@
 """The mounted tree: CONTRACT section 1 to 5, with the real tools as the other side."""
+
 import os
 
 from conftest import RUN, Mounted, ip, error_of

@@ -1,0 +1,77 @@
+"""From arguments to a Config."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from netnsfs import cli
+from netnsfs.config import EXIT_USAGE, Config, Failure
+
+
+def run_dir() -> bytes:
+    return os.fsencode(os.path.realpath("/var/run/netns"))
+
+
+def test_defaults() -> None:
+    assert cli.parse([]) == Config(mount_point=b"/mnt/netnsfs", run_dir=run_dir())
+
+
+def test_as_mount_8_calls() -> None:
+    config = cli.parse(["none", "/mnt/x", "-o", "rw,dev,suid,_netdev,x-systemd.automount"])
+    assert config == Config(mount_point=b"/mnt/x", source="none", run_dir=run_dir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (["-f"], "foreground", True),
+        (["-d"], "debug", True),
+        (["-d"], "foreground", True),
+        (["/a/b"], "mount_point", b"/a/b"),
+        (["-o", "rundir=/r"], "run_dir", b"/r"),
+        (["-o", "rw", "/a", "-o", "rundir=/r,nosuid"], "run_dir", b"/r"),
+        (["src", "/a"], "source", "src"),
+        (["/a", "-f"], "foreground", True),
+    ],
+)
+def test_options(arguments: list[str], field: str, value: object) -> None:
+    assert getattr(cli.parse(arguments), field) == value
+
+
+def test_relative_paths_are_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = cli.parse(["mnt", "-o", "rundir=run"])
+    assert config.mount_point == bytes(tmp_path / "mnt")
+    assert config.run_dir == bytes(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["-o", "bogus"], "bogus"),
+        (["-o", "bogus=1"], "bogus"),
+        (["-o", "rundir"], "rundir"),
+        (["-o", "rundir="], "rundir"),
+        (["a", "b", "c"], "source"),
+        (["--nope"], "--nope"),
+        (["häßlich", "/a"], "ASCII"),
+        (["-o"], "-o"),
+    ],
+)
+def test_wrong_calls_are_told_in_one_line(arguments: list[str], word: str) -> None:
+    with pytest.raises(Failure) as caught:
+        cli.parse(arguments)
+    assert caught.value.status == EXIT_USAGE
+    assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.parse([option])
+    assert caught.value.code == 0
+    assert "netnsfs" in capsys.readouterr().out
