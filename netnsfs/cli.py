@@ -12,9 +12,9 @@ MOUNT_POINT = "/mnt/netnsfs"
 RUN_DIR = "/var/run/netns"
 
 IGNORED = frozenset(
-    "rw auto noauto user nouser users owner group dev nodev suid nosuid exec noexec atime "
-    "noatime relatime norelatime strictatime diratime nodiratime async sync defaults _netdev "
-    "nofail".split()
+    {"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail"}
+    | {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "_netdev"}
+    | {"atime", "noatime", "relatime", "norelatime", "strictatime", "diratime", "nodiratime"}
 )
 """What mount(8) hands on from fstab(5) that means nothing here, or is so anyway."""
 
@@ -113,5 +113,3 @@ def _source(value: str) -> str:
     if not value.isascii() or not value.isprintable():
         raise Failure("the source must be printable ASCII", EXIT_USAGE)
     return value
-
-

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from netnsfs import linux, members, tree
-from netnsfs.netns import Namespace, Names
+from netnsfs.netns import Names, Namespace
 from netnsfs.workers import may_block
 
 RESERVED = b".netnsfs"
@@ -142,7 +142,8 @@ class ControlFile(tree.File):
 
     def open(self, flags: int) -> tree.Handle:
         tree.refuse_writing(flags)
-        snapshot = tree.Snapshot(lambda: self._directory.show(self._row))
+        directory = self._directory
+        snapshot = tree.Snapshot(lambda: directory.show(self._row), directory.check)
         self._snapshots.add(snapshot)
         return snapshot
 

@@ -196,7 +196,9 @@ class Operations(pyfuse3.Operations):
     # Names
 
     @_shield
-    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
         # The kernel hands names of up to 1,024 bytes over.
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
@@ -385,8 +387,5 @@ class Operations(pyfuse3.Operations):
         pass
 
     @_shield
-    async def poll(
-        self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext
-    ) -> int:
+    async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext) -> int:
         return select.POLLIN | select.POLLRDNORM
-

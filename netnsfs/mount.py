@@ -12,7 +12,7 @@ them. What is done about that:
    is detached first, and after a grace period the handlers are cancelled.
 4. close() unmounts by path, whatever is mounted there by now, and does not after an abort
    of the connection (umount -f). So it only closes the session, once, and the mount is
-   detached here if it is still there, recognised by its device number.
+   detached here if it is still there, recognised by its mount ID.
 """
 
 import errno
@@ -21,9 +21,10 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from functools import partial
+from typing import IO, NamedTuple
 
 import pyfuse3
 import trio
@@ -84,8 +85,9 @@ def clear(mount_point: bytes) -> None:
     while (top := _mounted_at(mount_point)) is not None:
         if top.fs_type != FS_TYPE:
             kind = os.fsdecode(top.fs_type)
-            raise Failure(f"{shown} is busy: a file system of type {kind} is mounted there",
-                          EXIT_MOUNT)
+            raise Failure(
+                f"{shown} is busy: a file system of type {kind} is mounted there", EXIT_MOUNT
+            )
         if _answers(mount_point):
             raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
         log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
@@ -101,7 +103,7 @@ def clear(mount_point: bytes) -> None:
 def _mounted_at(mount_point: bytes) -> linux.Mount | None:
     try:
         return linux.mount_at(mount_point)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -150,20 +152,27 @@ async def _serve(
     ready: Callable[[], None],
 ) -> None:
     pool = Pool(WORKERS, HANDLER_SECONDS)
-    _init(Operations(root, pool, ready), config)
-    device = _device(config.mount_point)
-    mounted(device)
-    never_block()
-    try:
-        with _heartbeat():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_on_signal, config.mount_point, device, pool, nursery)
-                await pyfuse3.main(max_tasks=MAX_TASKS)
-                nursery.cancel_scope.cancel()
-    finally:
-        pool.close()
-        pyfuse3.close(unmount=False)
-        detach(config.mount_point, device)
+    # What the receiver leaves behind: a second signal must not cut the clean-up short.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        _init(Operations(root, pool, ready), config)
+        ours = _netnsfs_at(config.mount_point)
+        if ours is None:
+            raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
+        mounted(ours.dev)
+        never_block()
+        stop = partial(_stop_on_signal, signals, partial(_detach, config.mount_point, ours))
+        try:
+            with _heartbeat():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(stop, pool, nursery)
+                    await pyfuse3.main(max_tasks=MAX_TASKS)
+                    nursery.cancel_scope.cancel()
+        finally:
+            pool.close()
+            pyfuse3.close(unmount=False)
+            _detach(config.mount_point, ours)
 
 
 def _init(operations: Operations, config: Config) -> None:
@@ -200,32 +209,36 @@ def _captured_stderr() -> Iterator[IO[str]]:
             os.close(saved)
 
 
-def _device(mount_point: bytes) -> int:
+class _Ours(NamedTuple):
+    """What tells our mount from any other: device numbers are given again at once."""
+
+    dev: int
+    mount: int
+
+
+def _netnsfs_at(mount_point: bytes) -> _Ours | None:
     top = _mounted_at(mount_point)
     if top is None or top.fs_type != FS_TYPE:
-        raise Failure("the mount is gone as soon as it was made", EXIT_MOUNT)
-    return top.dev
+        return None
+    return _Ours(top.dev, linux.stat(mount_point).mount)
 
 
-def detach(mount_point: bytes, device: int) -> None:
-    """Take the mount with that device number off the mount point, if it is on top there."""
-    top = _mounted_at(mount_point)
-    if top is not None and top.dev == device:
+def _detach(mount_point: bytes, ours: _Ours) -> None:
+    if _netnsfs_at(mount_point) == ours:
         with suppress(OSError):
             linux.umount(mount_point, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
 
 
 async def _stop_on_signal(
-    mount_point: bytes, device: int, pool: Pool, nursery: trio.Nursery
+    signals: AsyncIterator[int], detach: Callable[[], None], pool: Pool, nursery: trio.Nursery
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            await pool.run(detach, mount_point, device)
-            pyfuse3.terminate()
-            await trio.sleep(GRACE_SECONDS)
-            log.warning("requests are still in flight; they are dropped")
-            nursery.cancel_scope.cancel()
+    async for number in signals:
+        log.info("%s: unmounting", signal.Signals(number).name)
+        await pool.run(detach)
+        pyfuse3.terminate()
+        await trio.sleep(GRACE_SECONDS)
+        log.warning("requests are still in flight; they are dropped")
+        nursery.cancel_scope.cancel()
 
 
 @contextmanager
@@ -237,5 +250,3 @@ def _heartbeat() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-

@@ -73,7 +73,7 @@ class Pool:
                 self._lost += 1
                 self._staff()
         if not done.is_set():
-            raise OSError(errno.ETIMEDOUT, f"{function.__name__} takes too long")
+            raise OSError(errno.ETIMEDOUT, "it takes too long")
         return job.result()
 
     def close(self) -> None:

@@ -141,13 +141,15 @@ class Snapshot:
 
     Args:
         take: makes the content.
+        check: raises FileNotFoundError if what the file tells of is gone.
 
     Raises:
         OSError: what `take` raises.
     """
 
-    def __init__(self, take: Callable[[], bytes]) -> None:
+    def __init__(self, take: Callable[[], bytes], check: Callable[[], None]) -> None:
         self._take = take
+        self._check = check
         self._unread = True
         self.content = take()
 
@@ -155,14 +157,16 @@ class Snapshot:
         """Part of the content.
 
         Raises:
-            OSError: ENODEV at offset 0 if what the file told of is gone.
+            OSError: ENODEV at offset 0 if what the file tells of is gone.
         """
         if offset == 0:
-            if not self._unread:
-                try:
+            try:
+                if self._unread:
+                    self._check()
+                else:
                     self.content = self._take()
-                except FileNotFoundError as error:
-                    raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
+            except FileNotFoundError as error:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
             self._unread = False
         return self.content[offset : offset + size]
 

@@ -1,5 +1,6 @@
 """Every test runs as root, in a mount namespace of the test run's own with an empty /run and
-/mnt, against this kernel, and must leave nothing behind."""
+/mnt, against this kernel, and must leave nothing behind.
+"""
 
 import errno
 import gc
@@ -55,6 +56,20 @@ def error_of(function: Callable[..., object], *args: object) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return ""
+
+
+def type_at(path: Path) -> bytes:
+    """The type of the file system mounted at a path, or nothing."""
+    try:
+        top = linux.mount_at(bytes(path))
+    except FileNotFoundError:
+        return b""
+    return top.fs_type if top else b""
+
+
+def _answers(path: Path) -> bool:
+    # Not while a dead mount is still there.
+    return type_at(path).startswith(b"fuse") and not error_of(os.statvfs, path)
 
 
 def fuse_mounts() -> list[bytes]:
@@ -151,14 +166,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process = subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL)
         mounted = Mounted(at, process, log)
         started.append(mounted)
-        wait_for(
-            lambda: (
-                process.poll() is not None
-                or ((top := linux.mount_at(bytes(at))) and top.fs_type.startswith(b"fuse"))
-            )
-        )
+        wait_for(lambda: process.poll() is not None or _answers(at))
         assert process.poll() is None, mounted.messages()
-        os.statvfs(at)
         return mounted
 
     yield run

@@ -26,7 +26,7 @@ class Leaf(tree.File):
 
     def open(self, flags: int) -> tree.Handle:
         tree.refuse_writing(flags)
-        return tree.Snapshot(self._content)
+        return tree.Snapshot(self._content, lambda: None)
 
 
 class Numbered(tree.Directory):

@@ -1,0 +1,85 @@
+"""A mount of a tree made for the tests, with the life and the adapter of netnsfs.
+
+    python slowfs.py MOUNTPOINT [busy]
+
+`ok` reads at once. `slow` takes a second to open, on a worker; `hang` takes for ever. `bug`
+raises what no handler should raise. With "busy", something keeps the event loop at work.
+"""
+
+import logging
+import stat
+import sys
+import time
+from collections.abc import Callable
+
+import trio
+
+from netnsfs import mount, tree
+from netnsfs.config import Config
+from netnsfs.workers import may_block
+
+
+class Leaf(tree.File):
+    def __init__(self, name: bytes, content: Callable[[], bytes]) -> None:
+        self.key = name
+        self._content = content
+
+    def attributes(self) -> tree.Attributes:
+        return tree.Attributes(stat.S_IFREG | 0o444, 3)
+
+    def open(self, flags: int) -> tree.Handle:
+        return tree.Snapshot(self._content, lambda: None)
+
+
+def ok() -> bytes:
+    return b"ok\n"
+
+
+def slow() -> bytes:
+    may_block()
+    time.sleep(1)
+    return b"ok\n"
+
+
+def hang() -> bytes:
+    may_block()
+    time.sleep(1000)
+    return b""
+
+
+def bug() -> bytes:
+    raise ZeroDivisionError("a bug")
+
+
+CONTENTS = {function.__name__.encode(): function for function in (ok, slow, hang, bug)}
+
+
+async def keep_busy() -> None:
+    while True:
+        time.sleep(0.02)
+        await trio.sleep(0)
+
+
+def mounted(device: int) -> None:
+    if sys.argv[2:] == ["busy"]:
+        trio.lowlevel.spawn_system_task(keep_busy)
+
+
+class Root(tree.Directory):
+    key = "root"
+
+    def attributes(self) -> tree.Attributes:
+        return tree.Attributes(stat.S_IFDIR | 0o755)
+
+    def list(self) -> list[bytes]:
+        return list(CONTENTS)
+
+    def lookup(self, name: bytes) -> tree.Node:
+        return Leaf(name, CONTENTS[name]) if name in CONTENTS else super().lookup(name)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    config = Config(mount_point=sys.argv[1].encode())
+    mount.clear(config.mount_point)
+    mount.serve(Root(), config, mounted, lambda: None)

@@ -1,0 +1,239 @@
+"""The command: forking, exit statuses, one-line errors, what /proc/mounts shows."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import MNT, RUN, Mounted, Start, error_of, ip, type_at, wait_for
+
+PROGRAM = [sys.executable, "-m", "netnsfs"]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [*PROGRAM, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        **options,
+    )
+
+
+def complaints(text: str) -> list[str]:
+    """What the program said beyond that this is not the machine's mount namespace."""
+    return [line for line in text.splitlines() if "machine's mount namespace" not in line]
+
+
+def daemon() -> int:
+    """The PID of the daemon in the background: a netnsfs of this mount namespace."""
+    own = os.readlink("/proc/self/ns/mnt")
+    found = [
+        int(pid)
+        for pid in os.listdir("/proc")
+        if pid.isdigit() and b"\0netnsfs\0" in _command(pid) and _mount_namespace(pid) == own
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _mount_namespace(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
+def unmount() -> None:
+    pid = daemon()
+    subprocess.run(["umount", MNT], check=True)
+    wait_for(lambda: not _command(str(pid)))
+
+
+def test_background(start: Start) -> None:
+    before = time.monotonic()
+    done = run()
+    assert (done.returncode, done.stdout, complaints(done.stderr)) == (0, "", [])
+    assert time.monotonic() - before < 10
+    os.mkdir(MNT / "foo")
+    assert (MNT / "foo/pids").read_text() == ""
+    pid = daemon()
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)} == {"/dev/null"}
+    os.rmdir(MNT / "foo")
+    unmount()
+
+
+def test_background_in_a_pipe_lets_the_pipe_end() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m netnsfs 2>&1 | cat", shell=True, timeout=20, check=True
+    )
+    assert done.returncode == 0
+    unmount()
+
+
+def test_what_proc_mounts_shows(mnt: Mounted) -> None:
+    line = next(
+        line.split()
+        for line in Path("/proc/mounts").read_text().splitlines()
+        if "netnsfs" in line
+    )
+    assert line[:3] == ["netnsfs", "/mnt/netnsfs", "fuse.netnsfs"]
+    assert {"nosuid", "nodev", "noexec", "allow_other", "default_permissions"} <= set(
+        line[3].split(",")
+    )
+
+
+def test_a_source_is_shown(start: Start) -> None:
+    start("my,so\\urce")
+    assert "my,so\\134urce /mnt/netnsfs fuse.netnsfs" in Path("/proc/mounts").read_text()
+
+
+def test_mount_8_calls_it(tmp_path: Path) -> None:
+    helper = tmp_path / "netnsfs"
+    helper.write_text(f'#!/bin/sh\nexec {sys.executable} -m netnsfs "$@"\n')
+    helper.chmod(0o755)
+    path = f"{tmp_path}:{Path.cwd()}:/usr/sbin:/usr/bin:/sbin:/bin"
+    done = subprocess.run(
+        ["mount.fuse3", "netnsfs#none", MNT, "-o", "rw,nodev"],
+        env={"PATH": path, "PYTHONPATH": str(Path.cwd())},
+        check=False,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert type_at(MNT) == b"fuse.netnsfs"
+    unmount()
+
+
+def test_the_mount_point_is_made(start: Start) -> None:
+    path = Path("/mnt/a/b")
+    start(at=path)
+    assert type_at(path) == b"fuse.netnsfs"
+
+
+def test_rundir(start: Start, tmp_path: Path) -> None:
+    mounted = start("-o", f"rundir={tmp_path}/run")
+    (mounted / "foo").mkdir()
+    assert os.readlink(mounted / "foo/ns") == f"{tmp_path}/run/foo"
+    assert os.stat(tmp_path / "run/foo").st_ino == os.stat(mounted / "foo").st_ino
+    assert ip("netns", "list").stdout == b""
+    (mounted / "foo").rmdir()
+    subprocess.run(["umount", tmp_path / "run"], check=True)
+
+
+# Errors that a user can hit
+
+
+def failure(*arguments: str, **options: object) -> tuple[int, str]:
+    done = run(*arguments, **options)
+    lines = complaints(done.stderr)
+    assert len(lines) == 1, done.stderr
+    return done.returncode, lines[0].removeprefix("netnsfs: ")
+
+
+def test_unknown_option() -> None:
+    assert failure("-o", "rw,nonsense") == (1, "unknown option: nonsense (see netnsfs --help)")
+
+
+@pytest.mark.parametrize("front", [[], ["-f"]])
+def test_already_mounted(mnt: Mounted, front: list[str]) -> None:
+    assert failure(*front) == (32, "a netnsfs is already mounted at /mnt/netnsfs")
+
+
+def test_a_stopped_daemon_is_not_dead(mnt: Mounted) -> None:
+    mnt.process.send_signal(signal.SIGSTOP)
+    try:
+        assert failure()[0] == 32
+    finally:
+        mnt.process.send_signal(signal.SIGCONT)
+
+
+def test_mount_point_busy() -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "other", MNT], check=True)
+    try:
+        status, message = failure()
+        assert (status, "busy" in message, "tmpfs" in message) == (32, True, True)
+    finally:
+        subprocess.run(["umount", MNT], check=True)
+
+
+def test_mount_point_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert failure(str(file)) == (32, f"{file} is not a directory")
+    status, message = failure(f"{file}/x")
+    assert (status, message) == (32, f"cannot make {file}/x: Not a directory")
+
+
+def test_not_root() -> None:
+    status, message = failure(user=65534, group=65534)
+    assert status == 1
+    assert "root" in message
+
+
+def test_no_dev_fuse() -> None:
+    hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs t /dev; exec "$@"', "sh", *PROGRAM]
+    done = subprocess.run(hidden, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "modprobe fuse" in done.stderr.splitlines()[-1]
+
+
+def test_mount_refused_by_the_kernel() -> None:
+    # A user namespace without a mount namespace of its own may not mount.
+    command = ["unshare", "-Ur", *PROGRAM, "-f"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 32
+    assert done.stderr.splitlines()[-1].startswith("netnsfs: cannot mount: ")
+    assert "Traceback" not in done.stderr
+
+
+# Without root, in a user namespace
+
+ROOTLESS = """
+set -e
+cd "$1"
+"$2" -m netnsfs -o rundir=./run ./mnt 2>log
+mkdir mnt/foo mnt/bar
+test "$(cat mnt/foo/inode)" = "$(stat -L -c %i run/foo)"
+nsenter --net=mnt/foo/ns sleep 60 &
+child=$!
+until test "$(cat mnt/foo/pids)" = $child; do sleep 0.02; done
+test "$(cat mnt/foo/id)" != "$(cat mnt/bar/id)"
+kill $child
+rmdir mnt/foo mnt/bar
+test "$(ls mnt)" = ""
+umount mnt
+echo ok
+"""
+
+
+def test_in_a_user_namespace(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["unshare", "-Urnm", "sh", "-c", ROOTLESS, "sh", tmp_path, sys.executable],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PYTHONPATH": str(Path.cwd()), "PATH": os.environ["PATH"]},
+    )
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
+
+
+def test_end_of_the_mount_keeps_the_namespaces(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    subprocess.run(["umount", mnt.path], check=True)
+    assert ip("netns", "list").stdout == b"foo\n"
+    assert error_of(os.rmdir, RUN / "foo") == "ENOTDIR"
+    ip("netns", "del", "foo")

@@ -1,0 +1,177 @@
+"""What kills, freezes or orphans a daemon built on pyfuse3 3.5, each with its cure."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MNT, Mounted, Start, error_of, type_at, wait_for
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+SLOWFS = Path(__file__).with_name("slowfs.py")
+
+
+@pytest.fixture
+def slowfs(start: Start) -> Mounted:
+    return start(program=[sys.executable, str(SLOWFS), str(MNT)])
+
+
+@pytest.fixture
+def fusectl() -> Iterator[Path]:
+    path = Path("/run/connections")
+    path.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "fusectl", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+    path.rmdir()
+
+
+def test_an_unexpected_exception_is_eio_with_a_traceback_and_no_end(slowfs: Mounted) -> None:
+    slowfs.expected_errors += ["open failed", "Traceback"]
+    assert error_of(os.open, slowfs / "bug", os.O_RDONLY) == "EIO"
+    assert "ZeroDivisionError: a bug" in slowfs.messages()
+    assert (slowfs / "ok").read_text() == "ok\n"
+
+
+def test_a_slow_handler_keeps_nobody_else_waiting(slowfs: Mounted, spawn: Spawn) -> None:
+    for _ in range(12):
+        spawn("cat", str(slowfs / "slow"), stdout=subprocess.DEVNULL)
+    time.sleep(0.3)
+    before = time.monotonic()
+    assert (slowfs / "ok").read_text() == "ok\n"
+    assert time.monotonic() - before < 0.8
+
+
+def test_every_handler_is_bounded(slowfs: Mounted) -> None:
+    assert error_of(os.open, slowfs / "hang", os.O_RDONLY) == "ETIMEDOUT"
+
+
+def test_killed_clients_do_not_freeze_the_daemon(start: Start) -> None:
+    slowfs = start(program=[sys.executable, str(SLOWFS), str(MNT), "busy"])
+    random.seed(1)
+    for _ in range(60):
+        victim = subprocess.Popen(["stat", slowfs / "absent"], stderr=subprocess.DEVNULL)
+        time.sleep(random.uniform(0, 0.03))
+        victim.kill()
+        victim.wait()
+        # Nothing else asks anything now: if the main thread has fallen into a blocking read
+        # of the device, only the daemon itself can get it out again.
+        wait_for(lambda: "fuse_dev_do_read" not in _stack(slowfs), 3)
+
+
+def _stack(mounted: Mounted) -> str:
+    return Path(f"/proc/{mounted.process.pid}/stack").read_text()
+
+
+def test_sigterm_with_a_handler_in_flight(slowfs: Mounted, spawn: Spawn) -> None:
+    client = spawn("cat", str(slowfs / "hang"), stderr=subprocess.DEVNULL)
+    time.sleep(0.3)
+    slowfs.process.send_signal(signal.SIGTERM)
+    assert slowfs.process.wait(6) == 0
+    assert client.wait(5) == 1
+    assert type_at(MNT) == b""
+
+
+def test_sigterm_lets_a_handler_finish_that_can(slowfs: Mounted, spawn: Spawn) -> None:
+    client = spawn("cat", str(slowfs / "slow"), stdout=subprocess.PIPE)
+    time.sleep(0.3)
+    slowfs.process.send_signal(signal.SIGTERM)
+    assert slowfs.process.wait(6) == 0
+    assert client.wait(5) in (0, 1)
+    assert "dropped" not in slowfs.messages()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_unmount_and_exit_0(mnt: Mounted, number: signal.Signals) -> None:
+    mnt.process.send_signal(number)
+    assert mnt.process.wait(5) == 0
+    assert type_at(MNT) == b""
+
+
+def test_a_second_signal_does_no_harm(mnt: Mounted) -> None:
+    directory = os.open(mnt.path, os.O_RDONLY)
+    for _ in range(3):
+        mnt.process.send_signal(signal.SIGTERM)
+    assert mnt.process.wait(5) == 0
+    os.close(directory)
+
+
+def test_signal_while_somebody_is_inside(mnt: Mounted) -> None:
+    directory = os.open(mnt.path, os.O_RDONLY)
+    mnt.process.send_signal(signal.SIGTERM)
+    assert mnt.process.wait(5) == 0
+    assert type_at(MNT) == b""
+    assert error_of(os.listdir, directory) in ("ENOTCONN", "ECONNABORTED")
+    os.close(directory)
+
+
+@pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]])
+def test_unmounting_ends_the_daemon(mnt: Mounted, command: list[str]) -> None:
+    subprocess.run([*command, mnt.path], check=True)
+    assert mnt.process.wait(5) == 0
+
+
+def test_unmounting_while_busy(mnt: Mounted) -> None:
+    directory = os.open(mnt.path, os.O_RDONLY)
+    done = subprocess.run(["umount", mnt.path], check=False, capture_output=True)
+    assert b"busy" in done.stderr
+    assert mnt.process.poll() is None
+    subprocess.run(["umount", "-l", mnt.path], check=True)
+    assert os.listdir(directory) == [".netnsfs"]
+    os.close(directory)
+    assert mnt.process.wait(5) == 0
+
+
+def test_forced_unmount_leaves_no_dead_mount(mnt: Mounted) -> None:
+    directory = os.open(mnt.path, os.O_RDONLY)
+    subprocess.run(["umount", "-f", mnt.path], check=False, capture_output=True)
+    assert mnt.process.wait(5) == 0
+    assert type_at(MNT) == b""
+    os.close(directory)
+
+
+def test_abort_leaves_no_dead_mount(mnt: Mounted, fusectl: Path) -> None:
+    device = os.stat(mnt.path).st_dev
+    (fusectl / str(os.minor(device)) / "abort").write_text("1")
+    assert mnt.process.wait(5) == 0
+    assert type_at(MNT) == b""
+
+
+def test_somebody_elses_mount_is_not_taken_away(mnt: Mounted) -> None:
+    # After ours is gone, and before the daemon has noticed.
+    mnt.process.send_signal(signal.SIGSTOP)
+    subprocess.run(["umount", "-l", mnt.path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "theirs", mnt.path], check=True)
+    mnt.process.send_signal(signal.SIGTERM)
+    mnt.process.send_signal(signal.SIGCONT)
+    assert mnt.process.wait(5) == 0
+    assert type_at(MNT) == b"tmpfs"
+    subprocess.run(["umount", mnt.path], check=True)
+
+
+def test_a_dead_mount_is_replaced(mnt: Mounted, start: Start) -> None:
+    (mnt / "foo").mkdir()
+    mnt.kill()
+    assert error_of(os.listdir, mnt.path) == "ENOTCONN"
+    again = start()
+    assert type_at(MNT) == b"fuse.netnsfs"
+    assert (again / "foo/pids").read_text() == ""
+    (again / "foo").rmdir()
+    again.process.terminate()
+    assert again.process.wait(5) == 0
+    assert type_at(MNT) == b""
+
+
+def test_names_are_not_cached_for_pyfuse3s_300_seconds(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    first = os.stat(mnt / "foo")
+    subprocess.run(["ip", "netns", "del", "foo"], check=True)
+    assert error_of(os.stat, mnt / "foo") == "ENOENT"
+    subprocess.run(["ip", "netns", "add", "foo"], check=True)
+    assert os.stat(mnt / "foo").st_mtime_ns != first.st_mtime_ns
+    (mnt / "foo").rmdir()
