@@ -36,8 +36,7 @@ def run(config: Config) -> int:
     if os.fork():
         os.close(writer)
         # A child that dies without a word closes the pipe.
-        status = os.read(reader, 1) or bytes([EXIT_SYSTEM])
-        return status[0]
+        return (os.read(reader, 1) or bytes([EXIT_SYSTEM]))[0]
     os.close(reader)
     os.setsid()
     _log_to(logging.StreamHandler(), config)

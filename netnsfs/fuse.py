@@ -32,7 +32,7 @@ import logging
 import os
 import select
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -64,10 +64,10 @@ log = logging.getLogger(__name__)
 
 
 def _shield(
-    handler: Callable[Concatenate[Adapter, P], Awaitable[T]],
-) -> Callable[Concatenate[Adapter, P], Awaitable[T]]:
+    handler: Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]]:
     @functools.wraps(handler)
-    async def shielded(self: Adapter, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def shielded(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(self, *args, **kwargs)
         except OSError as error:
@@ -176,7 +176,7 @@ class Operations(pyfuse3.Operations):
         self._by_number[number] = self._by_key[node.key] = known
         return known
 
-    async def forget(self, inode_list: list[tuple[int, int]]) -> None:
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
             known = self._by_number.get(inode)
             if known is None or known is self._root:

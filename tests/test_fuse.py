@@ -3,7 +3,9 @@
 import errno
 import logging
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any, cast
 
 import pyfuse3
@@ -147,7 +149,7 @@ async def test_a_listing_skips_and_repeats_nothing(
     ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (b"a", b"b", b"c", b"d"):
-        root.nodes[name] = lambda name=name: Leaf(name.decode(), lambda: b"")
+        root.nodes[name] = partial(Leaf, name.decode(), bytes)
     fh = await ops.opendir(1, CTX)
     first = await listing(ops, fh, 0, 4, monkeypatch)
     assert first.names == [b".", b"..", b"a", b"b"]
@@ -164,7 +166,7 @@ async def test_only_delivered_entries_are_counted(
     ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in (4026532001, 4026532002):
-        root.nodes[b"%d" % number] = lambda number=number: Numbered(number, 1)
+        root.nodes[b"%d" % number] = partial(Numbered, number, 1)
     fh = await ops.opendir(1, CTX)
     await listing(ops, fh, 0, 3, monkeypatch)
     await ops.forget([(4026532001, 1)])
@@ -213,8 +215,6 @@ async def test_errors(
 async def test_a_call_that_would_block_is_made_on_a_worker(
     ops: fuse.Operations, root: Root
 ) -> None:
-    import threading
-
     loop = threading.get_ident()
 
     def slow() -> tree.Node:

@@ -1,5 +1,6 @@
 """What the mounted tree promises: each test names its row of the contract's tables."""
 
+import io
 import mmap
 import os
 import shutil
@@ -216,8 +217,6 @@ def _tar(path: Path) -> bytes:
         ["tar", "-C", path.parent, "-cf", "-", path.name], check=True, capture_output=True
     )
     assert archive.stderr == b""
-    import io
-
     member = tarfile.open(fileobj=io.BytesIO(archive.stdout)).extractfile(path.name)
     assert member
     return member.read()
@@ -301,9 +300,9 @@ def test_sshfs_reads_the_same(foo: Path, crowd: str) -> None:
     target.mkdir()
     left, right = socket.socketpair()
     with left, right:
-        sftp = subprocess.Popen([server], stdin=left, stdout=left)
-        command = ["sshfs", "-f", "-o", "passive", f"host:{foo}", target]
-        sshfs = subprocess.Popen(command, stdin=right, stdout=right)
+        sftp = subprocess.Popen([server], stdin=left.fileno(), stdout=left.fileno())
+        command = ["sshfs", "-f", "-o", "passive", f"host:{foo}", str(target)]
+        sshfs = subprocess.Popen(command, stdin=right.fileno(), stdout=right.fileno())
     try:
         wait_for(lambda: type_at(target) == b"fuse.sshfs")
         assert (target / "inode").read_bytes() == (foo / "inode").read_bytes()

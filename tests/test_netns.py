@@ -155,7 +155,7 @@ except OSError as error:
 
 def test_limit_of_namespaces(tmp_path: Path) -> None:
     # In a user namespace: the limit of the machine is not ours to change.
-    command = ["unshare", "-Urnm", sys.executable, "-c", LIMITED, tmp_path / "run"]
+    command = ["unshare", "-Urnm", sys.executable, "-c", LIMITED, f"{tmp_path}/run"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout == f"{errno.ENOSPC} [b'first']\n"
 
