@@ -1,5 +1,6 @@
 """The program `netnsfs`."""
 
+import os
 import sys
 
 from netnsfs import cli
@@ -12,6 +13,10 @@ def main() -> int:
     Returns:
         Its exit status.
     """
+    # Started with closed standard streams, no file of ours may get their numbers.
+    while (filler := os.open("/", os.O_PATH)) < 3:
+        pass
+    os.close(filler)
     try:
         config = cli.parse(sys.argv[1:])
     except Failure as failure:

@@ -13,20 +13,36 @@ RUN_DIR = "/var/run/netns"
 
 IGNORED = frozenset(
     {"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail"}
-    | {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "_netdev"}
+    | {
+        "dev",
+        "nodev",
+        "suid",
+        "nosuid",
+        "exec",
+        "noexec",
+        "async",
+        "sync",
+        "dirsync",
+        "_netdev",
+    }
     | {"atime", "noatime", "relatime", "norelatime", "strictatime", "diratime", "nodiratime"}
+    | {"lazytime", "nolazytime", "mand", "nomand", "silent", "iversion", "noiversion"}
+    | {"nosymfollow", "allow_other", "default_permissions"}
 )
 """What mount(8) hands on from fstab(5) that means nothing here, or is so anyway."""
 
 
 def _directory(value: str) -> bytes:
-    return os.fsencode(os.path.abspath(value))
+    return os.fsencode(os.path.realpath(value))
 
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "rundir": ("run_dir", _directory),
 }
 """Options after -o that take a value: field of Config, and how the value is read."""
+
+FLAGS = {"keep_busy": "keep_busy", "ro": "read_only"}
+"""Options after -o that take none: field of Config."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). The generic options "
-        "of mount(8) are accepted",
+        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). keep_busy: refuse to "
+        "remove a namespace that processes are in. ro: refuse every change. The other "
+        "generic options of mount(8) are accepted and change nothing",
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in front")
     parser.add_argument(
@@ -101,6 +118,10 @@ def _is_ignored(option: str) -> bool:
 
 def _option(option: str) -> tuple[str, Any]:
     key, equals, value = option.partition("=")
+    if option in FLAGS:
+        return FLAGS[option], True
+    if option == "remount":
+        raise Failure("netnsfs cannot be remounted: unmount it and mount it anew", EXIT_USAGE)
     if key not in OPTIONS:
         raise Failure(f"unknown option: {option} (see netnsfs --help)", EXIT_USAGE)
     if not equals or not value:

@@ -30,6 +30,8 @@ class Config:
         mount_point: where to mount; absolute.
         source: what /proc/mounts shows in the first column.
         run_dir: the directory of names; absolute.
+        keep_busy: refuse to remove a namespace that processes are in.
+        read_only: refuse every change.
         foreground: stay attached to the terminal.
         debug: log everything.
     """
@@ -37,5 +39,7 @@ class Config:
     mount_point: bytes
     source: str = "netnsfs"
     run_dir: bytes = b"/run/netns"
+    keep_busy: bool = False
+    read_only: bool = False
     foreground: bool = False
     debug: bool = False

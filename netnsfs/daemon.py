@@ -11,11 +11,12 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from netnsfs import mount
-from netnsfs.config import EXIT_SYSTEM, Config, Failure
-from netnsfs.files import Root
+from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.netns import Names
+from netnsfs.root import Root
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def run(config: Config) -> int:
     if config.foreground:
         _log_to(logging.StreamHandler(), config)
         return _serve(config, lambda: None)
+    # What a shell has left open (a lock, a pipe) is not ours to keep.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
@@ -57,14 +60,19 @@ def run(config: Config) -> int:
 def _serve(config: Config, ready: Callable[[], None]) -> int:
     names = Names(config.run_dir)
 
-    def mounted(device: int) -> None:
-        names.avoid = {device}
-
     try:
         mount.check_machine()
-        mount.clear(config.mount_point)
-        _warn_if_unseen()
-        mount.serve(Root(names), config, mounted, ready)
+        with mount.only_one_start(config.mount_point) as unlock:
+            config = replace(config, mount_point=mount.clear(config.mount_point))
+            _refuse_inside(config)
+            _warn_if_unseen()
+            root = Root(names, config.mount_point, config.keep_busy)
+
+            def mounted(device: int) -> None:
+                names.avoid = {device}
+                unlock()
+
+            mount.serve(root, config, mounted, ready, root.last_error.record)
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
@@ -72,6 +80,14 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
         log.exception("netnsfs ends")
         return EXIT_SYSTEM
     return 0
+
+
+def _refuse_inside(config: Config) -> None:
+    """The daemon may not look for names below its own mount: it would wait for itself."""
+    if os.path.commonpath([config.mount_point, config.run_dir]) == config.mount_point:
+        shown = os.fsdecode(config.run_dir)
+        message = f"the directory of names, {shown}, may not lie in the mount point"
+        raise Failure(message, EXIT_USAGE)
 
 
 def _warn_if_unseen() -> None:
@@ -91,7 +107,10 @@ def _log_to(handler: logging.Handler, config: Config) -> None:
 
 def _leave_terminal(config: Config) -> None:
     if os.path.exists(SYSLOG):
-        _log_to(logging.handlers.SysLogHandler(SYSLOG), config)
+        handler = logging.handlers.SysLogHandler(SYSLOG)
+        # Rather a line lost than the event loop stopped.
+        handler.socket.setblocking(False)  # type: ignore[attr-defined]
+        _log_to(handler, config)
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

@@ -1,40 +1,46 @@
-"""What the mount shows.
+"""A namespace's directory.
 
-NAMESPACE is the table of the files in a namespace's directory. A new file is one row here
-and one function where its knowledge lives.
+NAMESPACE is the table of its files. A new file is one row here and one function where its
+knowledge lives.
 """
 
 import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakValueDictionary
 
-from netnsfs import linux, members, tree
-from netnsfs.netns import Names, Namespace
+from netnsfs import holders, linux, members, nsid, tree
+from netnsfs.netns import Names, Namespace, namespace_of
 from netnsfs.workers import may_block
 
-RESERVED = b".netnsfs"
-
-_DIRECTORY = stat.S_IFDIR | 0o755
+Show = Callable[[Namespace, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A read-only control file.
+    """A control file.
 
     Attributes:
         name: of the file.
-        show: its content for a namespace.
-        bound: for a file whose length changes, an upper bound in bytes.
+        mode: permission bits.
+        fixed: content that never changes, for a namespace.
+        live: content that does, for a namespace and a descriptor of it.
+        bound: for live content, an upper bound of its length; without one, stat(2) makes
+            the content to tell its length.
+        write: carries out a command, for a descriptor of the namespace.
     """
 
     name: bytes
-    show: Callable[[Namespace], bytes]
+    mode: int = 0o444
+    fixed: Callable[[Namespace], bytes] | None = None
+    live: Show | None = None
     bound: Callable[[], int] | None = None
+    write: Callable[[int, bytes], None] | None = None
 
 
 def _lines(numbers: list[int]) -> bytes:
@@ -44,108 +50,252 @@ def _lines(numbers: list[int]) -> bytes:
 NAMESPACE = {
     row.name: row
     for row in (
-        Row(b"inode", lambda ns: b"%d\n" % ns.inode),
-        Row(b"id", lambda ns: b"%d\n" % ns.id),
-        Row(b"pids", lambda ns: _lines(members.pids(ns.link)), members.listing_size),
-        Row(b"tids", lambda ns: _lines(members.tids(ns.link)), members.listing_size),
+        Row(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
+        Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
+        Row(
+            b"pids",
+            live=lambda ns, fd: _lines(members.pids(ns.link)),
+            bound=members.listing_size,
+        ),
+        Row(
+            b"tids",
+            live=lambda ns, fd: _lines(members.tids(ns.link)),
+            bound=members.listing_size,
+        ),
+        Row(
+            b"holders",
+            mode=0o400,
+            live=lambda ns, fd: holders.listing(ns.inode),
+            bound=holders.listing_size,
+        ),
+        Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),
     )
 }
 
 _LINK = b"ns"
 
+_FSTAT_SECONDS = 1.0
+
+
+class Home(Protocol):
+    """Where a namespace can be found."""
+
+    def check(self, namespace: Namespace) -> None:
+        """Make sure that it is still there.
+
+        Raises:
+            OSError: ENOENT.
+        """
+
+    def open(self, namespace: Namespace) -> int:
+        """A descriptor of it.
+
+        Raises:
+            OSError: ENOENT.
+        """
+
+    def path(self) -> bytes:
+        """A path that setns(2) can use."""
+
+
+class Name:
+    """A name in the run directory.
+
+    Args:
+        names: the directory.
+        name: the name.
+        mark: what stood under it when the namespace was found there.
+    """
+
+    def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
+        self._names = names
+        self.name = name
+        self.mark = mark
+
+    def check(self, namespace: Namespace) -> None:
+        """See `Home.check`."""
+        entry = self._names.entry(self.name)
+        if entry.kind != "mount" or entry.mark != self.mark:
+            os.close(self.open(namespace))
+
+    def open(self, namespace: Namespace) -> int:
+        """See `Home.open`."""
+        try:
+            return _same(self._names.open(self.name), namespace)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ELOOP):
+                raise
+            raise _gone() from None
+
+    def path(self) -> bytes:
+        """See `Home.path`."""
+        return self._names.file(self.name)
+
+
+class Unnamed:
+    """Held by something else than a name.
+
+    Args:
+        names: for `Names.avoid`.
+        holder: one thing that holds it. Another takes its place when it lets go.
+    """
+
+    def __init__(self, names: Names, holder: holders.Holder) -> None:
+        self._names = names
+        self._holder = holder
+
+    def check(self, namespace: Namespace) -> None:
+        """See `Home.check`."""
+        os.close(self.open(namespace))
+
+    def open(self, namespace: Namespace) -> int:
+        """See `Home.open`."""
+        may_block()
+        try:
+            return _same(self._holder.open(self._names.avoid), namespace)
+        except OSError:
+            return self._open_another(namespace)
+
+    def _open_another(self, namespace: Namespace) -> int:
+        for holder in holders.of(namespace.inode):
+            try:
+                fd = _same(holder.open(self._names.avoid), namespace)
+            except OSError:
+                continue
+            self._holder = holder
+            return fd
+        raise _gone()
+
+    def path(self) -> bytes:
+        """See `Home.path`. A namespace that only sockets hold has none that works."""
+        return self._holder.path
+
+
+def _same(fd: int, namespace: Namespace) -> int:
+    try:
+        if namespace_of(fd).id != namespace.id:
+            raise _gone()
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _gone() -> OSError:
+    return FileNotFoundError(errno.ENOENT, "the namespace is not there any more")
+
 
 class NamespaceDirectory(tree.Directory):
-    """The directory of a live namespace under one of its names.
+    """The directory of a live namespace.
 
-    The first name that is looked up gets the namespace's inode number as node ID; a second
-    name of the same namespace is a directory of its own.
+    Attributes:
+        namespace: which.
+        home: where it was last found.
     """
 
     lasting = True
 
-    def __init__(self, names: Names, name: bytes, namespace: Namespace, first: bool) -> None:
-        self._names = names
-        self.name = name
+    def __init__(self, namespace: Namespace, home: Home, second: bytes | None = None) -> None:
         self.namespace = namespace
-        self.mark: linux.Stat | None = None
-        self.key = (namespace.id,) if first else (namespace.id, name)
-        self.number = namespace.inode if first else 0
+        self.home = home
+        self.key = (namespace.id, second)
+        self.number = 0 if second else namespace.inode
         self.generation = namespace.id
 
     def attributes(self) -> tree.Attributes:
         ns = self.namespace
-        return tree.Attributes(_DIRECTORY, 0, 2, ns.atime_ns, ns.mtime_ns, ns.ctime_ns)
+        return tree.Attributes(
+            stat.S_IFDIR | 0o755, 0, 2, ns.atime_ns, ns.mtime_ns, ns.ctime_ns
+        )
 
-    def lookup(self, name: bytes) -> tree.Node:
+    def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         self.check()
         if name in NAMESPACE:
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
-        return super().lookup(name)
+        return super().lookup(name, caller)
 
     def list(self) -> list[bytes]:
         self.check()
         return [*NAMESPACE, _LINK]
 
     def check(self) -> None:
-        """Make sure that the name still stands for this namespace.
-
-        Raises:
-            OSError: ENOENT.
-        """
-        entry = self._names.entry(self.name)
-        if entry.kind == "mount" and entry.mark == self.mark:
-            return
-        found = self._names.identify(self.name)
-        if found is None or found.id != self.namespace.id:
-            raise FileNotFoundError(errno.ENOENT, "the namespace has no such name", self.name)
+        self.home.check(self.namespace)
 
     def show(self, row: Row) -> bytes:
-        """The content of one of the files, with the namespace held while it is made.
+        """The content of one of the files.
 
         Raises:
-            OSError: ENOENT if the name does not stand for the namespace any more.
+            OSError: ENOENT if the namespace cannot be found any more.
         """
-        if row.bound is None:
+        if row.fixed:
             self.check()
-            return row.show(self.namespace)
+            return row.fixed(self.namespace)
+        assert row.live
         may_block()
-        # Held, the namespace's inode number cannot become another's during the scan.
-        held = self._names.open(self.name)
+        # While it is held, its inode number cannot become another's.
+        fd = self.home.open(self.namespace)
         try:
-            self.check()
-            return row.show(self.namespace)
+            return row.live(self.namespace, fd)
         finally:
-            os.close(held)
+            os.close(fd)
 
-    def target(self) -> bytes:
-        """The path of the namespace file."""
-        return self._names.file(self.name)
+    def write(self, row: Row, data: bytes) -> None:
+        """Carry out what was written to one of the files."""
+        assert row.write
+        may_block()
+        fd = self.home.open(self.namespace)
+        try:
+            row.write(fd, data)
+        finally:
+            os.close(fd)
 
 
 class ControlFile(tree.File):
-    """A file of the table, for one namespace."""
+    """A file of the table, for one namespace.
+
+    sendfile(2) and splice(2) stop at the size that the kernel heard last, so it must not be
+    too small. tar and rsync take the size from fstat(2) after open(2) and fail if less comes,
+    so then it must be the right one. A request for attributes does not tell which of the two
+    it is for. Hence, where content changes: an upper bound, but the length of the content to
+    the first who asks soon after an open.
+    """
 
     def __init__(self, directory: NamespaceDirectory, row: Row) -> None:
         self._directory = directory
         self._row = row
-        self._snapshots = tree.Snapshots()
+        self._opened: tuple[float, int] | None = None
         self.key = (directory.key, row.name)
+        self.label = row.name
+        self.writable = row.write is not None
 
     def attributes(self) -> tree.Attributes:
-        if self._row.bound is None:
-            size = len(self._row.show(self._directory.namespace))
-            return tree.Attributes(stat.S_IFREG | 0o444, size)
-        size = self._snapshots.size(self._row.bound)
-        return tree.Attributes(stat.S_IFREG | 0o444, size, seconds=0)
+        mode = stat.S_IFREG | self._row.mode
+        if self._row.fixed:
+            return tree.Attributes(mode, len(self._row.fixed(self._directory.namespace)))
+        return tree.Attributes(mode, self._size(), seconds=0)
+
+    def _size(self) -> int:
+        opened, self._opened = self._opened, None
+        if opened and time.monotonic() - opened[0] < _FSTAT_SECONDS:
+            return opened[1]
+        if self._row.bound:
+            return self._row.bound()
+        return len(self._directory.show(self._row))
 
     def open(self, flags: int) -> tree.Handle:
-        tree.refuse_writing(flags)
-        directory = self._directory
-        snapshot = tree.Snapshot(lambda: directory.show(self._row), directory.check)
-        self._snapshots.add(snapshot)
-        return snapshot
+        return tree.Snapshot(
+            flags,
+            lambda: self._directory.show(self._row),
+            self._directory.check,
+            (lambda data: self._directory.write(self._row, data)) if self.writable else None,
+        )
+
+    def opened(self, handle: tree.Handle) -> int:
+        assert isinstance(handle, tree.Snapshot)
+        self._opened = time.monotonic(), len(handle.content)
+        return len(handle.content)
 
 
 class NamespaceLink(tree.Link):
@@ -156,98 +306,64 @@ class NamespaceLink(tree.Link):
         self.key = (directory.key, _LINK)
 
     def target(self) -> bytes:
-        return self._directory.target()
+        return self._directory.home.path()
 
 
-class StaleDirectory(tree.Directory):
-    """A name that stands for no network namespace: empty, and closed by its mode."""
+class Directories:
+    """The directories of the namespaces that the adapter, and so the kernel, knows.
 
-    def __init__(self, name: bytes, mark: linux.Stat) -> None:
-        self.key = (name, mark)
-
-    def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFDIR, links=2)
-
-
-class Corner(tree.Directory):
-    """`.netnsfs`: the file system's own corner."""
-
-    key = RESERVED
-    lasting = True
-
-    def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFDIR | 0o555)
-
-
-class Root(tree.Directory):
-    """The mount point: one directory for each name.
-
-    Directories are remembered only while the adapter, and so the kernel, knows them.
+    The first place where a namespace is found has the namespace's inode number as node ID.
+    A second name of it, while the first stands, is a directory of its own.
     """
 
-    key = b"/"
-
-    def __init__(self, names: Names) -> None:
-        self._names = names
-        self._corner = Corner()
-        self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
+    def __init__(self) -> None:
         self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
-        # Looked up on the event loop, and on workers where a name is a link or new.
+        self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
+        # Used by the event loop, and by workers.
         self._lock = threading.Lock()
 
-    def attributes(self) -> tree.Attributes:
-        with suppress(FileNotFoundError):
-            run = os.stat(self._names.path)
-            times = run.st_atime_ns, run.st_mtime_ns, run.st_ctime_ns
-            return tree.Attributes(_DIRECTORY, 0, 1, *times, seconds=1)
-        return tree.Attributes(_DIRECTORY, seconds=1)
-
-    def list(self) -> list[bytes]:
-        return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
-
-    def lookup(self, name: bytes) -> tree.Node:
-        if name == RESERVED:
-            return self._corner
-        entry = self._names.entry(name)
+    def named(self, name: bytes, mark: linux.Stat) -> NamespaceDirectory | None:
+        """The directory under a name, if what stands there has not changed."""
         known = self._by_name.get(name)
-        if known is not None and known.mark == entry.mark and entry.kind == "mount":
-            return known
-        namespace = self._names.identify(name)
-        if namespace is None:
-            return StaleDirectory(name, entry.mark)
-        return self._directory(name, namespace, entry.mark)
+        if known is None or not isinstance(known.home, Name):
+            return None
+        return known if known.home.name == name and known.home.mark == mark else None
 
-    def mkdir(self, name: bytes) -> tree.Node:
-        if name == RESERVED:
-            raise FileExistsError(errno.EEXIST, "the name is netnsfs's own", name)
-        namespace = self._names.create(name)
-        return self._directory(name, namespace, self._names.entry(name).mark)
-
-    def rmdir(self, name: bytes) -> None:
-        if name == RESERVED:
-            raise PermissionError(errno.EPERM, "the name is netnsfs's own", name)
-        self._names.remove(name)
-
-    def _directory(
-        self, name: bytes, namespace: Namespace, mark: linux.Stat
-    ) -> NamespaceDirectory:
+    def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+        """The directory of a namespace that was found under a name."""
         with self._lock:
-            node = self._by_key.get((namespace.id,))
-            if node is None:
-                node = NamespaceDirectory(self._names, name, namespace, first=True)
-            elif node.name != name:
-                if self._stands(node):
-                    node = self._by_key.get((namespace.id, name)) or NamespaceDirectory(
-                        self._names, name, namespace, first=False
-                    )
-                else:
-                    node.name = name
-            node.mark = mark
-            self._by_key[node.key] = self._by_name[name] = node
+            node = self._first(namespace, home)
+            other = isinstance(node.home, Name) and node.home.name != home.name
+            if other and _stands(node):
+                node = self._second(namespace, home)
+            node.home = home
+            self._by_name[home.name] = node
             return node
 
-    def _stands(self, node: NamespaceDirectory) -> bool:
-        try:
-            return self._names.entry(node.name).mark == node.mark
-        except FileNotFoundError:
-            return False
+    def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
+        """The directory of a namespace that was found to have no name."""
+        with self._lock:
+            node = self._first(namespace, home)
+            node.home = home
+            return node
+
+    def _first(self, namespace: Namespace, home: Home) -> NamespaceDirectory:
+        node = self._by_key.get(namespace.id)
+        if node is None:
+            node = self._by_key[namespace.id] = NamespaceDirectory(namespace, home)
+        return node
+
+    def _second(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+        key = namespace.id, home.name
+        node = self._by_key.get(key)
+        if node is None:
+            node = self._by_key[key] = NamespaceDirectory(namespace, home, home.name)
+        return node
+
+
+def _stands(node: NamespaceDirectory) -> bool:
+    try:
+        node.check()
+    except OSError:
+        return False
+    return True

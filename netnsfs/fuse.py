@@ -94,11 +94,9 @@ class _Known:
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
         self.attributes.entry_timeout = name_seconds
-        self.refresh()
 
-    def refresh(self) -> None:
-        """Ask the node for its attributes."""
-        shown = self.node.attributes()
+    def show(self, shown: tree.Attributes) -> None:
+        """Take over a node's attributes."""
         entry = self.attributes
         entry.attr_timeout = shown.seconds
         entry.st_mode = shown.mode
@@ -112,10 +110,11 @@ class _Known:
 class _Listing:
     """An open directory: the names as they were when it was last read from the start."""
 
-    __slots__ = ("directory", "names")
+    __slots__ = ("caller", "directory", "names")
 
-    def __init__(self, directory: _Known) -> None:
+    def __init__(self, directory: _Known, caller: tree.Caller) -> None:
         self.directory = directory
+        self.caller = caller
         self.names: list[bytes] = []
 
 
@@ -124,21 +123,34 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: what the mount point is.
-        pool: where calls that can take long are made.
+        looks: where calls that can take long are made.
+        changes: the same for calls that change something, so that no crowd of readers keeps
+            them waiting.
         ready: called when the kernel has accepted the mount.
+        failed: told of each change that is refused: operation, name, reason.
     """
 
     supports_dot_lookup = False
 
-    def __init__(self, root: tree.Directory, pool: Pool, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        root: tree.Directory,
+        looks: Pool,
+        changes: Pool,
+        ready: Callable[[], None],
+        failed: Callable[[str, bytes, OSError], None],
+    ) -> None:
         super().__init__()
-        self._pool = pool
+        self._looks = looks
+        self._changes = changes
         self._ready = ready
+        self._failed = failed
         self._numbers = itertools.count(_FIRST_NUMBER)
-        self._handles: dict[int, tree.Handle] = {}
+        self._handles: dict[int, tuple[tree.File, tree.Handle]] = {}
         self._listings: dict[int, _Listing] = {}
         self._fhs = itertools.count(1)
         self._root = _Known(root, pyfuse3.ROOT_INODE, 1, 0)
+        self._root.show(root.attributes())
         self._by_number: dict[int, _Known] = {self._root.number: self._root}
         self._by_key = {root.key: self._root}
 
@@ -159,14 +171,6 @@ class Operations(pyfuse3.Operations):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
-    def _know(self, node: tree.Node, directory: tree.Directory) -> _Known:
-        known = self._by_key.get(node.key)
-        if known is None:
-            return self._admit(node, LASTING_SECONDS if directory.lasting else 0)
-        if known.attributes.attr_timeout == 0:
-            known.refresh()
-        return known
-
     def _admit(self, node: tree.Node, name_seconds: float) -> _Known:
         number = node.number or next(self._numbers)
         before = self._by_number.get(number)
@@ -176,22 +180,55 @@ class Operations(pyfuse3.Operations):
         self._by_number[number] = self._by_key[node.key] = known
         return known
 
+    def _drop(self, known: _Known) -> None:
+        if known.lookups <= 0:
+            del self._by_number[known.number]
+            del self._by_key[known.node.key]
+
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
             known = self._by_number.get(inode)
             if known is None or known is self._root:
                 continue
             known.lookups -= count
-            if known.lookups <= 0:
-                del self._by_number[inode]
-                del self._by_key[known.node.key]
+            self._drop(known)
+
+    # Calls of the tree, here or on a worker
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
-        """Make a call of the tree here, or on a worker if it can take long."""
         try:
             return function(*args)
         except WouldBlock:
-            return await self._pool.run(function, *args)
+            return await self._looks.run(function, *args)
+
+    async def _change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
+        """A call that changes something: if it fails, people want to know why."""
+        try:
+            try:
+                return function(*args)
+            except WouldBlock:
+                return await self._changes.run(function, *args)
+        except OSError as error:
+            self._failed(function.__name__, name, error)
+            raise
+
+    async def _know(self, node: tree.Node, directory: tree.Directory) -> _Known:
+        """The table's entry for a node that was just found, with attributes to show.
+
+        The caller counts the lookup before it awaits anything else.
+        """
+        known = self._by_key.get(node.key)
+        if known is not None and known.attributes.attr_timeout:
+            return known
+        shown = await self._call(node.attributes)
+        if node.number in self._by_number:
+            # A late answer about a dead namespace must not take the number from a live one.
+            await self._call(node.check)
+        known = self._by_key.get(node.key)
+        if known is None:
+            known = self._admit(node, LASTING_SECONDS if directory.lasting else 0)
+        known.show(shown)
+        return known
 
     # Names
 
@@ -203,7 +240,7 @@ class Operations(pyfuse3.Operations):
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
         directory = self._directory(parent_inode)
-        known = self._know(await self._call(directory.lookup, name), directory)
+        known = await self._know(await self._call(directory.lookup, name, ctx), directory)
         known.lookups += 1
         return known.attributes
 
@@ -212,22 +249,42 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._directory(parent_inode)
-        known = self._know(await self._call(directory.mkdir, name), directory)
+        known = await self._know(await self._change(name, directory.mkdir, name), directory)
         known.lookups += 1
         return known.attributes
 
     @_shield
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._call(self._directory(parent_inode).rmdir, name)
-
-    @_shield
-    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
+        await self._change(name, self._directory(parent_inode).rmdir, name)
 
     @_shield
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        directory = self._directory(parent_inode)
+        node = await self._change(name, directory.symlink, name, target, ctx)
+        known = await self._know(node, directory)
+        known.lookups += 1
+        return known.attributes
+
+    @_shield
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        into = self._directory(parent_inode_new)
+        old = self._directory(parent_inode_old)
+        await self._change(name_old, old.rename, name_old, into, name_new)
+
+    @_shield
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         raise FUSEError(errno.EPERM)
 
     @_shield
@@ -248,24 +305,12 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EPERM)
 
-    @_shield
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
-        raise FUSEError(errno.EPERM)
-
     # Attributes
 
     @_shield
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         known = self._find(inode)
-        known.refresh()
+        known.show(await self._call(known.node.attributes))
         return known.attributes
 
     @_shield
@@ -278,12 +323,13 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._find(inode)
-        known.refresh()
+        known.show(await self._call(known.node.attributes))
         shown = known.attributes
+        emptied = isinstance(known.node, tree.File) and known.node.writable and not attr.st_size
         if (
-            fields.update_size
-            or fields.update_atime
-            or fields.update_mtime
+            (fields.update_size and not emptied)
+            or (fields.update_atime and not fields.update_size)
+            or (fields.update_mtime and not fields.update_size)
             or (fields.update_mode and stat.S_IMODE(attr.st_mode ^ shown.st_mode))
             or (fields.update_uid and attr.st_uid != shown.st_uid)
             or (fields.update_gid and attr.st_gid != shown.st_gid)
@@ -316,7 +362,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         self._directory(inode)
         fh = next(self._fhs)
-        self._listings[fh] = _Listing(self._find(inode))
+        self._listings[fh] = _Listing(self._find(inode), ctx)
         return fh
 
     @_shield
@@ -331,19 +377,23 @@ class Operations(pyfuse3.Operations):
             if index < 2:
                 known = listing.directory if index == 0 else self._root
             else:
-                found = await self._entry(directory, name)
+                found = await self._entry(directory, name, listing.caller)
                 if found is None:
                     continue
                 known = found
             if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
+                self._drop(known)
                 break
             known.lookups += index >= 2
 
-    async def _entry(self, directory: tree.Directory, name: bytes) -> _Known | None:
+    async def _entry(
+        self, directory: tree.Directory, name: bytes, caller: tree.Caller
+    ) -> _Known | None:
         # Names come and go between list and lookup. Nor may anything else fail here: the
         # entries before have been counted, and the kernel would not hear of them.
         try:
-            return self._know(await self._call(directory.lookup, name), directory)
+            node = await self._call(directory.listed, name, caller)
+            return await self._know(node, directory)
         except OSError:
             return None
         except Exception:
@@ -362,25 +412,39 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        node = self._find(inode).node
+        known = self._find(inode)
+        node = known.node
         if not isinstance(node, tree.File):
             raise FUSEError(errno.EISDIR)
         handle = await self._call(node.open, flags)
         fh = next(self._fhs)
-        self._handles[fh] = handle
+        self._handles[fh] = node, handle
+        size = node.opened(handle)
+        if size > known.attributes.st_size:
+            await self._tell_size(known, size)
         return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+
+    async def _tell_size(self, known: _Known, size: int) -> None:
+        # sendfile(2) asks for nothing after open, so a size that was too small must be made
+        # good before. A stored byte does it; open throws the page away. On a worker, for it
+        # waits for the page, which a request may hold that only the event loop can answer.
+        known.attributes.st_size = size
+        await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
 
     @_shield
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return await self._call(self._handles[fh].read, size, off)
+        _, handle = self._handles[fh]
+        return await self._call(handle.read, size, off)
 
     @_shield
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        raise FUSEError(errno.EBADF)
+        node, handle = self._handles[fh]
+        return await self._change(node.label, handle.write, buf, off)
 
     @_shield
     async def release(self, fh: int) -> None:
-        self._handles.pop(fh).close()
+        _, handle = self._handles.pop(fh)
+        handle.close()
 
     @_shield
     async def fsync(self, fh: int, datasync: bool) -> None:

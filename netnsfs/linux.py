@@ -22,6 +22,9 @@ MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 
+FIRST_UNIQUE_MOUNT = 1 << 31
+"""Mount IDs from here on are never given again (Linux 6.8, fs/namespace.c), and ascend."""
+
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -34,10 +37,17 @@ _NS_GET_NSTYPE = 0xB703
 _NS_GET_ID = 0x8008B70D
 # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71
+# linux/sockios.h
+_SIOCGSKNS = 0x894C
+# The same number on every architecture.
+_SYS_PIDFD_GETFD = 438
+_RENAME_NOREPLACE = 1
 
 _AT_FDCWD = -100
-# AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | AT_STATX_DONT_SYNC
-_STATX_FLAGS = 0x100 | 0x1000 | 0x4000
+_AT_SYMLINK_NOFOLLOW = 0x100
+FOLLOW = 0
+# AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+_STATX_FLAGS = 0x800 | 0x1000 | 0x4000
 # STATX_BASIC_STATS | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 _STATX_MASK = 0x7FF | 0x1000 | 0x4000
 
@@ -52,6 +62,13 @@ _libc.mount.argtypes = (
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.renameat2.argtypes = (
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+)
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 # PyDLL keeps the interpreter lock: statx of a file in memory takes a microsecond, and
@@ -99,6 +116,38 @@ def setns(fd: int, nstype: int) -> None:
         raise _error()
 
 
+def rename_noreplace(old: bytes, new: bytes) -> None:
+    """renameat2(2) with RENAME_NOREPLACE."""
+    if _libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE):
+        raise _error(old)
+
+
+def socket_namespace(pid: int, fd: int) -> int:
+    """Open the network namespace of a socket in another process (SIOCGSKNS, Linux 4.9).
+
+    Args:
+        pid: the process.
+        fd: its descriptor of the socket.
+
+    Returns:
+        A descriptor of the namespace that the caller closes.
+
+    Raises:
+        OSError: as pidfd_open(2), pidfd_getfd(2); ENOTTY if it is not a socket.
+    """
+    process = os.pidfd_open(pid)
+    try:
+        copy = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+    finally:
+        os.close(process)
+    if copy < 0:
+        raise _error()
+    try:
+        return fcntl.ioctl(copy, _SIOCGSKNS)
+    finally:
+        os.close(copy)
+
+
 def fs_type(fd: int) -> int:
     """The magic number of the file system that `fd` (which may be O_PATH) is on."""
     buffer = ctypes.create_string_buffer(256)
@@ -123,21 +172,35 @@ class Stat(NamedTuple):
     mount: int
 
 
-def stat(path: bytes, dir_fd: int = _AT_FDCWD) -> Stat:
+def stat(path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW) -> Stat:
     """statx(2), links not followed, remote and FUSE servers not asked.
 
     Args:
         path: the file; empty for `dir_fd` itself.
         dir_fd: what a relative `path` starts from.
 
+        flags: FOLLOW, to follow a link.
+
     Raises:
         OSError: as statx(2) does.
     """
     buffer = _StatxBuffer()
-    if _statx(dir_fd, path, _STATX_FLAGS, _STATX_MASK, buffer):
+    if _statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise _error(path)
     mode, ino, seconds, nanoseconds, major, minor, mount = _STATX.unpack_from(buffer)
     return Stat(mode, ino, major << 32 | minor, seconds * 1_000_000_000 + nanoseconds, mount)
+
+
+class EnteredError(OSError):
+    """A path leads into a file system that must not be entered.
+
+    Attributes:
+        rest: the components that are left, from the root of that file system on.
+    """
+
+    def __init__(self, path: bytes, rest: list[bytes]) -> None:
+        super().__init__(errno.ELOOP, "the path leads into netnsfs itself", path)
+        self.rest = rest
 
 
 def open_path(path: bytes, avoid: Container[int]) -> int:
@@ -156,7 +219,8 @@ def open_path(path: bytes, avoid: Container[int]) -> int:
         A descriptor that the caller closes.
 
     Raises:
-        OSError: ELOOP for a path into `avoid` or with more than 40 links, else as open(2).
+        EnteredError: the path leads into `avoid`.
+        OSError: ELOOP for a path with more than 40 links, else as open(2).
     """
     rest = path.split(b"/")[::-1]
     links = 0
@@ -182,7 +246,9 @@ def open_path(path: bytes, avoid: Container[int]) -> int:
             os.close(at)
             at = step
             if stat(b"", at).dev in avoid:
-                raise OSError(errno.ELOOP, "the path leads into netnsfs itself", path)
+                raise EnteredError(
+                    path, [name for name in rest[::-1] if name not in (b"", b".")]
+                )
     except BaseException:
         os.close(at)
         raise
@@ -237,10 +303,15 @@ class Mount(NamedTuple):
     source: bytes
 
 
-def mounts() -> Iterator[Mount]:
-    """The mounts of this mount namespace, in the order of /proc/self/mountinfo."""
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines.read().splitlines():
+def mounts(pid: str = "self") -> Iterator[Mount]:
+    """The mounts of a process's mount namespace, in the order of its mountinfo.
+
+    Raises:
+        OSError: there is no such process, or it is none of ours.
+    """
+    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
+        # A name may contain any other line end.
+        for line in lines.read().split(b"\n")[:-1]:
             fields = line.split(b" ")
             dash = fields.index(b"-", 6)
             major, _, minor = fields[2].partition(b":")

@@ -86,3 +86,15 @@ def listing_size() -> int:
     with open("/proc/loadavg", "rb") as file:
         tasks = int(file.read().split()[3].partition(b"/")[2])
     return (tasks + _TASKS_AHEAD) * (_PID_DIGITS + 1)
+
+
+def namespace_of_task(pid: bytes) -> int | None:
+    """The inode number of the namespace that a process's leader, or a thread, is in.
+
+    Returns:
+        None if there is no such task, or the kernel does not let us see.
+    """
+    try:
+        return int(os.readlink(b"/proc/%b/ns/net" % pid)[len(b"net:[") : -1])
+    except OSError:
+        return None

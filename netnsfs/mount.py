@@ -16,13 +16,15 @@ them. What is done about that:
 """
 
 import errno
+import fcntl
 import logging
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import IO, NamedTuple
 
@@ -43,9 +45,18 @@ HANDLER_SECONDS = 10.0
 GRACE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 0.5
 PROBE_SECONDS = 2.0
+LOCK_SECONDS = 10.0
 
-# More threads make namespaces no faster: the kernel makes them one at a time.
-WORKERS = 4
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MOST_LINKS = 40
+
+QUEUE_SECONDS = 30.0
+"""How long it waits for a worker to be free."""
+
+# More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
+# share the interpreter.
+CHANGES = 4
+LOOKS = 4
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
 # stop all others.
 MAX_TASKS = 1000
@@ -75,29 +86,93 @@ def check_machine() -> None:
         raise Failure(f"cannot open /dev/fuse: {error.strerror}", EXIT_USAGE) from None
 
 
-def clear(mount_point: bytes) -> None:
+def clear(mount_point: bytes) -> bytes:
     """Make the mount point if it is missing, and take a dead netnsfs away from it.
+
+    Returns:
+        Its path without symbolic links.
 
     Raises:
         Failure: something else is in the way.
     """
     shown = os.fsdecode(mount_point)
-    while (top := _mounted_at(mount_point)) is not None:
-        if top.fs_type != FS_TYPE:
-            kind = os.fsdecode(top.fs_type)
-            raise Failure(
-                f"{shown} is busy: a file system of type {kind} is mounted there", EXIT_MOUNT
-            )
-        if _answers(mount_point):
-            raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
-        log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
-        linux.umount(mount_point, linux.MNT_DETACH)
     try:
+        mount_point = _resolved(mount_point)
+        while _is_dead(mount_point):
+            log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
+            linux.umount(mount_point, linux.MNT_DETACH)
         os.makedirs(mount_point, exist_ok=True)
     except FileExistsError:
         raise Failure(f"{shown} is not a directory", EXIT_MOUNT) from None
     except OSError as error:
-        raise Failure(f"cannot make {shown}: {error.strerror}", EXIT_MOUNT) from None
+        raise Failure(f"cannot use {shown}: {error.strerror}", EXIT_MOUNT) from None
+    return mount_point
+
+
+def _resolved(path: bytes) -> bytes:
+    # Only the last component, by readlink(2): it asks no FUSE server, dead or alive.
+    for _ in range(_MOST_LINKS):
+        try:
+            target = os.readlink(path)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return path
+            raise
+        path = os.path.join(os.path.realpath(os.path.dirname(path)), target)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def _is_dead(mount_point: bytes) -> bool:
+    """Whether a netnsfs without a daemon is mounted there. Anything alive is a Failure."""
+    top = _mounted_at(mount_point)
+    # What mounts on demand is what we are to be mounted on.
+    if top is None or top.fs_type == b"autofs":
+        return False
+    shown = os.fsdecode(mount_point)
+    if top.fs_type != FS_TYPE:
+        kind = os.fsdecode(top.fs_type)
+        message = f"{shown} is busy: a file system of type {kind} is mounted there"
+        raise Failure(message, EXIT_MOUNT)
+    if _answers(mount_point):
+        raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
+    return True
+
+
+@contextmanager
+def only_one_start(mount_point: bytes) -> Iterator[Callable[[], None]]:
+    """Keep others from mounting at the same place at the same moment.
+
+    Yields:
+        What ends it before the block does.
+
+    Raises:
+        Failure: somebody keeps it locked.
+    """
+    fd = _existing_parent(mount_point)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    message = f"another start at {os.fsdecode(mount_point)} does not end"
+                    raise Failure(message, EXIT_MOUNT) from None
+                time.sleep(0.01)
+        yield lambda: fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+def _existing_parent(path: bytes) -> int:
+    while True:
+        path = os.path.dirname(path)
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            if path == b"/":
+                raise
 
 
 def _mounted_at(mount_point: bytes) -> linux.Mount | None:
@@ -130,6 +205,7 @@ def serve(
     config: Config,
     mounted: Callable[[int], None],
     ready: Callable[[], None],
+    failed: Callable[[str, bytes, OSError], None],
 ) -> None:
     """Mount a tree and serve it until it is unmounted or a signal says to stop.
 
@@ -138,11 +214,12 @@ def serve(
         config: where and how.
         mounted: called with the mount's device number when it is there.
         ready: called when the mount answers.
+        failed: as for `fuse.Operations`.
 
     Raises:
         Failure: it could not be mounted.
     """
-    trio.run(_serve, root, config, mounted, ready)
+    trio.run(_serve, root, config, mounted, ready, failed)
 
 
 async def _serve(
@@ -150,29 +227,34 @@ async def _serve(
     config: Config,
     mounted: Callable[[int], None],
     ready: Callable[[], None],
+    failed: Callable[[str, bytes, OSError], None],
 ) -> None:
-    pool = Pool(WORKERS, HANDLER_SECONDS)
+    looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS)
+    changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS)
+    operations = Operations(root, looks, changes, ready, failed)
     # What the receiver leaves behind: a second signal must not cut the clean-up short.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        _init(Operations(root, pool, ready), config)
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        _init(operations, config)
         ours = _netnsfs_at(config.mount_point)
         if ours is None:
+            pyfuse3.close(unmount=False)
             raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
-        mounted(ours.dev)
-        never_block()
-        stop = partial(_stop_on_signal, signals, partial(_detach, config.mount_point, ours))
+        detach = partial(_detach, config.mount_point, ours)
         try:
+            mounted(ours.dev)
+            never_block()
             with _heartbeat():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(stop, pool, nursery)
+                    nursery.start_soon(_stop_on_signal, signals, detach, nursery)
                     await pyfuse3.main(max_tasks=MAX_TASKS)
                     nursery.cancel_scope.cancel()
         finally:
-            pool.close()
+            looks.close()
+            changes.close()
             pyfuse3.close(unmount=False)
-            _detach(config.mount_point, ours)
+            detach()
 
 
 def _init(operations: Operations, config: Config) -> None:
@@ -186,6 +268,8 @@ def _init(operations: Operations, config: Config) -> None:
         "noexec",
         "noatime",
     }
+    if config.read_only:
+        options.add("ro")
     with _captured_stderr() as captured:
         try:
             pyfuse3.init(operations, os.fsdecode(config.mount_point), options)
@@ -224,17 +308,25 @@ def _netnsfs_at(mount_point: bytes) -> _Ours | None:
 
 
 def _detach(mount_point: bytes, ours: _Ours) -> None:
-    if _netnsfs_at(mount_point) == ours:
-        with suppress(OSError):
+    try:
+        if _netnsfs_at(mount_point) == ours:
             linux.umount(mount_point, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+        elif any(
+            mount.dev == ours.dev and mount.fs_type == FS_TYPE for mount in linux.mounts()
+        ):
+            log.warning("something is mounted over %s: umount both", os.fsdecode(mount_point))
+    except OSError as error:
+        log.warning("cannot unmount %s: %s", os.fsdecode(mount_point), error.strerror)
 
 
 async def _stop_on_signal(
-    signals: AsyncIterator[int], detach: Callable[[], None], pool: Pool, nursery: trio.Nursery
+    signals: AsyncIterator[int], detach: Callable[[], None], nursery: trio.Nursery
 ) -> None:
     async for number in signals:
         log.info("%s: unmounting", signal.Signals(number).name)
-        await pool.run(detach)
+        with trio.move_on_after(GRACE_SECONDS):
+            # Not on a worker: they may all be busy.
+            await trio.to_thread.run_sync(detach, abandon_on_cancel=True)
         pyfuse3.terminate()
         await trio.sleep(GRACE_SECONDS)
         log.warning("requests are still in flight; they are dropped")

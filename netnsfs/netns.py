@@ -33,8 +33,8 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -43,8 +43,11 @@ from netnsfs.workers import commit, may_block, on_own_thread, visit
 NAME_MAX = 255
 LOCK_SECONDS = 5.0
 
+_MOST_STACKED = 1000
+
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
+_OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Namespace(NamedTuple):
@@ -181,7 +184,9 @@ class Names:
         """
         try:
             fd = self.open(name)
-        except OSError:
+        except OSError as error:
+            if error.errno in _OUR_OWN_TROUBLE:
+                raise
             self.entry(name)
             return None
         try:
@@ -213,6 +218,18 @@ class Names:
         finally:
             os.close(target)
 
+    def by_inode(self) -> dict[int, bytes]:
+        """The first name, in byte order, of each namespace that has one."""
+        found: dict[int, bytes] = {}
+        for name in sorted(self.list()):
+            with suppress(OSError):
+                entry = self.entry(name)
+                if entry.kind == "mount":
+                    found.setdefault(entry.mark.ino, name)
+                elif entry.kind == "link" and (target := self.identify(name)):
+                    found.setdefault(target.inode, name)
+        return found
+
     def create(self, name: bytes) -> Namespace:
         """Make a network namespace and bind it to a name, as `ip netns add` does.
 
@@ -221,37 +238,72 @@ class Names:
                 user.max_net_namespaces or fs.mount-max is reached or the directory is
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
-        may_block()
-        check_name(name)
-        self._prepare()
-        if os.path.lexists(self.file(name)):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        self._check_new(name)
         return on_own_thread(self._create, name)
 
     def _create(self, name: bytes) -> Namespace:
         with visit():
-            linux.unshare(linux.CLONE_NEWNET)
+            with _explained("user.max_net_namespaces"):
+                linux.unshare(linux.CLONE_NEWNET)
+            # Open until the bind: an nsfs inode lives, with its times, while it is in use.
             fd = os.open(_OWN, _OPEN)
             try:
                 made = namespace_of(fd)
+                commit()
+                self._bind(_OWN, name)
             finally:
                 os.close(fd)
-            commit()
-            self._bind(_OWN, name)
         return made
 
-    def _bind(self, source: bytes, name: bytes) -> None:
-        path = self.file(name)
-        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+    def attach(self, name: bytes, fd: int) -> Namespace:
+        """Bind an existing namespace to a name, as `ip netns attach` does.
+
+        Args:
+            name: the new name.
+            fd: a descriptor of the namespace's nsfs file.
+
+        Raises:
+            OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
+        """
+        self._check_new(name)
+        namespace = namespace_of(fd)
+        commit()
+        self._bind(b"/proc/thread-self/fd/%d" % fd, name)
+        return namespace
+
+    def rename(self, old: bytes, new: bytes) -> None:
+        """Give a namespace a new name instead of an old one; nothing is replaced.
+
+        The new name stands before the old one goes, so that a kill in between leaves both.
+        A symbolic link is renamed as what it is.
+
+        Raises:
+            OSError: ENOENT, also if somebody else removes or renames the old name at the
+                same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
+        """
+        self._check_new(new)
+        if self.entry(old).kind == "link":
+            commit()
+            return linux.rename_noreplace(self.file(old), self.file(new))
+        top = os.open(self.file(old), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
-        except OSError:
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.lstat(path)):
-                    os.unlink(path)
-            raise
+            self._rename_mount(top, old, new)
+        finally:
+            os.close(top)
+
+    def _rename_mount(self, top: int, old: bytes, new: bytes) -> None:
+        if linux.stat(b"", top).dev != nsfs_device():
+            raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", old)
+        fd = os.open(f"/proc/self/fd/{top}", _OPEN)
+        try:
+            self.attach(new, fd)
         finally:
             os.close(fd)
+        if not self._detach(top):
+            # Whoever was first has removed the namespace, or given it another name.
+            self.remove(new)
+            raise FileNotFoundError(errno.ENOENT, "somebody else was first", old)
+        self._remove_rest(old, linux.stat(b"", top).mount)
 
     def remove(self, name: bytes) -> None:
         """Take a name away, as `ip netns del` does; processes inside are not asked.
@@ -264,15 +316,88 @@ class Names:
                 mount; else as umount2(2), unlink(2).
         """
         may_block()
+        top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = linux.stat(b"", top)
+            mounted = found.dev == nsfs_device()
+            commit()
+            if mounted and not self._detach(top):
+                raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
+        finally:
+            os.close(top)
+        if mounted:
+            self._remove_rest(name, found.mount)
+        else:
+            self._unlink(name)
+
+    def _detach(self, top: int) -> bool:
+        """Detach the very mount that `top` was opened on. False if it is already."""
+        try:
+            # Through the descriptor: whatever is mounted at the path by now is not meant.
+            linux.umount(b"/proc/thread-self/fd/%d" % top, linux.MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return False
+        return True
+
+    def _remove_rest(self, name: bytes, detached: int) -> None:
+        """After a detach: take away the mounts below (`ip netns del` fails there) and the file.
+
+        A mount that is newer than the one detached is somebody else's, who has removed the
+        name and made it anew in the meantime.
+        """
         path = self.file(name)
-        # `ip netns del` detaches one mount and fails with EBUSY if another is below it.
-        while self.entry(name).kind == "mount":
-            linux.umount(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-        found = os.lstat(path)
+        with suppress(FileNotFoundError):
+            for _ in range(_MOST_STACKED):
+                entry = self.entry(name)
+                try:
+                    if entry.kind != "mount":
+                        return os.unlink(path)
+                    if entry.mark.mount > max(detached, linux.FIRST_UNIQUE_MOUNT):
+                        return None
+                    linux.umount(path, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+                except OSError as error:
+                    # Somebody was there between the look and the call: look again.
+                    if error.errno not in (errno.EINVAL, errno.EBUSY):
+                        raise
+            raise OSError(errno.EBUSY, "others keep mounting on the name", name)
+
+    def _unlink(self, name: bytes) -> None:
+        found = os.lstat(self.file(name))
         empty_file = stat.S_ISREG(found.st_mode) and found.st_size == 0
         if not (empty_file or stat.S_ISLNK(found.st_mode)):
-            raise PermissionError(errno.EPERM, "not a namespace, and not an empty file", name)
-        os.unlink(path)
+            raise PermissionError(errno.EPERM, "it is not a namespace: see what it is", name)
+        try:
+            os.unlink(self.file(name))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise PermissionError(
+                errno.EPERM, "something else is mounted there", name
+            ) from None
+
+    def _check_new(self, name: bytes) -> None:
+        may_block()
+        check_name(name)
+        self._prepare()
+        if os.path.lexists(self.file(name)):
+            raise FileExistsError(errno.EEXIST, "the name exists already", name)
+
+    def _bind(self, source: bytes, name: bytes) -> None:
+        path = self.file(name)
+        with _explained("the run directory"):
+            fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+        try:
+            with _explained("fs.mount-max"):
+                linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
+        except OSError:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
 
     def _prepare(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
@@ -308,6 +433,22 @@ class Names:
             linux.mount(self.path, self.path, linux.MS_BIND | linux.MS_REC)
             linux.mount(None, self.path, linux.MS_PRIVATE | linux.MS_REC)
         linux.mount(None, self.path, linux.MS_SHARED | linux.MS_REC)
+
+
+@contextmanager
+def _explained(limit: str) -> Iterator[None]:
+    """Say in ENOSPC, which looks like a full disk, what is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        try:
+            with open("/proc/sys/" + limit.replace(".", "/")) as file:
+                text = f"{limit} is {file.read().strip()} and reached: raise it with sysctl -w"
+        except OSError:
+            text = f"{limit} is full"
+        raise OSError(errno.ENOSPC, f"{text}, or remove a namespace", error.filename) from None
 
 
 def _lock(fd: int, path: bytes) -> None:

@@ -17,6 +17,7 @@ import errno
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
@@ -33,12 +34,14 @@ class Pool:
 
     Args:
         limit: threads at work.
-        seconds: how long `run` waits for a job before it gives up.
+        seconds: how long `run` waits for a job that has started.
+        queue_seconds: how long it waits for the start.
     """
 
-    def __init__(self, limit: int, seconds: float) -> None:
+    def __init__(self, limit: int, seconds: float, queue_seconds: float) -> None:
         self._limit = limit
         self._seconds = seconds
+        self._queue_seconds = queue_seconds
         self._token = trio.lowlevel.current_trio_token()
         self._queue: queue.SimpleQueue[tuple[Job[Any], trio.Event] | None] = queue.SimpleQueue()
         self._jobs = 0
@@ -53,40 +56,58 @@ class Pool:
 
         Raises:
             OSError: ETIMEDOUT if it takes too long. It then fails at its next `commit()`.
-                One that has committed gets the same time again.
+                One that has committed gets the same time again. EAGAIN if the machine has
+                no thread for it.
             Exception: what the function raises.
         """
         job = Job(function, *args)
         done = trio.Event()
+        self._staff(self._jobs + 1)
         self._jobs += 1
         self._queue.put((job, done))
-        self._staff()
         try:
-            with trio.move_on_after(self._seconds):
-                await done.wait()
-            if not done.is_set() and not job.abandon():
-                with trio.move_on_after(self._seconds):
-                    await done.wait()
+            await self._wait(job, done)
         finally:
             if not done.is_set():
                 job.abandoned = True
-                self._lost += 1
-                self._staff()
+                self._lost += job.started
         if not done.is_set():
             raise OSError(errno.ETIMEDOUT, "it takes too long")
         return job.result()
+
+    async def _wait(self, job: Job[Any], done: trio.Event) -> None:
+        with trio.move_on_after(self._queue_seconds):
+            while not done.is_set():
+                started = job.started
+                with trio.move_on_after(self._seconds):
+                    await done.wait()
+                if started:
+                    break
+        if not done.is_set() and not job.abandon():
+            with trio.move_on_after(self._seconds):
+                await done.wait()
 
     def close(self) -> None:
         """Let the threads end, each after the job that it is at."""
         for _ in range(self._threads):
             self._queue.put(None)
 
-    def _staff(self) -> None:
-        lost = min(self._lost, MAX_LOST)
-        while self._threads < min(self._jobs, self._limit + lost):
+    def _staff(self, jobs: int) -> None:
+        """Have threads for that many jobs, up to the limit."""
+        limit = self._limit + min(self._lost, MAX_LOST)
+        while self._threads < min(jobs, limit):
             # A daemon: stuck in the kernel, it must not keep the process from ending.
-            threading.Thread(target=self._work, name="netnsfs-worker", daemon=True).start()
+            thread = threading.Thread(target=self._work, name="netnsfs-worker", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if self._threads:
+                    break
+                raise OSError(errno.EAGAIN, "the machine has no thread for it") from None
             self._threads += 1
+        if self._threads > limit:
+            self._threads -= 1
+            self._queue.put(None)
 
     def _work(self) -> None:
         with expendable():
@@ -104,7 +125,9 @@ class Pool:
 
     def _finished(self, job: Job[Any], done: trio.Event) -> None:
         self._jobs -= 1
-        self._lost -= job.abandoned
+        self._lost -= job.abandoned and job.started
         self._threads -= job.stranded
         done.set()
-        self._staff()
+        # What waits in the queue has been refused already if there is no thread at all.
+        with suppress(OSError):
+            self._staff(self._jobs)

@@ -12,10 +12,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakSet
 
 MOUNTED_NS = time.time_ns()
 
@@ -41,6 +41,18 @@ class Attributes:
     seconds: float = 3600.0
 
 
+class Caller(Protocol):
+    """Who asks: IDs of a thread, as the daemon's PID namespace has them."""
+
+    @property
+    def pid(self) -> int:
+        """Thread ID; 0 if the caller is not in the daemon's PID namespace."""
+
+    @property
+    def uid(self) -> int:
+        """User ID."""
+
+
 class Node:
     """Anything with a name.
 
@@ -55,8 +67,19 @@ class Node:
     generation = 0
 
     def attributes(self) -> Attributes:
-        """What stat(2) shows."""
+        """What stat(2) shows.
+
+        Raises:
+            OSError: it cannot be told.
+        """
         raise NotImplementedError
+
+    def check(self) -> None:
+        """Make sure that it is still there.
+
+        Raises:
+            OSError: ENOENT.
+        """
 
 
 class Handle(Protocol):
@@ -64,6 +87,9 @@ class Handle(Protocol):
 
     def read(self, size: int, offset: int) -> bytes:
         """At most `size` bytes from `offset` on; fewer only at the end."""
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Take `data`; the number of bytes taken."""
 
     def close(self) -> None:
         """Called once, at the last close(2)."""
@@ -78,7 +104,7 @@ class Directory(Node):
 
     lasting = False
 
-    def lookup(self, name: bytes) -> Node:
+    def lookup(self, name: bytes, caller: Caller) -> Node:
         """The node under a name.
 
         Raises:
@@ -90,12 +116,24 @@ class Directory(Node):
         """All names, without "." and ".."."""
         return []
 
+    def listed(self, name: bytes, caller: Caller) -> Node:
+        """`lookup` of a name that `list` has just told."""
+        return self.lookup(name, caller)
+
     def mkdir(self, name: bytes) -> Node:
         """Make a directory and return it."""
         raise _not_permitted(name)
 
     def rmdir(self, name: bytes) -> None:
         """Remove a directory."""
+        raise _not_permitted(name)
+
+    def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        """Make what symlink(2) makes here, and return it as a link."""
+        raise _not_permitted(name)
+
+    def rename(self, name: bytes, directory: "Directory", new_name: bytes) -> None:
+        """Give a node another name, in this or another directory. Nothing is replaced."""
         raise _not_permitted(name)
 
 
@@ -113,7 +151,23 @@ class Link(Node):
 
 
 class File(Node):
-    """A file."""
+    """A file.
+
+    Attributes:
+        label: what to call it in a message.
+        writable: truncate(2) to 0 is welcome.
+    """
+
+    label = b""
+    writable = False
+
+    def opened(self, handle: Handle) -> int:
+        """Called when an open file is about to be handed to its user.
+
+        Returns:
+            A lower bound of the size, in bytes, that stat(2) must show from now on.
+        """
+        return 0
 
     def open(self, flags: int) -> Handle:
         """Open it; `flags` as in open(2).
@@ -135,23 +189,34 @@ def refuse_writing(flags: int) -> None:
 
 
 class Snapshot:
-    """An open file whose content was fixed at open.
+    """An open file whose content was fixed at open, and whose writes are commands.
 
-    As in procfs, going back to offset 0 fixes it anew.
+    As in procfs, going back to offset 0 fixes the content anew.
 
     Args:
+        flags: as in open(2); a file opened only for writing has no content.
         take: makes the content.
         check: raises FileNotFoundError if what the file tells of is gone.
+        run: carries out what one write(2) says; None for a read-only file.
 
     Raises:
         OSError: what `take` raises.
     """
 
-    def __init__(self, take: Callable[[], bytes], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        flags: int,
+        take: Callable[[], bytes],
+        check: Callable[[], None] = lambda: None,
+        run: Callable[[bytes], None] | None = None,
+    ) -> None:
+        if run is None:
+            refuse_writing(flags)
         self._take = take
         self._check = check
+        self._run = run
         self._unread = True
-        self.content = take()
+        self.content = b"" if flags & os.O_ACCMODE == os.O_WRONLY else take()
 
     def read(self, size: int, offset: int) -> bytes:
         """Part of the content.
@@ -160,40 +225,36 @@ class Snapshot:
             OSError: ENODEV at offset 0 if what the file tells of is gone.
         """
         if offset == 0:
-            try:
+            with _gone():
                 if self._unread:
                     self._check()
                 else:
                     self.content = self._take()
-            except FileNotFoundError as error:
-                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV)) from error
             self._unread = False
         return self.content[offset : offset + size]
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Carry out a command; the offset means nothing.
+
+        Raises:
+            OSError: ENODEV if what the file tells of is gone, else what the command says.
+        """
+        if self._run is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        with _gone():
+            self._run(data)
+        return len(data)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-class Snapshots:
-    """The open snapshots of one file, and with them the size that stat(2) should show.
-
-    sendfile(2) and splice(2) stop at the size that the kernel last heard, so it must never
-    be too small. tar and rsync take the size from fstat(2) after open(2) and fail if less
-    comes, so then it must be the right one. Hence: an upper bound while the file is not
-    open, and the length of the longest open snapshot while it is.
-    """
-
-    def __init__(self) -> None:
-        self._open: WeakSet[Snapshot] = WeakSet()
-
-    def add(self, snapshot: Snapshot) -> None:
-        """Count an open snapshot for as long as somebody refers to it."""
-        self._open.add(snapshot)
-
-    def size(self, bound: Callable[[], int]) -> int:
-        """The size to show, in bytes; `bound` is asked if nothing is open."""
-        lengths = [len(snapshot.content) for snapshot in self._open]
-        return max(lengths) if lengths else bound()
+@contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OSError(errno.ENODEV, "it is gone") from error
 
 
 def _not_permitted(name: bytes) -> OSError:

@@ -44,6 +44,11 @@ class Job(Generic[T]):
     Args:
         function: what to call.
         args: its arguments.
+
+    Attributes:
+        started: a thread is at it, or was.
+        abandoned: nobody waits for it any more.
+        stranded: it left its thread in a foreign namespace.
     """
 
     def __init__(self, function: Callable[..., T], *args: object) -> None:
@@ -53,11 +58,13 @@ class Job(Generic[T]):
         self._committed = False
         self._value: T
         self._error: BaseException | None = None
+        self.started = False
         self.abandoned = False
         self.stranded = False
 
     def run(self) -> None:
         """Make the call on this thread and keep what comes of it."""
+        self.started = True
         _local.job = self
         try:
             self._value = self._function(*self._args)

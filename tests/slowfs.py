@@ -28,7 +28,7 @@ class Leaf(tree.File):
         return tree.Attributes(stat.S_IFREG | 0o444, 3)
 
     def open(self, flags: int) -> tree.Handle:
-        return tree.Snapshot(self._content, lambda: None)
+        return tree.Snapshot(flags, self._content)
 
 
 def ok() -> bytes:
@@ -74,12 +74,12 @@ class Root(tree.Directory):
     def list(self) -> list[bytes]:
         return list(CONTENTS)
 
-    def lookup(self, name: bytes) -> tree.Node:
-        return Leaf(name, CONTENTS[name]) if name in CONTENTS else super().lookup(name)
+    def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
+        return Leaf(name, CONTENTS[name]) if name in CONTENTS else super().lookup(name, caller)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     config = Config(mount_point=sys.argv[1].encode())
     mount.clear(config.mount_point)
-    mount.serve(Root(), config, mounted, lambda: None)
+    mount.serve(Root(), config, mounted, lambda: None, lambda *failure: None)

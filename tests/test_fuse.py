@@ -27,8 +27,7 @@ class Leaf(tree.File):
         return tree.Attributes(stat.S_IFREG | 0o444, 3)
 
     def open(self, flags: int) -> tree.Handle:
-        tree.refuse_writing(flags)
-        return tree.Snapshot(self._content, lambda: None)
+        return tree.Snapshot(flags, self._content)
 
 
 class Numbered(tree.Directory):
@@ -53,8 +52,8 @@ class Root(tree.Directory):
     def list(self) -> list[bytes]:
         return list(self.nodes)
 
-    def lookup(self, name: bytes) -> tree.Node:
-        return self.nodes[name]() if name in self.nodes else super().lookup(name)
+    def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
+        return self.nodes[name]() if name in self.nodes else super().lookup(name, caller)
 
 
 @pytest.fixture
@@ -64,8 +63,8 @@ def root() -> Root:
 
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
-    pool = Pool(1, 5)
-    yield fuse.Operations(root, pool, lambda: None)
+    pool = Pool(1, 5, 5)
+    yield fuse.Operations(root, pool, pool, lambda: None, lambda *failure: None)
     pool.close()
 
 

@@ -20,7 +20,7 @@ def own() -> str:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(limit=2, seconds=0.3)
+    pool = Pool(limit=2, seconds=0.3, queue_seconds=2)
     yield pool
     pool.close()
 
@@ -60,7 +60,7 @@ async def test_a_stranded_thread_is_replaced(
 async def test_jobs_queued_behind_a_stranded_thread_are_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Pool(limit=1, seconds=5)
+    pool = Pool(limit=1, seconds=5, queue_seconds=5)
 
     def fail(fd: int, nstype: int) -> None:
         time.sleep(0.05)
@@ -117,7 +117,7 @@ async def test_a_late_job_does_not_commit(pool: Pool) -> None:
 
     def work() -> None:
         try:
-            time.sleep(0.5)
+            time.sleep(0.8)
             workers.commit()
             committed.append(1)
         finally:
@@ -125,7 +125,7 @@ async def test_a_late_job_does_not_commit(pool: Pool) -> None:
 
     with pytest.raises(OSError, match="too long"):
         await pool.run(work)
-    await trio.sleep(0.3)
+    await trio.sleep(0.5)
     assert done.is_set()
     assert not committed
 

@@ -174,7 +174,7 @@ def test_mount_point_is_a_file(tmp_path: Path) -> None:
     file.touch()
     assert failure(str(file)) == (32, f"{file} is not a directory")
     status, message = failure(f"{file}/x")
-    assert (status, message) == (32, f"cannot make {file}/x: Not a directory")
+    assert (status, message) == (32, f"cannot use {file}/x: Not a directory")
 
 
 def test_not_root() -> None:

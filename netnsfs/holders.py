@@ -1,0 +1,193 @@
+"""What keeps a network namespace alive, on the whole machine.
+
+The kernel keeps a namespace as long as a task is in it, a descriptor of its nsfs file or of
+a socket in it is open, or its nsfs file is bind-mounted, in any mount namespace. lsns(8)
+looks at leaders, descriptors, sockets (from util-linux 2.41 on) and its own mounts; here it
+is all of them: every thread, and the mounts of every mount namespace that has a process.
+
+Not found are descriptors and sockets that are in flight in a unix socket, mounts of a mount
+namespace that has no process and is itself only held by a descriptor, and what belongs to
+processes that the kernel does not let us look at. The daemon's own descriptors are left
+out: it keeps none.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from netnsfs import linux, members, netns
+from netnsfs.workers import may_block
+
+_NET = re.compile(rb"net:\[(\d+)\]")
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Holder(NamedTuple):
+    """One thing that holds a namespace.
+
+    Attributes:
+        inode: of the namespace.
+        line: as shown to the user: `task PID`, `thread PID TID`, `fd PID N`,
+            `socket PID N`, `mount PATH`. A mount of another mount namespace is shown by a
+            path below /proc/PID/root.
+        path: opening it gives the namespace, but for a socket.
+        socket: (PID, descriptor) for a socket.
+    """
+
+    inode: int
+    line: bytes
+    path: bytes
+    socket: tuple[int, int] | None = None
+
+    def open(self, avoid: Collection[int]) -> int:
+        """A descriptor of the namespace, as long as it is held in this way.
+
+        Args:
+            avoid: as for `linux.open_path`.
+
+        Raises:
+            OSError: it is not.
+        """
+        if self.socket:
+            return linux.socket_namespace(*self.socket)
+        if not self.line.startswith(b"mount"):
+            return os.open(self.path, _OPEN)
+        target = linux.open_path(self.path, avoid)
+        try:
+            if linux.stat(b"", target).dev != netns.nsfs_device():
+                raise FileNotFoundError
+            return os.open(f"/proc/self/fd/{target}", _OPEN)
+        finally:
+            os.close(target)
+
+
+def scan() -> Iterator[Holder]:
+    """All holders of all network namespaces, process by process."""
+    may_block()
+    # The mounts of our own mount namespace have paths that need no /proc/PID/root.
+    seen = {os.readlink(b"/proc/self/ns/mnt")}
+    yield from _mounts(b"self", b"")
+    own = b"%d" % os.getpid()
+    for pid in os.listdir(b"/proc"):
+        if pid.isdigit():
+            yield from _process(pid, seen, pid != own)
+
+
+def _process(pid: bytes, seen: set[bytes], descriptors: bool) -> Iterator[Holder]:
+    # A process may end at any moment, or be none of our business.
+    with suppress(OSError):
+        yield from _tasks(pid)
+    with suppress(OSError):
+        mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
+        if mount_namespace not in seen:
+            seen.add(mount_namespace)
+            yield from _mounts(pid, b"/proc/%b/root" % pid)
+    if descriptors:
+        with suppress(OSError):
+            yield from _descriptors(pid)
+
+
+def _inode(link: bytes) -> int | None:
+    found = _NET.fullmatch(link)
+    return int(found[1]) if found else None
+
+
+def _namespace(path: bytes) -> int | None:
+    try:
+        return _inode(os.readlink(path))
+    except OSError:
+        return None
+
+
+def _tasks(pid: bytes) -> Iterator[Holder]:
+    path = b"/proc/%b/ns/net" % pid
+    leader = _namespace(path)
+    if leader:
+        yield Holder(leader, b"task %b" % pid, path)
+    if os.stat(b"/proc/%b/task" % pid).st_nlink == 3:
+        return
+    for tid in os.listdir(b"/proc/%b/task" % pid):
+        path = b"/proc/%b/task/%b/ns/net" % (pid, tid)
+        inode = _namespace(path)
+        if inode and inode != leader:
+            yield Holder(inode, b"thread %b %b" % (pid, tid), path)
+
+
+def _mounts(pid: bytes, root: bytes) -> Iterator[Holder]:
+    for mount in linux.mounts(os.fsdecode(pid)):
+        inode = _inode(mount.root) if mount.fs_type == b"nsfs" else None
+        if inode:
+            path = root + mount.target
+            yield Holder(inode, b"mount " + path, path)
+
+
+def _descriptors(pid: bytes) -> Iterator[Holder]:
+    nsfs = netns.nsfs_device()
+    directory = os.open(b"/proc/%b/fd" % pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in os.listdir(directory):
+            number = name.encode()
+            try:
+                # Asks no server: the file may be of a file system that does not answer.
+                found = linux.stat(number, directory, linux.FOLLOW)
+                if found.dev == nsfs:
+                    yield from _descriptor(pid, number)
+                elif stat.S_ISSOCK(found.mode):
+                    yield _socket(pid, number)
+            except OSError:
+                continue
+    finally:
+        os.close(directory)
+
+
+def _descriptor(pid: bytes, number: bytes) -> Iterator[Holder]:
+    path = b"/proc/%b/fd/%b" % (pid, number)
+    fd = os.open(path, _OPEN)
+    try:
+        if linux.is_net_namespace(fd):
+            yield Holder(os.fstat(fd).st_ino, b"fd %b %b" % (pid, number), path)
+    finally:
+        os.close(fd)
+
+
+def _socket(pid: bytes, number: bytes) -> Holder:
+    owner = int(pid), int(number)
+    fd = linux.socket_namespace(*owner)
+    try:
+        inode = os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+    line = b"socket %b %b" % (pid, number)
+    return Holder(inode, line, b"/proc/%b/fd/%b" % (pid, number), owner)
+
+
+_KINDS = (b"task", b"thread", b"fd", b"mount", b"socket")
+
+
+def _order(holder: Holder) -> tuple[object, ...]:
+    kind, _, rest = holder.line.partition(b" ")
+    numbers = [] if kind == b"mount" else [int(number) for number in rest.split()]
+    return _KINDS.index(kind), numbers, rest
+
+
+def of(inode: int) -> list[Holder]:
+    """The holders of one namespace: those that most likely stay and can be opened first."""
+    return sorted((holder for holder in scan() if holder.inode == inode), key=_order)
+
+
+def listing(inode: int) -> bytes:
+    """The holders of one namespace, one a line."""
+    return b"".join(holder.line + b"\n" for holder in of(inode))
+
+
+def listing_size() -> int:
+    """An upper bound, in bytes, of the listing of one namespace's holders.
+
+    Tasks, open files and mounts, with room for files that are shared by several processes.
+    """
+    with open("/proc/sys/fs/file-nr", "rb") as file:
+        files = int(file.read().split()[0])
+    return members.listing_size() * 4 + files * 64
