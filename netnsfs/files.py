@@ -258,8 +258,8 @@ class ControlFile(tree.File):
     sendfile(2) and splice(2) stop at the size that the kernel heard last, so it must not be
     too small. tar and rsync take the size from fstat(2) after open(2) and fail if less comes,
     so then it must be the right one. A request for attributes does not tell which of the two
-    it is for. Hence, where content changes: an upper bound, but the length of the content to
-    the first who asks soon after an open.
+    it is for. Hence, where content changes: an upper bound, but for a moment after each open
+    the length of what was opened.
     """
 
     def __init__(self, directory: NamespaceDirectory, row: Row) -> None:
@@ -277,9 +277,8 @@ class ControlFile(tree.File):
         return tree.Attributes(mode, self._size(), seconds=0)
 
     def _size(self) -> int:
-        opened, self._opened = self._opened, None
-        if opened and time.monotonic() - opened[0] < _FSTAT_SECONDS:
-            return opened[1]
+        if self._opened and time.monotonic() - self._opened[0] < _FSTAT_SECONDS:
+            return self._opened[1]
         if self._row.bound:
             return self._row.bound()
         return len(self._directory.show(self._row))

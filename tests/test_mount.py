@@ -177,13 +177,13 @@ def test_ns_link_is_for_nsenter(foo: Path) -> None:
 def crowd(foo: Path, spawn: Spawn) -> str:
     """What pids of foo must show, with more members than fit in 4,096 bytes."""
     parent = spawn("ip", "netns", "exec", "foo", sys.executable, "-c", CROWD)
-    wait_for(lambda: len(children(parent.pid)) == 1500)
+    wait_for(lambda: len(children(parent.pid)) == 1100)
     return "".join(f"{pid}\n" for pid in sorted([parent.pid, *children(parent.pid)]))
 
 
 CROWD = """
 import os, signal, ctypes
-for _ in range(1500):
+for _ in range(1100):
     if not os.fork():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         signal.pause()
