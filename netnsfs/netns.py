@@ -44,6 +44,7 @@ NAME_MAX = 255
 LOCK_SECONDS = 5.0
 
 _MOST_STACKED = 1000
+_MOMENT = 0.01
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
@@ -285,15 +286,25 @@ class Names:
         if self.entry(old).kind == "link":
             commit()
             return linux.rename_noreplace(self.file(old), self.file(new))
-        top = os.open(self.file(old), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = self._open_mount(old)
         try:
             self._rename_mount(top, old, new)
         finally:
             os.close(top)
 
+    def _open_mount(self, name: bytes) -> int:
+        """An O_PATH descriptor of the namespace file that is mounted on a name."""
+        for pause in (_MOMENT, None):
+            top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            if linux.stat(b"", top).dev == nsfs_device():
+                return top
+            os.close(top)
+            if pause:
+                # Perhaps somebody who removes or renames it is between detach and unlink.
+                time.sleep(pause)
+        raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
+
     def _rename_mount(self, top: int, old: bytes, new: bytes) -> None:
-        if linux.stat(b"", top).dev != nsfs_device():
-            raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", old)
         fd = os.open(f"/proc/self/fd/{top}", _OPEN)
         try:
             self.attach(new, fd)
