@@ -258,4 +258,4 @@ def _gone() -> Iterator[None]:
 
 
 def _not_permitted(name: bytes) -> OSError:
-    return PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
+    return PermissionError(errno.EPERM, "only the names at the top can be changed", name)
