@@ -41,8 +41,12 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 """Options after -o that take a value: field of Config, and how the value is read."""
 
-FLAGS = {"keep_busy": "keep_busy", "ro": "read_only"}
-"""Options after -o that take none: field of Config."""
+FLAGS = {
+    "keep_busy": ("keep_busy", True),
+    "noviews": ("views", False),
+    "ro": ("read_only", True),
+}
+"""Options after -o that take none: field of Config and its value."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="OPTION",
         help=f"rundir=DIR: the directory of names (default {RUN_DIR}). keep_busy: refuse to "
-        "remove a namespace that processes are in. ro: refuse every change. The other "
-        "generic options of mount(8) are accepted and change nothing",
+        "remove a namespace that processes are in. noviews: leave net and sysctl out. ro: "
+        "refuse every change. The other generic options of mount(8) are accepted and change "
+        "nothing",
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in front")
     parser.add_argument(
@@ -119,7 +124,7 @@ def _is_ignored(option: str) -> bool:
 def _option(option: str) -> tuple[str, Any]:
     key, equals, value = option.partition("=")
     if option in FLAGS:
-        return FLAGS[option], True
+        return FLAGS[option]
     if option == "remount":
         raise Failure("netnsfs cannot be remounted: unmount it and mount it anew", EXIT_USAGE)
     if key not in OPTIONS:

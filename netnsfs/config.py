@@ -31,6 +31,7 @@ class Config:
         source: what /proc/mounts shows in the first column.
         run_dir: the directory of names; absolute.
         keep_busy: refuse to remove a namespace that processes are in.
+        views: show `net` and `sysctl` in each namespace.
         read_only: refuse every change.
         foreground: stay attached to the terminal.
         debug: log everything.
@@ -40,6 +41,7 @@ class Config:
     source: str = "netnsfs"
     run_dir: bytes = b"/run/netns"
     keep_busy: bool = False
+    views: bool = True
     read_only: bool = False
     foreground: bool = False
     debug: bool = False

@@ -66,7 +66,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
-            root = Root(names, config.mount_point, config.keep_busy)
+            root = Root(names, config.mount_point, config.keep_busy, config.views)
 
             def mounted(device: int) -> None:
                 names.avoid = {device}

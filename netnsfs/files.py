@@ -8,14 +8,13 @@ import errno
 import os
 import stat
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from netnsfs import holders, linux, members, nsid, tree
-from netnsfs.netns import Names, Namespace, namespace_of
+from netnsfs import holders, linux, members, nsid, tree, views
+from netnsfs.netns import Names, Namespace, namespace_of, nsfs_device
 from netnsfs.workers import may_block
 
 Show = Callable[[Namespace, int], bytes]
@@ -74,7 +73,8 @@ NAMESPACE = {
 
 _LINK = b"ns"
 
-_FSTAT_SECONDS = 1.0
+VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
+"""Directories of procfs that show the namespace of the thread that looks."""
 
 
 class Home(Protocol):
@@ -109,13 +109,22 @@ class Name:
 
     def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
         self._names = names
+        self._path = names.file(name)
+        self._mounted = mark.dev == nsfs_device()
         self.name = name
         self.mark = mark
 
+    def unchanged(self) -> bool:
+        """Whether the same namespace file is still mounted there.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        return linux.stat(self._path) == self.mark and self._mounted
+
     def check(self, namespace: Namespace) -> None:
         """See `Home.check`."""
-        entry = self._names.entry(self.name)
-        if entry.kind != "mount" or entry.mark != self.mark:
+        if not self.unchanged():
             os.close(self.open(namespace))
 
     def open(self, namespace: Namespace) -> int:
@@ -123,7 +132,7 @@ class Name:
         try:
             return _same(self._names.open(self.name), namespace)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ELOOP):
+            if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ETIMEDOUT):
                 raise
             raise _gone() from None
 
@@ -195,18 +204,24 @@ class NamespaceDirectory(tree.Directory):
 
     lasting = True
 
-    def __init__(self, namespace: Namespace, home: Home, second: bytes | None = None) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        home: Home,
+        shown: Mapping[bytes, bytes],
+        second: bytes | None = None,
+    ) -> None:
         self.namespace = namespace
         self.home = home
+        self._views = shown
         self.key = (namespace.id, second)
         self.number = 0 if second else namespace.inode
         self.generation = namespace.id
 
     def attributes(self) -> tree.Attributes:
         ns = self.namespace
-        return tree.Attributes(
-            stat.S_IFDIR | 0o755, 0, 2, ns.atime_ns, ns.mtime_ns, ns.ctime_ns
-        )
+        mode, links = stat.S_IFDIR | 0o755, 2 + len(self._views)
+        return tree.Attributes(mode, 0, links, ns.atime_ns, ns.mtime_ns, ns.ctime_ns)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         self.check()
@@ -214,11 +229,13 @@ class NamespaceDirectory(tree.Directory):
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
+        if name in self._views:
+            return views.view(self.key, self._views[name], self.enter)
         return super().lookup(name, caller)
 
     def list(self) -> list[bytes]:
         self.check()
-        return [*NAMESPACE, _LINK]
+        return [*NAMESPACE, _LINK, *self._views]
 
     def check(self) -> None:
         self.home.check(self.namespace)
@@ -241,6 +258,18 @@ class NamespaceDirectory(tree.Directory):
         finally:
             os.close(fd)
 
+    def enter(self) -> None:
+        """Move the calling thread, inside `visit()`, into the namespace.
+
+        Raises:
+            OSError: ENOENT if it cannot be found any more.
+        """
+        fd = self.home.open(self.namespace)
+        try:
+            linux.setns(fd, linux.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+
     def write(self, row: Row, data: bytes) -> None:
         """Carry out what was written to one of the files."""
         assert row.write
@@ -253,19 +282,11 @@ class NamespaceDirectory(tree.Directory):
 
 
 class ControlFile(tree.File):
-    """A file of the table, for one namespace.
-
-    sendfile(2) and splice(2) stop at the size that the kernel heard last, so it must not be
-    too small. tar and rsync take the size from fstat(2) after open(2) and fail if less comes,
-    so then it must be the right one. A request for attributes does not tell which of the two
-    it is for. Hence, where content changes: an upper bound, but for a moment after each open
-    the length of what was opened.
-    """
+    """A file of the table, for one namespace."""
 
     def __init__(self, directory: NamespaceDirectory, row: Row) -> None:
         self._directory = directory
         self._row = row
-        self._opened: tuple[float, int] | None = None
         self.key = (directory.key, row.name)
         self.label = row.name
         self.writable = row.write is not None
@@ -274,14 +295,8 @@ class ControlFile(tree.File):
         mode = stat.S_IFREG | self._row.mode
         if self._row.fixed:
             return tree.Attributes(mode, len(self._row.fixed(self._directory.namespace)))
-        return tree.Attributes(mode, self._size(), seconds=0)
-
-    def _size(self) -> int:
-        if self._opened and time.monotonic() - self._opened[0] < _FSTAT_SECONDS:
-            return self._opened[1]
-        if self._row.bound:
-            return self._row.bound()
-        return len(self._directory.show(self._row))
+        bound = self._row.bound or (lambda: len(self._directory.show(self._row)))
+        return tree.Attributes(mode, self.size(bound), seconds=0)
 
     def open(self, flags: int) -> tree.Handle:
         return tree.Snapshot(
@@ -290,11 +305,6 @@ class ControlFile(tree.File):
             self._directory.check,
             (lambda data: self._directory.write(self._row, data)) if self.writable else None,
         )
-
-    def opened(self, handle: tree.Handle) -> int:
-        assert isinstance(handle, tree.Snapshot)
-        self._opened = time.monotonic(), len(handle.content)
-        return len(handle.content)
 
 
 class NamespaceLink(tree.Link):
@@ -305,6 +315,7 @@ class NamespaceLink(tree.Link):
         self.key = (directory.key, _LINK)
 
     def target(self) -> bytes:
+        self._directory.check()
         return self._directory.home.path()
 
 
@@ -313,20 +324,28 @@ class Directories:
 
     The first place where a namespace is found has the namespace's inode number as node ID.
     A second name of it, while the first stands, is a directory of its own.
+
+    Args:
+        shown: names and paths of the views that each directory has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Mapping[bytes, bytes]) -> None:
+        self._views = shown
         self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
         self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
         # Used by the event loop, and by workers.
         self._lock = threading.Lock()
 
-    def named(self, name: bytes, mark: linux.Stat) -> NamespaceDirectory | None:
-        """The directory under a name, if what stands there has not changed."""
+    def named(self, name: bytes) -> NamespaceDirectory | None:
+        """The directory under a name, if what stands there has not changed.
+
+        Raises:
+            OSError: ENOENT.
+        """
         known = self._by_name.get(name)
-        if known is None or not isinstance(known.home, Name):
+        if known is None or not isinstance(known.home, Name) or known.home.name != name:
             return None
-        return known if known.home.name == name and known.home.mark == mark else None
+        return known if known.home.unchanged() else None
 
     def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
@@ -346,17 +365,27 @@ class Directories:
             node.home = home
             return node
 
+    def moved(self, old: bytes, home: Name) -> None:
+        """Take note that a name is another now, for those who have its directory open."""
+        with self._lock:
+            node = self._by_name.get(old)
+            if node and isinstance(node.home, Name) and node.home.name == old:
+                node.home = home
+                self._by_name[home.name] = node
+
     def _first(self, namespace: Namespace, home: Home) -> NamespaceDirectory:
         node = self._by_key.get(namespace.id)
         if node is None:
-            node = self._by_key[namespace.id] = NamespaceDirectory(namespace, home)
+            node = self._by_key[namespace.id] = NamespaceDirectory(namespace, home, self._views)
         return node
 
     def _second(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         key = namespace.id, home.name
         node = self._by_key.get(key)
         if node is None:
-            node = self._by_key[key] = NamespaceDirectory(namespace, home, home.name)
+            node = self._by_key[key] = NamespaceDirectory(
+                namespace, home, self._views, home.name
+            )
         return node
 
 

@@ -5,10 +5,13 @@ a socket in it is open, or its nsfs file is bind-mounted, in any mount namespace
 looks at leaders, descriptors, sockets (from util-linux 2.41 on) and its own mounts; here it
 is all of them: every thread, and the mounts of every mount namespace that has a process.
 
-Not found are descriptors and sockets that are in flight in a unix socket, mounts of a mount
-namespace that has no process and is itself only held by a descriptor, and what belongs to
-processes that the kernel does not let us look at. The daemon's own descriptors are left
-out: it keeps none.
+Not found are descriptors and sockets that are in flight in a unix socket, those of a thread
+with a descriptor table of its own or whose leader has ended, mounts of a mount namespace
+that no process's leader is in, and what belongs to processes that the kernel does not let us
+look at. The daemon's own descriptors are left out: it keeps none.
+
+A process may swap its descriptors while they are looked at. So nothing is opened that has not
+been seen, through an O_PATH descriptor, to be a namespace's file.
 """
 
 import os
@@ -22,7 +25,6 @@ from netnsfs import linux, members, netns
 from netnsfs.workers import may_block
 
 _NET = re.compile(rb"net:\[(\d+)\]")
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Holder(NamedTuple):
@@ -53,13 +55,12 @@ class Holder(NamedTuple):
         """
         if self.socket:
             return linux.socket_namespace(*self.socket)
-        if not self.line.startswith(b"mount"):
-            return os.open(self.path, _OPEN)
-        target = linux.open_path(self.path, avoid)
+        if self.line.startswith(b"mount"):
+            target = linux.open_path(self.path, avoid, os.getpid())
+        else:
+            target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         try:
-            if linux.stat(b"", target).dev != netns.nsfs_device():
-                raise FileNotFoundError
-            return os.open(f"/proc/self/fd/{target}", _OPEN)
+            return netns.reopen(target)
         finally:
             os.close(target)
 
@@ -68,7 +69,7 @@ def scan() -> Iterator[Holder]:
     """All holders of all network namespaces, process by process."""
     may_block()
     # The mounts of our own mount namespace have paths that need no /proc/PID/root.
-    seen = {os.readlink(b"/proc/self/ns/mnt")}
+    seen = {(os.readlink(b"/proc/self/ns/mnt"), b"/")}
     yield from _mounts(b"self", b"")
     own = b"%d" % os.getpid()
     for pid in os.listdir(b"/proc"):
@@ -76,15 +77,18 @@ def scan() -> Iterator[Holder]:
             yield from _process(pid, seen, pid != own)
 
 
-def _process(pid: bytes, seen: set[bytes], descriptors: bool) -> Iterator[Holder]:
+def _process(pid: bytes, seen: set[tuple[bytes, bytes]], descriptors: bool) -> Iterator[Holder]:
     # A process may end at any moment, or be none of our business.
     with suppress(OSError):
         yield from _tasks(pid)
     with suppress(OSError):
+        # A process sees the mounts below its root only.
         mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
-        if mount_namespace not in seen:
-            seen.add(mount_namespace)
-            yield from _mounts(pid, b"/proc/%b/root" % pid)
+        if (mount_namespace, b"/") not in seen:
+            view = mount_namespace, os.readlink(b"/proc/%b/root" % pid)
+            if view not in seen:
+                seen.add(view)
+                yield from _mounts(pid, b"/proc/%b/root" % pid)
     if descriptors:
         with suppress(OSError):
             yield from _descriptors(pid)
@@ -121,7 +125,12 @@ def _mounts(pid: bytes, root: bytes) -> Iterator[Holder]:
         inode = _inode(mount.root) if mount.fs_type == b"nsfs" else None
         if inode:
             path = root + mount.target
-            yield Holder(inode, b"mount " + path, path)
+            yield Holder(inode, b"mount " + _escaped(path), path)
+
+
+def _escaped(path: bytes) -> bytes:
+    """A path as /proc/PID/mountinfo writes it: one word, and never a second line."""
+    return re.sub(rb"[\s\\#]", lambda found: b"\\%03o" % found[0][0], path)
 
 
 def _descriptors(pid: bytes) -> Iterator[Holder]:
@@ -145,10 +154,11 @@ def _descriptors(pid: bytes) -> Iterator[Holder]:
 
 def _descriptor(pid: bytes, number: bytes) -> Iterator[Holder]:
     path = b"/proc/%b/fd/%b" % (pid, number)
-    fd = os.open(path, _OPEN)
+    holder = Holder(0, b"fd %b %b" % (pid, number), path)
+    fd = holder.open(())
     try:
         if linux.is_net_namespace(fd):
-            yield Holder(os.fstat(fd).st_ino, b"fd %b %b" % (pid, number), path)
+            yield holder._replace(inode=os.fstat(fd).st_ino)
     finally:
         os.close(fd)
 

@@ -195,15 +195,17 @@ class EnteredError(OSError):
     """A path leads into a file system that must not be entered.
 
     Attributes:
-        rest: the components that are left, from the root of that file system on.
+        ino: inode number of where it is entered: not always the root of it.
+        rest: the components that are left.
     """
 
-    def __init__(self, path: bytes, rest: list[bytes]) -> None:
+    def __init__(self, path: bytes, ino: int, rest: list[bytes]) -> None:
         super().__init__(errno.ELOOP, "the path leads into netnsfs itself", path)
+        self.ino = ino
         self.rest = rest
 
 
-def open_path(path: bytes, avoid: Container[int]) -> int:
+def open_path(path: bytes, avoid: Container[int], pid: int) -> int:
     """Open what an absolute path leads to as O_PATH, without entering some file systems.
 
     The kernel would walk the whole path in one call, through any mount on its way. Here
@@ -214,6 +216,7 @@ def open_path(path: bytes, avoid: Container[int]) -> int:
     Args:
         path: an absolute path.
         avoid: the device numbers of the file systems that must not be entered.
+        pid: the task that /proc/self and /proc/thread-self mean.
 
     Returns:
         A descriptor that the caller closes.
@@ -234,7 +237,8 @@ def open_path(path: bytes, avoid: Container[int]) -> int:
             if target is None:
                 step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
             elif fs_type(at) == _PROC_SUPER_MAGIC:
-                step = os.open(name, _STEP, dir_fd=at)
+                own = name in (b"self", b"thread-self")
+                step = os.open(b"%d" % pid if own else name, _STEP, dir_fd=at)
             else:
                 links += 1
                 if links > _MAX_LINKS:
@@ -245,10 +249,10 @@ def open_path(path: bytes, avoid: Container[int]) -> int:
                 step = os.open(b"/", _STEP)
             os.close(at)
             at = step
-            if stat(b"", at).dev in avoid:
-                raise EnteredError(
-                    path, [name for name in rest[::-1] if name not in (b"", b".")]
-                )
+            found = stat(b"", at)
+            if found.dev in avoid:
+                left = [name for name in rest[::-1] if name not in (b"", b".")]
+                raise EnteredError(path, found.ino, left)
     except BaseException:
         os.close(at)
         raise

@@ -5,7 +5,7 @@ may send its workers into another namespace than its leader's. `ip netns pids` a
 look at leaders only.
 
 The text of the link /proc/PID/ns/net ("net:[4026532268]") is compared, not the file behind
-it: readlink(2) costs half of stat(2) there. A caller who does not hold the namespace open
+it: that would make an inode of it. A caller who does not hold the namespace open
 must expect its number to be given to another namespace during the scan.
 
 A task may end at any moment (ENOENT, ESRCH) or be none of our business (EACCES), and a
@@ -13,6 +13,7 @@ zombie has no namespaces any more (ENOENT). None of them is a member.
 """
 
 import os
+import sys
 
 from netnsfs.workers import may_block
 
@@ -33,33 +34,53 @@ def pids(link: bytes) -> list[int]:
         WouldBlock: on the event loop's thread.
     """
     may_block()
-    # No helper functions: they cost a tenth of the time of a scan, which is two system
-    # calls for each process.
+    processes, extra = _processes()
+    # No helper functions: they cost a tenth of the time of a scan, which is one or two
+    # system calls for each process.
     found = []
-    for pid in os.listdir(b"/proc"):
-        if not pid.isdigit():
-            continue
+    for pid in processes:
         try:
             if os.readlink(b"/proc/%b/ns/net" % pid) == link:
                 found.append(int(pid))
                 continue
         except OSError:
             pass
+        if extra <= 0:
+            continue
         try:
-            threaded = os.stat(b"/proc/%b/task" % pid).st_nlink > _ONE_THREAD
+            threads = os.stat(b"/proc/%b/task" % pid).st_nlink - _ONE_THREAD
         except OSError:
             continue
-        if threaded and _members(pid, link):
-            found.append(int(pid))
+        if threads > 0:
+            extra -= threads
+            if _members(pid, link):
+                found.append(int(pid))
     return sorted(found)
+
+
+def _processes() -> tuple[list[bytes], int]:
+    """The processes, and an upper bound of the number of threads beyond one for each.
+
+    If no task was born while the processes were listed, the number of tasks before that
+    counts all threads of all that are listed.
+    """
+    tasks, last_pid = _load()
+    processes = [name for name in os.listdir(b"/proc") if name.isdigit()]
+    unchanged = _load()[1] == last_pid
+    return processes, tasks - len(processes) if unchanged else sys.maxsize
+
+
+def _load() -> tuple[int, int]:
+    """The number of tasks on the machine, and the last PID given (proc_loadavg(5))."""
+    with open("/proc/loadavg", "rb") as file:
+        fields = file.read().split()
+    return int(fields[3].partition(b"/")[2]), int(fields[4])
 
 
 def tids(link: bytes) -> list[int]:
     """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
     may_block()
-    return sorted(
-        tid for pid in os.listdir(b"/proc") if pid.isdigit() for tid in _members(pid, link)
-    )
+    return sorted(tid for pid in _processes()[0] for tid in _members(pid, link))
 
 
 def _members(pid: bytes, link: bytes) -> list[int]:
@@ -83,9 +104,7 @@ def listing_size() -> int:
 
     It leaves room for tasks that start between this call and the listing.
     """
-    with open("/proc/loadavg", "rb") as file:
-        tasks = int(file.read().split()[3].partition(b"/")[2])
-    return (tasks + _TASKS_AHEAD) * (_PID_DIGITS + 1)
+    return (_load()[0] + _TASKS_AHEAD) * (_PID_DIGITS + 1)
 
 
 def namespace_of_task(pid: bytes) -> int | None:

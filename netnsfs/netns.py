@@ -32,23 +32,28 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.workers import commit, may_block, on_own_thread, visit
+from netnsfs.workers import Job, commit, may_block, on_own_thread, visit
 
 NAME_MAX = 255
 LOCK_SECONDS = 5.0
+LINK_SECONDS = 1.0
 
 _MOST_STACKED = 1000
-_MOMENT = 0.01
+
+# How long to wait for somebody who is between placeholder and mount, or between detach and
+# unlink.
+_PAUSES = (0.01, 0.05)
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
-_OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 
 
 class Namespace(NamedTuple):
@@ -135,6 +140,19 @@ def nsfs_device() -> int:
 _nsfs_device = 0
 
 
+def reopen(path_fd: int) -> int:
+    """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
+
+    Opening anything else could have effects, or never end.
+
+    Raises:
+        OSError: EINVAL if it is not on nsfs.
+    """
+    if linux.stat(b"", path_fd).dev != nsfs_device():
+        raise OSError(errno.EINVAL, "not a network namespace")
+    return os.open(f"/proc/self/fd/{path_fd}", _OPEN)
+
+
 class Names:
     """The names in one run directory.
 
@@ -148,6 +166,7 @@ class Names:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.avoid: Collection[int] = ()
+        self._hanging: set[linux.Stat] = set()
         self._prepared_mount = 0
 
     def file(self, name: bytes) -> bytes:
@@ -203,26 +222,74 @@ class Names:
         """A descriptor of a name's namespace file (or of whatever else is mounted there).
 
         Raises:
-            OSError: EINVAL for a name that no nsfs file is mounted on, else as open(2).
+            OSError: EINVAL for a name that no nsfs file is mounted on, ETIMEDOUT for a link
+                into a file system that does not answer, else as open(2).
         """
-        kind = self.entry(name).kind
-        if kind == "mount":
+        entry = self.entry(name)
+        if entry.kind == "mount":
             return os.open(self.file(name), _OPEN | os.O_NOFOLLOW)
-        if kind == "other":
+        if entry.kind == "other":
             raise OSError(errno.EINVAL, "stale: no namespace is mounted there", name)
         may_block()
-        target = linux.open_path(self.file(name), self.avoid)
+        return self._open_link(name, entry.mark)
+
+    def open_settled(self, name: bytes) -> int:
+        """`open`, but a name that somebody is just making or removing is looked at again.
+
+        Raises:
+            OSError: as `open`.
+        """
+        may_block()
+        for pause in _PAUSES:
+            try:
+                return self.open(name)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            time.sleep(pause)
+        return self.open(name)
+
+    def _open_link(self, name: bytes, mark: linux.Stat) -> int:
+        """Follow a link, which may lead into a file system that hangs, on a thread apart."""
+        if mark in self._hanging:
+            raise OSError(errno.ETIMEDOUT, "the link leads to what does not answer", name)
+        job = Job(self._follow, name)
+
+        def run() -> None:
+            job.run()
+            self._hanging.discard(mark)
+            if job.abandoned:
+                with suppress(OSError):
+                    os.close(job.result())
+
+        thread = threading.Thread(target=run, name="netnsfs-link", daemon=True)
+        thread.start()
+        thread.join(LINK_SECONDS)
+        if thread.is_alive() and job.abandon():
+            self._hanging.add(mark)
+            return self._open_link(name, mark)
+        thread.join()
+        return job.result()
+
+    def _follow(self, name: bytes) -> int:
+        target = linux.open_path(self.file(name), self.avoid, os.getpid())
         try:
-            if linux.stat(b"", target).dev != nsfs_device():
-                raise OSError(errno.EINVAL, "the link does not lead to a namespace", name)
-            return os.open(f"/proc/self/fd/{target}", _OPEN)
+            fd = reopen(target)
         finally:
             os.close(target)
+        commit()
+        return fd
 
-    def by_inode(self) -> dict[int, bytes]:
-        """The first name, in byte order, of each namespace that has one."""
+    def by_inode(self, without: bytes = b"") -> dict[int, bytes]:
+        """The first name, in byte order, of each namespace that has one.
+
+        Args:
+            without: a name that does not count.
+        """
         found: dict[int, bytes] = {}
         for name in sorted(self.list()):
+            if name == without:
+                continue
             with suppress(OSError):
                 entry = self.entry(name)
                 if entry.kind == "mount":
@@ -294,27 +361,28 @@ class Names:
 
     def _open_mount(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
-        for pause in (_MOMENT, None):
+        for pause in (*_PAUSES, None):
             top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             if linux.stat(b"", top).dev == nsfs_device():
                 return top
             os.close(top)
             if pause:
-                # Perhaps somebody who removes or renames it is between detach and unlink.
                 time.sleep(pause)
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, old: bytes, new: bytes) -> None:
-        fd = os.open(f"/proc/self/fd/{top}", _OPEN)
+        fd = reopen(top)
         try:
             self.attach(new, fd)
+            if self._detach(top):
+                self._remove_rest(old, linux.stat(b"", top).mount)
+                return
+            # Whoever was first has removed the namespace, or given it another name.
+            if linux.stat(self.file(new)).ino == os.fstat(fd).st_ino:
+                self.remove(new)
+            raise FileNotFoundError(errno.ENOENT, "somebody else was first", old)
         finally:
             os.close(fd)
-        if not self._detach(top):
-            # Whoever was first has removed the namespace, or given it another name.
-            self.remove(new)
-            raise FileNotFoundError(errno.ENOENT, "somebody else was first", old)
-        self._remove_rest(old, linux.stat(b"", top).mount)
 
     def remove(self, name: bytes) -> None:
         """Take a name away, as `ip netns del` does; processes inside are not asked.
@@ -384,6 +452,9 @@ class Names:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
+            if self.entry(name).kind == "mount":
+                # Somebody who was making it has just mounted it.
+                return self.remove(name)
             raise PermissionError(
                 errno.EPERM, "something else is mounted there", name
             ) from None

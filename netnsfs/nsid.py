@@ -78,7 +78,9 @@ def _ask(kind: int, flags: int, fd: int, *attributes: tuple[str, int]) -> Any:
     family, protocol = socket.AF_NETLINK, socket.NETLINK_ROUTE
     with socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as rtnetlink:
         rtnetlink.send(message.data)
-        answer = next(iter(MarshalRtnl().parse(rtnetlink.recv(1 << 16))))
+        answer = next(iter(MarshalRtnl().parse(rtnetlink.recv(1 << 16))), None)
+    if answer is None:
+        raise OSError(errno.EPROTO, "rtnetlink gives no answer")
     error = answer["header"].get("error")
     if error is not None:
         raise OSError(error.code, os.strerror(error.code))

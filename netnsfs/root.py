@@ -3,23 +3,34 @@
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from netnsfs import holders, linux, members, tree
-from netnsfs.files import Directories, Name, Unnamed
-from netnsfs.netns import Names, namespace_of, nsfs_device
+from netnsfs.files import VIEWS, Directories, Name, Unnamed
+from netnsfs.netns import Names, namespace_of, reopen
 from netnsfs.workers import may_block
 
 RESERVED = b".netnsfs"
 
 _UNNAMED = b"unnamed"
 _PID = b"pid"
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_ROOT_INODE = 1
 
 
 def _absent(name: bytes, why: str = "there is no such name") -> OSError:
     return FileNotFoundError(errno.ENOENT, why, name)
+
+
+def _invalid(why: str) -> OSError:
+    return OSError(errno.EINVAL, why)
+
+
+def _number(name: bytes) -> int:
+    """An inode number, written as the kernel writes it."""
+    if not name.isdigit() or name != b"%d" % int(name[:20]):
+        raise _absent(name, "there is no such namespace")
+    return int(name)
 
 
 class StaleDirectory(tree.Directory):
@@ -58,7 +69,7 @@ class UnnamedDirectory(tree.Directory):
 
     def list(self) -> list[bytes]:
         may_block()
-        named = self._names.by_inode()
+        named = self._names.by_inode(without=RESERVED)
         found: dict[int, holders.Holder] = {}
         for holder in holders.scan():
             if holder.inode not in named:
@@ -68,32 +79,43 @@ class UnnamedDirectory(tree.Directory):
 
     def listed(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()
-        holder = self._listed.get(int(name))
-        if holder is not None:
-            with suppress(OSError):
-                return self._found(holder)
-        return self.lookup(name, caller)
+        return self._found(self._listed[int(name)])
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()
-        if not name.isdigit() or name != b"%d" % int(name[:20]):
-            raise _absent(name)
-        if int(name) in self._names.by_inode():
+        inode = _number(name)
+        if inode in self._names.by_inode(without=RESERVED):
             raise _absent(name, "the namespace has a name")
-        for holder in holders.of(int(name)):
+        for holder in self._holders(inode):
             with suppress(OSError):
                 return self._found(holder)
         raise _absent(name, "there is no such namespace")
 
+    def _holders(self, inode: int) -> Iterator[holders.Holder]:
+        """First the one that was seen last, then, at the cost of a scan, all."""
+        if inode in self._listed:
+            yield self._listed[inode]
+        for holder in holders.of(inode):
+            self._listed[inode] = holder
+            yield holder
+
     def _found(self, holder: holders.Holder) -> tree.Node:
-        fd = holder.open(self._names.avoid)
+        fd = self._open(holder)
         try:
             namespace = namespace_of(fd)
         finally:
             os.close(fd)
-        if namespace.inode != holder.inode:
-            raise _absent(holder.line)
         return self._directories.unnamed(namespace, Unnamed(self._names, holder))
+
+    def _open(self, holder: holders.Holder) -> int:
+        fd = holder.open(self._names.avoid)
+        try:
+            if namespace_of(fd).inode != holder.inode:
+                raise _absent(holder.line, "it holds another namespace now")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def open(self, name: bytes) -> int:
         """A descriptor of the namespace with an inode number.
@@ -101,10 +123,9 @@ class UnnamedDirectory(tree.Directory):
         Raises:
             OSError: ENOENT.
         """
-        if name.isdigit():
-            for holder in holders.of(int(name[:20])):
-                with suppress(OSError):
-                    return holder.open(self._names.avoid)
+        for holder in self._holders(_number(name)):
+            with suppress(OSError):
+                return self._open(holder)
         raise _absent(name, "there is no such namespace")
 
     def rename(self, name: bytes, directory: tree.Directory, new_name: bytes) -> None:
@@ -143,7 +164,7 @@ class PidDirectory(tree.Directory):
 
     def list(self) -> list[bytes]:
         may_block()
-        self._listed = self._names.by_inode()
+        self._listed = self._names.by_inode(without=RESERVED)
         return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
 
     def listed(self, name: bytes, caller: tree.Caller) -> tree.Node:
@@ -151,7 +172,7 @@ class PidDirectory(tree.Directory):
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()
-        return self._link(name, caller, self._names.by_inode())
+        return self._link(name, caller, self._names.by_inode(without=RESERVED))
 
     def _link(self, name: bytes, caller: tree.Caller, named: dict[int, bytes]) -> tree.Node:
         pid = b"%d" % caller.pid if name == b"self" else name
@@ -214,15 +235,18 @@ class Root(tree.Directory):
         names: the run directory.
         mount_point: the path of this directory, for relative targets of links.
         keep_busy: refuse to remove a namespace that processes are in.
+        views: show `net` and `sysctl` in each namespace.
     """
 
     key = b"/"
 
-    def __init__(self, names: Names, mount_point: bytes, keep_busy: bool = False) -> None:
+    def __init__(
+        self, names: Names, mount_point: bytes, keep_busy: bool = False, views: bool = True
+    ) -> None:
         self._names = names
         self._mount_point = mount_point
         self._keep_busy = keep_busy
-        self._directories = Directories()
+        self._directories = Directories(VIEWS if views else {})
         self._unnamed = UnnamedDirectory(names, self._directories)
         self.last_error = LastError()
         self._corner = Corner(
@@ -250,13 +274,12 @@ class Root(tree.Directory):
         return self._find(name)
 
     def _find(self, name: bytes) -> tree.Node:
+        known = self._directories.named(name)
+        if known is not None:
+            return known
         # First the entry, then the namespace: if the name is made anew in between, the next
         # look sees that the entry has changed.
         entry = self._names.entry(name)
-        if entry.kind == "mount":
-            known = self._directories.named(name, entry.mark)
-            if known is not None:
-                return known
         namespace = self._names.identify(name)
         if namespace is None:
             return StaleDirectory(name, entry.mark)
@@ -287,6 +310,9 @@ class Root(tree.Directory):
             super().rename(name, directory, new_name)
         self._refuse_reserved(new_name)
         self._names.rename(name, new_name)
+        with suppress(OSError):
+            mark = self._names.entry(new_name).mark
+            self._directories.moved(name, Name(self._names, new_name, mark))
         self._look(new_name)
 
     def attach(self, name: bytes, fd: int) -> None:
@@ -320,40 +346,45 @@ class Root(tree.Directory):
 
     def _open_target(self, target: bytes, caller: tree.Caller) -> int:
         """Open the namespace that a link's target designates, as its maker means it."""
-        path = os.path.normpath(os.path.join(self._mount_point, target))
-        for own, theirs in (
-            (b"/proc/self/", b"/proc/%d/"),
-            (b"/proc/thread-self/", b"/proc/%d/"),
-        ):
-            if path.startswith(own):
-                path = theirs % caller.pid + path.removeprefix(own)
+        path = os.path.join(self._mount_point, target)
         try:
-            reached = linux.open_path(path, self._names.avoid)
+            reached = linux.open_path(path, self._names.avoid, caller.pid)
         except linux.EnteredError as error:
+            if error.ino != _ROOT_INODE:
+                raise _invalid(
+                    "the target goes through netnsfs as it is bound elsewhere"
+                ) from None
             return self._open_below(error.rest, caller)
         except FileNotFoundError:
             raise _absent(b"", "the target does not exist") from None
         try:
-            if linux.stat(b"", reached).dev != nsfs_device():
-                raise OSError(errno.EINVAL, "the target is not a network namespace")
-            return os.open(f"/proc/self/fd/{reached}", _OPEN)
+            return reopen(reached)
         finally:
             os.close(reached)
 
     def _open_below(self, path: Sequence[bytes], caller: tree.Caller) -> int:
         """Open the namespace that a path inside this file system designates."""
-        if path[-1:] == [b"ns"] and len(path) > 1:
-            path = path[:-1]
         match path:
-            case [name] if name != RESERVED:
-                return self._names.open(name)
-            case [corner, kind, name] if corner == RESERVED:
+            case [b"..", *rest]:
+                outside = os.path.join(os.path.dirname(self._mount_point), *rest)
+                return self._open_target(outside, caller)
+            case [name] | [name, b"ns"] if name != RESERVED:
+                return self._names.open_settled(name)
+            case [corner, kind, name] | [corner, kind, name, b"ns"] if corner == RESERVED:
                 if kind == _UNNAMED:
                     return self._unnamed.open(name)
                 if kind == _PID:
-                    pid = b"%d" % caller.pid if name == b"self" else name
-                    return os.open(b"/proc/%b/ns/net" % pid, _OPEN)
-        raise OSError(errno.EINVAL, "the target is not a network namespace")
+                    return self._open_task(b"%d" % caller.pid if name == b"self" else name)
+        raise _invalid("the target is not a network namespace")
+
+    def _open_task(self, pid: bytes) -> int:
+        if not pid.isdigit():
+            raise _absent(pid, "the target does not exist")
+        task = os.open(b"/proc/%b/ns/net" % pid, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return reopen(task)
+        finally:
+            os.close(task)
 
     def _refuse_reserved(self, name: bytes) -> None:
         if name == RESERVED:

@@ -19,6 +19,8 @@ from typing import Protocol
 
 MOUNTED_NS = time.time_ns()
 
+_FSTAT_SECONDS = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
@@ -84,6 +86,10 @@ class Node:
 
 class Handle(Protocol):
     """An open file."""
+
+    @property
+    def length(self) -> int:
+        """The length of its content, or an upper bound."""
 
     def read(self, size: int, offset: int) -> bytes:
         """At most `size` bytes from `offset` on; fewer only at the end."""
@@ -153,6 +159,13 @@ class Link(Node):
 class File(Node):
     """A file.
 
+    What stat(2) should show as the size of changing content cannot be known before open. But
+    sendfile(2) and splice(2) stop at the size that the kernel heard last, so it must not be
+    too small; and tar and rsync take the size from fstat(2) after open(2) and fail if less
+    comes, so then it must be the right one. A request for attributes does not tell which of
+    the two it is for. Hence: for a moment after each open the length of what was opened, and
+    an upper bound, or what is usual, at any other time.
+
     Attributes:
         label: what to call it in a message.
         writable: truncate(2) to 0 is welcome.
@@ -160,14 +173,7 @@ class File(Node):
 
     label = b""
     writable = False
-
-    def opened(self, handle: Handle) -> int:
-        """Called when an open file is about to be handed to its user.
-
-        Returns:
-            A lower bound of the size, in bytes, that stat(2) must show from now on.
-        """
-        return 0
+    _last_open: tuple[float, int] | None = None
 
     def open(self, flags: int) -> Handle:
         """Open it; `flags` as in open(2).
@@ -176,6 +182,16 @@ class File(Node):
             OSError: EACCES for writing to a file that cannot be written.
         """
         raise NotImplementedError
+
+    def opened(self, handle: Handle) -> None:
+        """Take note that an open file is about to be handed to its user."""
+        self._last_open = time.monotonic(), handle.length
+
+    def size(self, otherwise: Callable[[], int]) -> int:
+        """The size to show now, in bytes."""
+        if self._last_open and time.monotonic() - self._last_open[0] < _FSTAT_SECONDS:
+            return self._last_open[1]
+        return otherwise()
 
 
 def refuse_writing(flags: int) -> None:
@@ -217,6 +233,11 @@ class Snapshot:
         self._run = run
         self._unread = True
         self.content = b"" if flags & os.O_ACCMODE == os.O_WRONLY else take()
+
+    @property
+    def length(self) -> int:
+        """See `Handle.length`."""
+        return len(self.content)
 
     def read(self, size: int, offset: int) -> bytes:
         """Part of the content.

@@ -24,7 +24,7 @@ class Leaf(tree.File):
         self._content = content
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFREG | 0o444, 3)
+        return tree.Attributes(stat.S_IFREG | 0o444, 99)
 
     def open(self, flags: int) -> tree.Handle:
         return tree.Snapshot(flags, self._content)
@@ -86,7 +86,7 @@ async def test_lookup_counts(ops: fuse.Operations, root: Root) -> None:
     second = (await ops.lookup(1, b"a", CTX)).st_ino
     assert first == second
     await ops.forget([(first, 1)])
-    assert (await ops.getattr(first, CTX)).st_size == 3
+    assert (await ops.getattr(first, CTX)).st_size == 99
     await ops.forget([(first, 1)])
     assert await code(ops.getattr(first, CTX)) == "ESTALE"
     await ops.forget([(first, 1), (1, 5), (12345, 1)])
@@ -222,7 +222,7 @@ async def test_a_call_that_would_block_is_made_on_a_worker(
         return Leaf("slow", lambda: b"")
 
     root.nodes[b"slow"] = slow
-    assert (await ops.lookup(1, b"slow", CTX)).st_size == 3
+    assert (await ops.lookup(1, b"slow", CTX)).st_size == 99
 
 
 async def test_snapshots(ops: fuse.Operations, root: Root) -> None:

@@ -11,7 +11,7 @@ LAYERS = (
     "linux",
     "workers",
     "netns members nsid tree",
-    "holders pool",
+    "holders pool views",
     "files",
     "root",
     "fuse",

@@ -38,15 +38,16 @@ def foo(mnt: Mounted) -> Iterator[Path]:
 
 
 def test_tree_of_a_namespace(foo: Path) -> None:
-    assert sorted(os.listdir(foo)) == ["holders", "id", "inode", "ns", "nsid", "pids", "tids"]
     modes = {name: stat.filemode(os.lstat(foo / name).st_mode) for name in os.listdir(foo)}
     assert modes == {
         "holders": "-r--------",
         "id": "-r--r--r--",
         "inode": "-r--r--r--",
+        "net": "dr-xr-xr-x",
         "ns": "lrwxrwxrwx",
         "nsid": "-rw-r--r--",
         "pids": "-r--r--r--",
+        "sysctl": "dr-xr-xr-x",
         "tids": "-r--r--r--",
     }
     assert stat.filemode(os.stat(foo).st_mode) == "drwxr-xr-x"

@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -183,6 +185,17 @@ def test_a_kill_in_the_middle_of_mv_leaves_both_names(monkeypatch: pytest.Monkey
     names.remove(b"new")
 
 
+def test_mv_of_a_second_name_with_its_directory_open(mnt: Mounted, foo: Path) -> None:
+    os.symlink("foo", mnt / "two")
+    directory = os.open(mnt / "two", os.O_RDONLY)
+    os.rename(mnt / "two", mnt / "three")
+    fd = os.open("id", os.O_RDONLY, dir_fd=directory)
+    assert os.read(fd, 99).decode() == (foo / "id").read_text()
+    os.close(fd)
+    os.close(directory)
+    (mnt / "three").rmdir()
+
+
 def test_two_renames_race_for_one_name(mnt: Mounted, start: Start) -> None:
     second = start(at=Path("/mnt/second"))
     for _ in range(40):
@@ -257,6 +270,9 @@ def test_rmdir_races_with_ip_netns_del(mnt: Mounted) -> None:
         "/mnt/netnsfs/.netnsfs/pid/{pid}",
         ".netnsfs/pid/{pid}/ns",
         "/run/somewhere",
+        "//proc/{pid}/ns//net",
+        "/var/run/../run/netns/foo",
+        "./../netnsfs/foo/ns",
     ],
 )
 def test_ln_s_attaches(mnt: Mounted, foo: Path, spawn: Spawn, target: str) -> None:
@@ -291,6 +307,54 @@ def test_ln_s_of_self_is_the_callers(mnt: Mounted, foo: Path) -> None:
     subprocess.run(["nsenter", f"--net={foo}/ns", "sh", "-c", command], check=True)
     assert (mnt / "new/id").read_text() == (foo / "id").read_text()
     (mnt / "new").rmdir()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/proc/self/ns/net",
+        "//proc/self/ns/net",
+        "/proc/thread-self/ns/net",
+        "/run/l",
+        "/dev/fd/9",
+        "/mnt/netnsfs/.netnsfs/pid/self",
+    ],
+)
+def test_self_is_the_caller_however_it_is_spelt(mnt: Mounted, foo: Path, target: str) -> None:
+    os.symlink("/proc/self/ns/net", "/run/l")
+    command = f"exec 9</proc/self/ns/net; ln -s {target} {mnt.path}/new"
+    subprocess.run(["nsenter", f"--net={foo}/ns", "sh", "-c", command], check=True)
+    os.unlink("/run/l")
+    assert (mnt / "new/id").read_text() == (foo / "id").read_text()
+    (mnt / "new").rmdir()
+
+
+def test_a_target_through_the_mount_bound_elsewhere(mnt: Mounted, foo: Path) -> None:
+    (mnt / "ns").mkdir()
+    other = Path("/mnt/bound")
+    other.mkdir()
+    subprocess.run(["mount", "--bind", foo, other], check=True)
+    for target in (other, other / "ns"):
+        assert error_of(os.symlink, target, mnt / "new") == "EINVAL"
+    subprocess.run(["umount", other], check=True)
+    other.rmdir()
+    (mnt / "ns").rmdir()
+
+
+def test_a_link_into_what_hangs(mnt: Mounted, start: Start) -> None:
+    hung = start(at=Path("/mnt/hung"))
+    hung.process.send_signal(signal.SIGSTOP)
+    os.symlink("/mnt/hung/x/y", RUN / "lnk")
+    (mnt / "a").mkdir()
+    before = time.monotonic()
+    for _ in range(5):
+        assert stat.S_IMODE(os.stat(mnt / "lnk").st_mode) == 0
+        assert "lnk" in os.listdir(mnt.path)
+        assert os.readlink(mnt / ".netnsfs/pid/self")
+    assert time.monotonic() - before < 5
+    for name in ("lnk", "a"):
+        (mnt / name).rmdir()
+    hung.process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize(
@@ -456,6 +520,34 @@ libc.setns(home, 0)
 print(os.fstat(fd).st_ino, fd, flush=True)
 time.sleep(100)
 """
+
+
+def test_a_chrooted_process_hides_no_mount(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
+    script = """
+mkdir /run/jail; touch /run/elsewhere
+unshare --net=/run/elsewhere true
+stat -L -c %i /run/elsewhere
+exec python3 -c 'import os, time; os.chroot("/run/jail"); print(flush=True); time.sleep(60)'
+"""
+    process = spawn("unshare", "-m", "sh", "-c", script, stdout=subprocess.PIPE)
+    assert process.stdout
+    inode = process.stdout.readline().decode().strip()
+    process.stdout.readline()
+    outside = spawn("nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "sleep", "60")
+    wait_for(lambda: inode in os.listdir(unnamed))
+    assert held_by(mnt, inode) == [f"mount /proc/{outside.pid}/root/run/elsewhere"]
+    os.rmdir("/run/jail")
+    os.unlink("/run/elsewhere")
+
+
+def test_a_mount_path_is_one_word(mnt: Mounted, foo: Path) -> None:
+    path = Path("/run/a b\ntask 1")
+    path.touch()
+    subprocess.run(["mount", "--bind", RUN / "foo", path], check=True)
+    shown = (foo / "holders").read_text()
+    subprocess.run(["umount", path], check=True)
+    path.unlink()
+    assert shown == "mount /run/a\\040b\\012task\\0401\nmount /run/netns/foo\n"
 
 
 def test_held_by_a_socket_only(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
