@@ -120,7 +120,7 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
-        return linux.stat(self._path) == self.mark and self._mounted
+        return linux.raw_stat(self._path) == self.mark and self._mounted
 
     def check(self, namespace: Namespace) -> None:
         """See `Home.check`."""

@@ -71,16 +71,10 @@ _libc.renameat2.argtypes = (
 )
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
-# PyDLL keeps the interpreter lock: statx of a file in memory takes a microsecond, and
-# giving the lock away and fetching it back takes as long again.
+# Once or more in each request: without argtypes, whose checks take as long as the call. PyDLL
+# keeps the interpreter lock: statx of a file in memory takes a microsecond, and giving the
+# lock away and fetching it back takes as long again.
 _statx = ctypes.PyDLL(None, use_errno=True).statx
-_statx.argtypes = (
-    ctypes.c_int,
-    ctypes.c_char_p,
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_void_p,
-)
 
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
@@ -159,17 +153,22 @@ def fs_type(fd: int) -> int:
 class Stat(NamedTuple):
     """What one statx(2) tells of a file and of the mount that it was reached by.
 
-    `dev` is the device's major number shifted by 32, plus the minor; `Mount.dev` too.
-
     `mount` is the mount's ID: from Linux 6.8 on one that is unique until reboot, before
     that one that the kernel gives again when the mount is gone.
     """
 
     mode: int
     ino: int
-    dev: int
+    ctime_s: int
     ctime_ns: int
+    major: int
+    minor: int
     mount: int
+
+    @property
+    def dev(self) -> int:
+        """The device: its major number shifted by 32, plus the minor; as `Mount.dev`."""
+        return self.major << 32 | self.minor
 
 
 def stat(path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW) -> Stat:
@@ -178,17 +177,22 @@ def stat(path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
     Args:
         path: the file; empty for `dir_fd` itself.
         dir_fd: what a relative `path` starts from.
-
         flags: FOLLOW, to follow a link.
 
     Raises:
         OSError: as statx(2) does.
     """
+    return Stat._make(raw_stat(path, dir_fd, flags))
+
+
+def raw_stat(
+    path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
+) -> tuple[int, ...]:
+    """`stat` as a bare tuple, which equals the `Stat`: for comparing only."""
     buffer = _StatxBuffer()
     if _statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise _error(path)
-    mode, ino, seconds, nanoseconds, major, minor, mount = _STATX.unpack_from(buffer)
-    return Stat(mode, ino, major << 32 | minor, seconds * 1_000_000_000 + nanoseconds, mount)
+    return _STATX.unpack_from(buffer)
 
 
 class EnteredError(OSError):

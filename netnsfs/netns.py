@@ -298,8 +298,11 @@ class Names:
                     found.setdefault(target.inode, name)
         return found
 
-    def create(self, name: bytes) -> Namespace:
+    def create(self, name: bytes) -> tuple[Namespace, linux.Stat]:
         """Make a network namespace and bind it to a name, as `ip netns add` does.
+
+        Returns:
+            The namespace, and the mark of its entry.
 
         Raises:
             OSError: EEXIST if the name stands, live or stale; ENOSPC if
@@ -309,7 +312,7 @@ class Names:
         self._check_new(name)
         return on_own_thread(self._create, name)
 
-    def _create(self, name: bytes) -> Namespace:
+    def _create(self, name: bytes) -> tuple[Namespace, linux.Stat]:
         with visit():
             with _explained("user.max_net_namespaces"):
                 linux.unshare(linux.CLONE_NEWNET)
@@ -319,9 +322,12 @@ class Names:
                 made = namespace_of(fd)
                 commit()
                 self._bind(_OWN, name)
+                mark = linux.stat(self.file(name))
+                if mark.ino != made.inode:
+                    raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
             finally:
                 os.close(fd)
-        return made
+        return made, mark
 
     def attach(self, name: bytes, fd: int) -> Namespace:
         """Bind an existing namespace to a name, as `ip netns attach` does.

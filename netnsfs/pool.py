@@ -66,7 +66,10 @@ class Pool:
         self._jobs += 1
         self._queue.put((job, done))
         try:
-            await self._wait(job, done)
+            with trio.move_on_after(self._seconds):
+                await done.wait()
+            if not done.is_set():
+                await self._wait_longer(job, done)
         finally:
             if not done.is_set():
                 job.abandoned = True
@@ -75,14 +78,16 @@ class Pool:
             raise OSError(errno.ETIMEDOUT, "it takes too long")
         return job.result()
 
-    async def _wait(self, job: Job[Any], done: trio.Event) -> None:
+    async def _wait_longer(self, job: Job[Any], done: trio.Event) -> None:
+        """For a job that has not started yet, and for the end of one that has committed."""
+        late = not job.started
         with trio.move_on_after(self._queue_seconds):
-            while not done.is_set():
-                started = job.started
+            while not job.started and not done.is_set():
                 with trio.move_on_after(self._seconds):
                     await done.wait()
-                if started:
-                    break
+        if late and job.started:
+            with trio.move_on_after(self._seconds):
+                await done.wait()
         if not done.is_set() and not job.abandon():
             with trio.move_on_after(self._seconds):
                 await done.wait()

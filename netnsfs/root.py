@@ -287,8 +287,8 @@ class Root(tree.Directory):
 
     def mkdir(self, name: bytes) -> tree.Node:
         self._refuse_reserved(name)
-        self._names.create(name)
-        return self._find(name)
+        namespace, mark = self._names.create(name)
+        return self._directories.under_name(namespace, Name(self._names, name, mark))
 
     def rmdir(self, name: bytes) -> None:
         if name == RESERVED:

@@ -12,8 +12,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -246,11 +245,13 @@ class Snapshot:
             OSError: ENODEV at offset 0 if what the file tells of is gone.
         """
         if offset == 0:
-            with _gone():
+            try:
                 if self._unread:
                     self._check()
                 else:
                     self.content = self._take()
+            except FileNotFoundError as error:
+                raise _gone() from error
             self._unread = False
         return self.content[offset : offset + size]
 
@@ -262,20 +263,18 @@ class Snapshot:
         """
         if self._run is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        with _gone():
+        try:
             self._run(data)
+        except FileNotFoundError as error:
+            raise _gone() from error
         return len(data)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise OSError(errno.ENODEV, "it is gone") from error
+def _gone() -> OSError:
+    return OSError(errno.ENODEV, "it is gone")
 
 
 def _not_permitted(name: bytes) -> OSError:

@@ -30,7 +30,7 @@ def link(name: str) -> bytes:
 
 def test_members_of_a_new_namespace() -> None:
     names = Names(bytes(RUN))
-    made = names.create(b"a")
+    made, _ = names.create(b"a")
     assert members.pids(made.link) == members.tids(made.link) == []
     names.remove(b"a")
 

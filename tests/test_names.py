@@ -168,7 +168,7 @@ def test_mv_leaves_a_name_that_was_made_anew_halfway(monkeypatch: pytest.MonkeyP
 
 def test_a_kill_in_the_middle_of_mv_leaves_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names(bytes(RUN))
-    made = names.create(b"old")
+    made, _ = names.create(b"old")
 
     class Killed(BaseException):
         pass

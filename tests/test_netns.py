@@ -26,7 +26,7 @@ def own() -> str:
 
 
 def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
-    made = names.create(b"foo")
+    made, _ = names.create(b"foo")
     ip("netns", "add", "bar")
     assert (
         sorted(ip("netns", "list").stdout.split()) == sorted(names.list()) == [b"bar", b"foo"]
@@ -47,10 +47,10 @@ def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
 
 
 def test_id_is_unique_and_equals_the_socket_cookie(names: Names) -> None:
-    first = names.create(b"a")
+    first, _ = names.create(b"a")
     cookie = ip("netns", "exec", "a", "python3", "-c", COOKIE).stdout
     names.remove(b"a")
-    second = names.create(b"a")
+    second, _ = names.create(b"a")
     names.remove(b"a")
     assert int(cookie) == first.id
     assert second.id != first.id
@@ -66,7 +66,7 @@ print(int.from_bytes(data, sys.byteorder))
 def test_id_without_the_ioctl_of_linux_6_18(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = names.create(b"a")
+    made, _ = names.create(b"a")
     monkeypatch.setattr(linux, "namespace_id", lambda fd: None)
     assert names.identify(b"a") == made
     names.remove(b"a")
@@ -110,7 +110,7 @@ def test_names_that_nobody_takes(names: Names, name: bytes, code: str) -> None:
 def test_create_refuses_what_exists_before_it_makes_anything(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = names.create(b"live")
+    made, _ = names.create(b"live")
     (RUN / "stale").touch(mode=0)
     monkeypatch.setattr(linux, "unshare", lambda flags: pytest.fail("made a namespace"))
     assert error_of(names.create, b"live") == "EEXIST"
@@ -267,7 +267,7 @@ def test_the_lock_of_iproute2_is_respected(
 
 
 def test_identify(names: Names) -> None:
-    made = names.create(b"real")
+    made, _ = names.create(b"real")
     os.symlink("real", RUN / "relative")
     os.symlink(RUN / "relative", RUN / "chain")
     os.symlink(f"/proc/{os.getpid()}/ns/net", RUN / "ours")
@@ -322,7 +322,7 @@ def test_remove_takes_stacked_mounts(names: Names) -> None:
 
 
 def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
-    made = names.create(b"real")
+    made, _ = names.create(b"real")
     os.symlink("real", RUN / "lnk")
     names.remove(b"lnk")
     assert names.identify(b"real") == made
