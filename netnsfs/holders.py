@@ -18,7 +18,6 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from netnsfs import linux, members, netns
@@ -69,50 +68,42 @@ def scan() -> Iterator[Holder]:
     """All holders of all network namespaces, process by process."""
     may_block()
     # The mounts of our own mount namespace have paths that need no /proc/PID/root.
-    seen = {(os.readlink(b"/proc/self/ns/mnt"), b"/")}
+    seen = {os.readlink(b"/proc/self/ns/mnt")}
     yield from _mounts(b"self", b"")
     own = b"%d" % os.getpid()
-    for pid in os.listdir(b"/proc"):
-        if pid.isdigit():
-            yield from _process(pid, seen, pid != own)
-
-
-def _process(pid: bytes, seen: set[tuple[bytes, bytes]], descriptors: bool) -> Iterator[Holder]:
-    # A process may end at any moment, or be none of our business.
-    with suppress(OSError):
-        yield from _tasks(pid)
-    with suppress(OSError):
-        # A process sees the mounts below its root only.
-        mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
-        if (mount_namespace, b"/") not in seen:
-            view = mount_namespace, os.readlink(b"/proc/%b/root" % pid)
-            if view not in seen:
-                seen.add(view)
+    processes, extra = members.processes()
+    for pid in processes:
+        path = b"/proc/%b/ns/net" % pid
+        leader = _namespace(path)
+        if leader:
+            yield Holder(leader, b"task %b" % pid, path)
+        # A process may end at any moment, or be none of our business.
+        try:
+            if extra > 0:
+                threads = os.stat(b"/proc/%b/task" % pid).st_nlink - members.ONE_THREAD
+                if threads > 0:
+                    extra -= threads
+                    yield from _threads(pid, leader)
+            mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
+            if mount_namespace not in seen:
                 yield from _mounts(pid, b"/proc/%b/root" % pid)
-    if descriptors:
-        with suppress(OSError):
-            yield from _descriptors(pid)
-
-
-def _inode(link: bytes) -> int | None:
-    found = _NET.fullmatch(link)
-    return int(found[1]) if found else None
+                # Of one with another root, these were the mounts below that only.
+                if os.readlink(b"/proc/%b/root" % pid) == b"/":
+                    seen.add(mount_namespace)
+            if pid != own:
+                yield from _descriptors(pid)
+        except OSError:
+            continue
 
 
 def _namespace(path: bytes) -> int | None:
     try:
-        return _inode(os.readlink(path))
+        return int(os.readlink(path)[len(b"net:[") : -1])
     except OSError:
         return None
 
 
-def _tasks(pid: bytes) -> Iterator[Holder]:
-    path = b"/proc/%b/ns/net" % pid
-    leader = _namespace(path)
-    if leader:
-        yield Holder(leader, b"task %b" % pid, path)
-    if os.stat(b"/proc/%b/task" % pid).st_nlink == 3:
-        return
+def _threads(pid: bytes, leader: int | None) -> Iterator[Holder]:
     for tid in os.listdir(b"/proc/%b/task" % pid):
         path = b"/proc/%b/task/%b/ns/net" % (pid, tid)
         inode = _namespace(path)
@@ -122,10 +113,10 @@ def _tasks(pid: bytes) -> Iterator[Holder]:
 
 def _mounts(pid: bytes, root: bytes) -> Iterator[Holder]:
     for mount in linux.mounts(os.fsdecode(pid)):
-        inode = _inode(mount.root) if mount.fs_type == b"nsfs" else None
-        if inode:
+        found = _NET.fullmatch(mount.root) if mount.fs_type == b"nsfs" else None
+        if found:
             path = root + mount.target
-            yield Holder(inode, b"mount " + _escaped(path), path)
+            yield Holder(int(found[1]), b"mount " + _escaped(path), path)
 
 
 def _escaped(path: bytes) -> bytes:
@@ -135,21 +126,19 @@ def _escaped(path: bytes) -> bytes:
 
 def _descriptors(pid: bytes) -> Iterator[Holder]:
     nsfs = netns.nsfs_device()
-    directory = os.open(b"/proc/%b/fd" % pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for name in os.listdir(directory):
-            number = name.encode()
-            try:
-                # Asks no server: the file may be of a file system that does not answer.
-                found = linux.stat(number, directory, linux.FOLLOW)
-                if found.dev == nsfs:
-                    yield from _descriptor(pid, number)
-                elif stat.S_ISSOCK(found.mode):
-                    yield _socket(pid, number)
-            except OSError:
-                continue
-    finally:
-        os.close(directory)
+    directory = b"/proc/%b/fd/" % pid
+    for number in os.listdir(directory):
+        try:
+            # Asks no server: the file may be of a file system that does not answer.
+            mode, _, _, _, major, minor, _ = linux.raw_stat(
+                directory + number, flags=linux.FOLLOW
+            )
+            if major << 32 | minor == nsfs:
+                yield from _descriptor(pid, number)
+            elif stat.S_ISSOCK(mode):
+                yield _socket(pid, number)
+        except OSError:
+            continue
 
 
 def _descriptor(pid: bytes, number: bytes) -> Iterator[Holder]:
@@ -185,7 +174,8 @@ def _order(holder: Holder) -> tuple[object, ...]:
 
 def of(inode: int) -> list[Holder]:
     """The holders of one namespace: those that most likely stay and can be opened first."""
-    return sorted((holder for holder in scan() if holder.inode == inode), key=_order)
+    # Two chrooted processes of one mount namespace may tell of the same mount.
+    return sorted({holder for holder in scan() if holder.inode == inode}, key=_order)
 
 
 def listing(inode: int) -> bytes:

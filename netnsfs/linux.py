@@ -188,7 +188,7 @@ def stat(path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
 def raw_stat(
     path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
 ) -> tuple[int, ...]:
-    """`stat` as a bare tuple, which equals the `Stat`: for comparing only."""
+    """`stat` as a bare tuple, which equals the `Stat`: for where it is made by the thousand."""
     buffer = _StatxBuffer()
     if _statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise _error(path)
