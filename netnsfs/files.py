@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -299,12 +300,10 @@ class ControlFile(tree.File):
         return tree.Attributes(mode, self.size(bound), seconds=0)
 
     def open(self, flags: int) -> tree.Handle:
-        return tree.Snapshot(
-            flags,
-            lambda: self._directory.show(self._row),
-            self._directory.check,
-            (lambda data: self._directory.write(self._row, data)) if self.writable else None,
-        )
+        directory = self._directory
+        take = partial(directory.show, self._row)
+        run = partial(directory.write, self._row) if self.writable else None
+        return tree.Snapshot(flags, take, directory.check, run)
 
 
 class NamespaceLink(tree.Link):

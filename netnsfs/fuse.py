@@ -172,10 +172,12 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def _directory(self, inode: int) -> tree.Directory:
-        node = self._find(inode).node
-        if not isinstance(node, tree.Directory):
+        known = self._by_number.get(inode)
+        if known is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if not isinstance(known.node, tree.Directory):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return node
+        return known.node
 
     def _admit(self, node: tree.Node, name_seconds: float) -> _Known:
         number = node.number or next(self._numbers)
@@ -436,9 +438,10 @@ class Operations(pyfuse3.Operations):
                 handle = await self._looks.run(node.open, flags)
             fh = next(self._fhs)
             self._handles[fh] = node, handle
-            node.opened(handle)
-            if handle.length > known.attributes.st_size:
-                await self._tell_size(known, handle.length)
+            length = handle.length
+            node.opened(length)
+            if length > known.attributes.st_size:
+                await self._tell_size(known, length)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
             raise _answer(error, "open") from None

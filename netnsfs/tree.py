@@ -182,9 +182,9 @@ class File(Node):
         """
         raise NotImplementedError
 
-    def opened(self, handle: Handle) -> None:
-        """Take note that an open file is about to be handed to its user."""
-        self._last_open = time.monotonic(), handle.length
+    def opened(self, length: int) -> None:
+        """Take note that an open file, with content of that length, gets to its user."""
+        self._last_open = time.monotonic(), length
 
     def size(self, otherwise: Callable[[], int]) -> int:
         """The size to show now, in bytes."""
