@@ -196,6 +196,15 @@ def mnt(start: Start) -> Mounted:
 
 
 @pytest.fixture
+def foo(mnt: Mounted) -> Iterator[Path]:
+    """A namespace called foo."""
+    (mnt / "foo").mkdir()
+    yield mnt / "foo"
+    if (RUN / "foo").exists():
+        (mnt / "foo").rmdir()
+
+
+@pytest.fixture
 def spawn() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start a process that lives until the end of the test."""
     started: list[subprocess.Popen[bytes]] = []

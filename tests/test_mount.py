@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,15 +23,6 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 def listed() -> set[bytes]:
     return set(ip("netns", "list").stdout.split())
-
-
-@pytest.fixture
-def foo(mnt: Mounted) -> Iterator[Path]:
-    """A namespace called foo."""
-    (mnt / "foo").mkdir()
-    yield mnt / "foo"
-    if (RUN / "foo").exists():
-        (mnt / "foo").rmdir()
 
 
 # The tree

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,15 +20,6 @@ from netnsfs import linux, netns
 from netnsfs.netns import Names
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def foo(mnt: Mounted) -> Iterator[Path]:
-    """A namespace called foo."""
-    (mnt / "foo").mkdir()
-    yield mnt / "foo"
-    if (RUN / "foo").exists():
-        (mnt / "foo").rmdir()
 
 
 @pytest.fixture

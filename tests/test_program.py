@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, error_of, ip, type_at, wait_for
+from conftest import MNT, RUN, Mounted, Start, error_of, fuse_mounts, ip, type_at, wait_for
 
 PROGRAM = [sys.executable, "-m", "netnsfs"]
 
@@ -247,3 +248,118 @@ def test_end_of_the_mount_keeps_the_namespaces(mnt: Mounted) -> None:
     assert ip("netns", "list").stdout == b"foo\n"
     assert error_of(os.rmdir, RUN / "foo") == "ENOTDIR"
     ip("netns", "del", "foo")
+
+
+# What once broke a start
+
+
+def test_several_starts_at_one_moment_make_one_mount() -> None:
+    for _ in range(3):
+        started = [
+            subprocess.Popen(PROGRAM, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            for _ in range(4)
+        ]
+        assert sorted(process.wait(30) for process in started) == [0, 32, 32, 32]
+        assert fuse_mounts() == [bytes(MNT)]
+        unmount()
+
+
+def test_a_mount_point_behind_a_link(start: Start) -> None:
+    real, link = Path("/mnt/real"), Path("/mnt/link")
+    real.mkdir()
+    link.symlink_to("real")
+    assert run(str(link)).returncode == 0
+    assert type_at(real) == b"fuse.netnsfs"
+    pid = daemon()
+    subprocess.run(["umount", real], check=True)
+    wait_for(lambda: not _command(str(pid)))
+    link.unlink()
+    real.rmdir()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed: str) -> None:
+    command = f"{sys.executable} -m netnsfs {closed}"
+    assert subprocess.run(command, shell=True, check=False, timeout=20).returncode == 0
+    assert os.listdir(MNT) == [".netnsfs"]
+    unmount()
+
+
+def test_inherited_descriptors_are_closed(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    command = f"exec 9>{lock}; flock 9; {sys.executable} -m netnsfs 2>/dev/null"
+    subprocess.run(command, shell=True, check=True, timeout=20)
+    subprocess.run(["flock", "-n", lock, "true"], check=True)
+    unmount()
+
+
+@pytest.mark.parametrize("inside", ["", "/names"])
+def test_names_may_not_lie_in_the_mount(inside: str) -> None:
+    status, message = failure("-o", f"rundir={MNT}{inside}")
+    assert status == 1
+    assert "may not lie in the mount point" in message
+
+
+def test_names_with_any_line_end(start: Start) -> None:
+    names = ["a\rb", "a\x0bb", "a\x85b", "a\u2028b"]
+    for name in names:
+        ip("netns", "add", name)
+    mounted = start()
+    assert set(os.listdir(mounted.path)) == {".netnsfs", *names}
+    for name in names:
+        (mounted / name).rmdir()
+
+
+def test_a_link_as_rundir_is_bound_once(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    for _ in range(3):
+        mounted = start("-o", f"rundir={tmp_path}/link")
+        (mounted / "foo").mkdir()
+        (mounted / "foo").rmdir()
+        subprocess.run(["umount", MNT], check=True)
+        mounted.process.wait(5)
+    subprocess.run(["umount", tmp_path / "run"], check=True)
+    assert str(tmp_path / "run") not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_no_descriptors_do_not_make_names_look_stale(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    os.symlink("foo", RUN / "lnk")
+    limit = ["prlimit", "--pid", str(mnt.process.pid), "--nofile=5:4096"]
+    subprocess.run(limit, check=True)
+    assert error_of(os.stat, mnt / "lnk") == "EMFILE"
+    subprocess.run([*limit[:-1], "--nofile=1024:4096"], check=True)
+    assert os.listdir(mnt / "lnk")
+    for name in ("foo", "lnk"):
+        (mnt / name).rmdir()
+
+
+@pytest.fixture
+def pids_controller() -> Iterator[Path]:
+    """The root of the control groups that limit the number of tasks, whichever version."""
+    path = Path("/run/pids")
+    path.mkdir()
+    version_1 = ["mount", "-t", "cgroup", "-o", "pids", "pids", path]
+    if subprocess.run(version_1, check=False, capture_output=True).returncode:
+        subprocess.run(["mount", "-t", "cgroup2", "cgroup2", path], check=True)
+        (path / "cgroup.subtree_control").write_text("+pids")
+    yield path
+    subprocess.run(["umount", path], check=True)
+    path.rmdir()
+
+
+def test_no_thread_to_be_had(mnt: Mounted, pids_controller: Path) -> None:
+    own = pids_controller / "netnsfs-test"
+    own.mkdir()
+    try:
+        (own / "cgroup.procs").write_text(str(mnt.process.pid))
+        (own / "pids.max").write_text((own / "pids.current").read_text())
+        assert error_of(os.mkdir, mnt / "x") == "EAGAIN"
+        (own / "pids.max").write_text("max")
+        (mnt / "y").mkdir()
+        assert os.listdir(RUN) == ["y"]
+        (mnt / "y").rmdir()
+    finally:
+        (pids_controller / "cgroup.procs").write_text(str(mnt.process.pid))
+        own.rmdir()
