@@ -340,7 +340,7 @@ def pids_controller() -> Iterator[Path]:
     """The root of the control groups that limit the number of tasks, whichever version."""
     path = Path("/run/pids")
     path.mkdir()
-    version_1 = ["mount", "-t", "cgroup", "-o", "pids", "pids", path]
+    version_1 = ["mount", "-t", "cgroup", "-o", "pids", "pids", str(path)]
     if subprocess.run(version_1, check=False, capture_output=True).returncode:
         subprocess.run(["mount", "-t", "cgroup2", "cgroup2", path], check=True)
         (path / "cgroup.subtree_control").write_text("+pids")
