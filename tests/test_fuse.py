@@ -240,6 +240,18 @@ async def test_snapshots(ops: fuse.Operations, root: Root) -> None:
     await ops.release(info.fh)
 
 
+async def test_a_size_that_was_too_small_is_made_good_at_open(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(pyfuse3, "notify_store", lambda *args: told.append(args))
+    for name, length in ((b"short", 99), (b"long", 100)):
+        root.nodes[name] = partial(Leaf, name.decode(), partial(bytes, length))
+        inode = (await ops.lookup(1, name, CTX)).st_ino
+        await ops.release((await ops.open(inode, 0, CTX)).fh)
+    assert told == [(inode, 99, b"\n")]
+
+
 async def test_a_snapshot_of_what_is_gone(ops: fuse.Operations, root: Root) -> None:
     gone = False
 

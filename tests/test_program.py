@@ -1,5 +1,6 @@
 """The command: forking, exit statuses, one-line errors, what /proc/mounts shows."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -262,6 +263,18 @@ def test_several_starts_at_one_moment_make_one_mount() -> None:
         assert sorted(process.wait(30) for process in started) == [0, 32, 32, 32]
         assert fuse_mounts() == [bytes(MNT)]
         unmount()
+
+
+def test_a_start_waits_for_another_at_the_same_place() -> None:
+    parent = os.open(MNT.parent, os.O_RDONLY)
+    fcntl.flock(parent, fcntl.LOCK_EX)
+    process = subprocess.Popen(PROGRAM, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    assert type_at(MNT) == b""
+    os.close(parent)
+    assert process.wait(10) == 0
+    assert type_at(MNT) == b"fuse.netnsfs"
+    unmount()
 
 
 def test_a_mount_point_behind_a_link(start: Start) -> None:

@@ -54,9 +54,9 @@ def test_every_handler_is_bounded(slowfs: Mounted) -> None:
 def test_killed_clients_do_not_freeze_the_daemon(start: Start) -> None:
     slowfs = start(program=[sys.executable, str(SLOWFS), str(MNT), "busy"])
     random.seed(1)
-    for _ in range(60):
+    for _ in range(150):
         victim = subprocess.Popen(["stat", slowfs / "absent"], stderr=subprocess.DEVNULL)
-        time.sleep(random.uniform(0, 0.03))
+        time.sleep(random.uniform(0, 0.045))
         victim.kill()
         victim.wait()
         # Nothing else asks anything now: if the main thread has fallen into a blocking read
@@ -94,11 +94,11 @@ def test_signals_unmount_and_exit_0(mnt: Mounted, number: signal.Signals) -> Non
 
 
 def test_a_second_signal_does_no_harm(mnt: Mounted) -> None:
-    directory = os.open(mnt.path, os.O_RDONLY)
-    for _ in range(3):
+    while mnt.process.poll() is None:
         mnt.process.send_signal(signal.SIGTERM)
-    assert mnt.process.wait(5) == 0
-    os.close(directory)
+        time.sleep(0.001)
+    assert mnt.process.returncode == 0
+    assert type_at(MNT) == b""
 
 
 def test_signal_while_somebody_is_inside(mnt: Mounted) -> None:
