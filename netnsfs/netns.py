@@ -39,7 +39,14 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.workers import Job, commit, may_block, on_own_thread, visit
+from netnsfs.workers import (
+    Job,
+    commit,
+    may_block,
+    on_own_thread,
+    start_thread,
+    visit,
+)
 
 NAME_MAX = 255
 LOCK_SECONDS = 5.0
@@ -166,7 +173,7 @@ class Names:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.avoid: Collection[int] = ()
-        self._hanging: set[linux.Stat] = set()
+        self._hanging: dict[linux.Stat, threading.Thread] = {}
         self._prepared_mount = 0
 
     def file(self, name: bytes) -> bytes:
@@ -251,22 +258,15 @@ class Names:
 
     def _open_link(self, name: bytes, mark: linux.Stat) -> int:
         """Follow a link, which may lead into a file system that hangs, on a thread apart."""
-        if mark in self._hanging:
+        hanging = self._hanging.get(mark)
+        if hanging and hanging.is_alive():
             raise OSError(errno.ETIMEDOUT, "the link leads to what does not answer", name)
         job = Job(self._follow, name)
-
-        def run() -> None:
-            job.run()
-            self._hanging.discard(mark)
-            if job.abandoned:
-                with suppress(OSError):
-                    os.close(job.result())
-
-        thread = threading.Thread(target=run, name="netnsfs-link", daemon=True)
-        thread.start()
+        thread = start_thread(job.run, "netnsfs-link")
         thread.join(LINK_SECONDS)
         if thread.is_alive() and job.abandon():
-            self._hanging.add(mark)
+            self._hanging = {link: old for link, old in self._hanging.items() if old.is_alive()}
+            self._hanging[mark] = thread
             return self._open_link(name, mark)
         thread.join()
         return job.result()
@@ -274,11 +274,10 @@ class Names:
     def _follow(self, name: bytes) -> int:
         target = linux.open_path(self.file(name), self.avoid, os.getpid())
         try:
-            fd = reopen(target)
+            commit()
+            return reopen(target)
         finally:
             os.close(target)
-        commit()
-        return fd
 
     def by_inode(self, without: bytes = b"") -> dict[int, bytes]:
         """The first name, in byte order, of each namespace that has one.

@@ -15,14 +15,13 @@ MAX_LOST of them hang.
 
 import errno
 import queue
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import trio
 
-from netnsfs.workers import Job, expendable
+from netnsfs.workers import Job, expendable, start_thread
 
 T = TypeVar("T")
 
@@ -101,14 +100,12 @@ class Pool:
         """Have threads for that many jobs, up to the limit."""
         limit = self._limit + min(self._lost, MAX_LOST)
         while self._threads < min(jobs, limit):
-            # A daemon: stuck in the kernel, it must not keep the process from ending.
-            thread = threading.Thread(target=self._work, name="netnsfs-worker", daemon=True)
             try:
-                thread.start()
-            except RuntimeError:
+                start_thread(self._work, "netnsfs-worker")
+            except OSError:
                 if self._threads:
                     break
-                raise OSError(errno.EAGAIN, "the machine has no thread for it") from None
+                raise
             self._threads += 1
         if self._threads > limit:
             self._threads -= 1

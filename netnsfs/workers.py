@@ -19,6 +19,7 @@ else.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -162,6 +163,21 @@ def visit() -> Iterator[None]:
             _local.stranded = True
 
 
+def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a thread that does not keep the process from ending.
+
+    Raises:
+        OSError: EAGAIN if the machine has no thread for it.
+    """
+    # Stuck in the kernel, a thread that is no daemon would be waited for.
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "the machine has no thread for it") from None
+    return thread
+
+
 def on_own_thread(function: Callable[..., T], *args: object) -> T:
     """Call `function` where it may `visit()`: here, or on a thread made for this one call."""
     may_block()
@@ -173,7 +189,5 @@ def on_own_thread(function: Callable[..., T], *args: object) -> T:
         with expendable():
             job.run()
 
-    thread = threading.Thread(target=run, name="netnsfs-visit")
-    thread.start()
-    thread.join()
+    start_thread(run, "netnsfs-visit").join()
     return job.result()
