@@ -16,6 +16,7 @@ RESERVED = b".netnsfs"
 _UNNAMED = b"unnamed"
 _PID = b"pid"
 _ROOT_INODE = 1
+_MOST_RETURNS = 40
 
 
 def _absent(name: bytes, why: str = "there is no such name") -> OSError:
@@ -79,7 +80,10 @@ class UnnamedDirectory(tree.Directory):
 
     def listed(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()
-        return self._found(self._listed[int(name)])
+        holder = self._listed.get(int(name))
+        if holder is None:
+            raise _absent(name)
+        return self._found(holder)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()
@@ -347,27 +351,27 @@ class Root(tree.Directory):
     def _open_target(self, target: bytes, caller: tree.Caller) -> int:
         """Open the namespace that a link's target designates, as its maker means it."""
         path = os.path.join(self._mount_point, target)
-        try:
-            reached = linux.open_path(path, self._names.avoid, caller.pid)
-        except linux.EnteredError as error:
-            if error.ino != _ROOT_INODE:
-                raise _invalid(
-                    "the target goes through netnsfs as it is bound elsewhere"
-                ) from None
-            return self._open_below(error.rest, caller)
-        except FileNotFoundError:
-            raise _absent(b"", "the target does not exist") from None
-        try:
-            return reopen(reached)
-        finally:
-            os.close(reached)
+        for _ in range(_MOST_RETURNS):
+            try:
+                reached = linux.open_path(path, self._names.avoid, caller.pid)
+            except linux.EnteredError as error:
+                if error.ino != _ROOT_INODE:
+                    raise _invalid("the target goes through a bind mount of netnsfs") from None
+                if error.rest[:1] != [b".."]:
+                    return self._open_below(error.rest, caller)
+                path = os.path.join(os.path.dirname(self._mount_point), *error.rest[1:])
+                continue
+            except FileNotFoundError:
+                raise _absent(b"", "the target does not exist") from None
+            try:
+                return reopen(reached)
+            finally:
+                os.close(reached)
+        raise OSError(errno.ELOOP, "the target leaves the mount too often")
 
     def _open_below(self, path: Sequence[bytes], caller: tree.Caller) -> int:
         """Open the namespace that a path inside this file system designates."""
         match path:
-            case [b"..", *rest]:
-                outside = os.path.join(os.path.dirname(self._mount_point), *rest)
-                return self._open_target(outside, caller)
             case [name] | [name, b"ns"] if name != RESERVED:
                 return self._names.open_settled(name)
             case [corner, kind, name] | [corner, kind, name, b"ns"] if corner == RESERVED:

@@ -364,6 +364,7 @@ def test_a_link_into_what_hangs(mnt: Mounted, start: Start) -> None:
         ("foo/inode", "EINVAL"),
         ("/mnt/netnsfs", "EINVAL"),
         ("/run/loop", "ELOOP"),
+        ("../netnsfs/" * 300 + "foo", "ELOOP"),
         ("/etc/passwd/x", "ENOTDIR"),
     ],
 )
