@@ -8,7 +8,8 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -139,7 +140,7 @@ class Name:
 
     def path(self) -> bytes:
         """See `Home.path`."""
-        return self._names.file(self.name)
+        return self._path
 
 
 class Unnamed:
@@ -253,11 +254,8 @@ class NamespaceDirectory(tree.Directory):
         assert row.live
         may_block()
         # While it is held, its inode number cannot become another's.
-        fd = self.home.open(self.namespace)
-        try:
+        with self._held() as fd:
             return row.live(self.namespace, fd)
-        finally:
-            os.close(fd)
 
     def enter(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace.
@@ -265,19 +263,21 @@ class NamespaceDirectory(tree.Directory):
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        fd = self.home.open(self.namespace)
-        try:
+        with self._held() as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
-        finally:
-            os.close(fd)
 
     def write(self, row: Row, data: bytes) -> None:
         """Carry out what was written to one of the files."""
         assert row.write
         may_block()
+        with self._held() as fd:
+            row.write(fd, data)
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
         fd = self.home.open(self.namespace)
         try:
-            row.write(fd, data)
+            yield fd
         finally:
             os.close(fd)
 

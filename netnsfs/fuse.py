@@ -172,12 +172,10 @@ class Operations(pyfuse3.Operations):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def _directory(self, inode: int) -> tree.Directory:
-        known = self._by_number.get(inode)
-        if known is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        if not isinstance(known.node, tree.Directory):
+        node = self._find(inode).node
+        if not isinstance(node, tree.Directory):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return known.node
+        return node
 
     def _admit(self, node: tree.Node, name_seconds: float) -> _Known:
         number = node.number or next(self._numbers)

@@ -73,10 +73,9 @@ def scan() -> Iterator[Holder]:
     own = b"%d" % os.getpid()
     processes, extra = members.processes()
     for pid in processes:
-        path = b"/proc/%b/ns/net" % pid
-        leader = _namespace(path)
+        leader = members.namespace_of_task(pid)
         if leader:
-            yield Holder(leader, b"task %b" % pid, path)
+            yield Holder(leader, b"task %b" % pid, b"/proc/%b/ns/net" % pid)
         # A process may end at any moment, or be none of our business.
         try:
             if extra > 0:
@@ -96,19 +95,12 @@ def scan() -> Iterator[Holder]:
             continue
 
 
-def _namespace(path: bytes) -> int | None:
-    try:
-        return int(os.readlink(path)[len(b"net:[") : -1])
-    except OSError:
-        return None
-
-
 def _threads(pid: bytes, leader: int | None) -> Iterator[Holder]:
     for tid in os.listdir(b"/proc/%b/task" % pid):
-        path = b"/proc/%b/task/%b/ns/net" % (pid, tid)
-        inode = _namespace(path)
+        task = b"%b/task/%b" % (pid, tid)
+        inode = members.namespace_of_task(task)
         if inode and inode != leader:
-            yield Holder(inode, b"thread %b %b" % (pid, tid), path)
+            yield Holder(inode, b"thread %b %b" % (pid, tid), b"/proc/%b/ns/net" % task)
 
 
 def _mounts(pid: bytes, root: bytes) -> Iterator[Holder]:

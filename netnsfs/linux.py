@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import sys
+import time
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
@@ -108,6 +109,22 @@ def setns(fd: int, nstype: int) -> None:
     """setns(2), for the calling thread alone."""
     if _libc.setns(fd, nstype):
         raise _error()
+
+
+def lock(fd: int, seconds: float) -> None:
+    """flock(2), exclusive, with a time limit.
+
+    Raises:
+        TimeoutError: somebody else has kept it all the time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock") from None
+            time.sleep(0.01)
 
 
 def rename_noreplace(old: bytes, new: bytes) -> None:

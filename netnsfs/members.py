@@ -111,13 +111,16 @@ def listing_size() -> int:
     return (_load()[0] + _TASKS_AHEAD) * (_PID_DIGITS + 1)
 
 
-def namespace_of_task(pid: bytes) -> int | None:
-    """The inode number of the namespace that a process's leader, or a thread, is in.
+def namespace_of_task(task: bytes) -> int | None:
+    """The inode number of the namespace that a task is in.
+
+    Args:
+        task: its directory below /proc: PID, TID, or PID/task/TID.
 
     Returns:
         None if there is no such task, or the kernel does not let us see.
     """
     try:
-        return int(os.readlink(b"/proc/%b/ns/net" % pid)[len(b"net:[") : -1])
+        return int(os.readlink(b"/proc/%b/ns/net" % task)[len(b"net:[") : -1])
     except OSError:
         return None

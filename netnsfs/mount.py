@@ -21,8 +21,6 @@ import logging
 import os
 import signal
 import tempfile
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,7 +33,7 @@ from netnsfs import linux, tree
 from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import Operations
 from netnsfs.pool import Pool
-from netnsfs.workers import never_block
+from netnsfs.workers import never_block, start_thread
 
 FS_TYPE = b"fuse.netnsfs"
 
@@ -150,16 +148,11 @@ def only_one_start(mount_point: bytes) -> Iterator[Callable[[], None]]:
     """
     fd = _existing_parent(mount_point)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    message = f"another start at {os.fsdecode(mount_point)} does not end"
-                    raise Failure(message, EXIT_MOUNT) from None
-                time.sleep(0.01)
+        try:
+            linux.lock(fd, LOCK_SECONDS)
+        except TimeoutError:
+            message = f"another start at {os.fsdecode(mount_point)} does not end"
+            raise Failure(message, EXIT_MOUNT) from None
         yield lambda: fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
         os.close(fd)
@@ -194,9 +187,7 @@ def _answers(mount_point: bytes) -> bool:
         except OSError as error:
             dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
+    start_thread(probe, "netnsfs-probe").join(PROBE_SECONDS)
     return not dead
 
 

@@ -14,7 +14,7 @@ the namespace that it leads to.
 
 All calls are plain and blocking, and safe against other processes that do the same at the
 same moment, with or without netnsfs: nothing is remembered but which mount of the
-directory is known to be shared.
+directory is known to be shared, and which links hang.
 
 How `create` differs from `ip netns add`, and why:
 
@@ -29,7 +29,6 @@ How `create` differs from `ip netns add`, and why:
 """
 
 import errno
-import fcntl
 import os
 import stat
 import threading
@@ -504,7 +503,8 @@ class Names:
             return
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _lock(fd, self.path)
+            # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
+            linux.lock(fd, LOCK_SECONDS)
             self._share()
         finally:
             os.close(fd)
@@ -536,19 +536,3 @@ def _explained(limit: str) -> Iterator[None]:
         except OSError:
             text = f"{limit} is full"
         raise OSError(errno.ENOSPC, f"{text}, or remove a namespace", error.filename) from None
-
-
-def _lock(fd: int, path: bytes) -> None:
-    """The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
-
-    Raises:
-        OSError: ETIMEDOUT if somebody keeps it for more than LOCK_SECONDS.
-    """
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise OSError(errno.ETIMEDOUT, "another process holds its lock", path) from None
-            time.sleep(0.01)

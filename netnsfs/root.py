@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from netnsfs import holders, linux, members, tree
 from netnsfs.files import VIEWS, Directories, Name, Unnamed
-from netnsfs.netns import Names, namespace_of, reopen
+from netnsfs.netns import Names, Namespace, namespace_of, reopen
 from netnsfs.workers import may_block
 
 RESERVED = b".netnsfs"
@@ -104,22 +104,20 @@ class UnnamedDirectory(tree.Directory):
             yield holder
 
     def _found(self, holder: holders.Holder) -> tree.Node:
-        fd = self._open(holder)
-        try:
-            namespace = namespace_of(fd)
-        finally:
-            os.close(fd)
+        fd, namespace = self._open(holder)
+        os.close(fd)
         return self._directories.unnamed(namespace, Unnamed(self._names, holder))
 
-    def _open(self, holder: holders.Holder) -> int:
+    def _open(self, holder: holders.Holder) -> tuple[int, Namespace]:
         fd = holder.open(self._names.avoid)
         try:
-            if namespace_of(fd).inode != holder.inode:
+            namespace = namespace_of(fd)
+            if namespace.inode != holder.inode:
                 raise _absent(holder.line, "it holds another namespace now")
         except BaseException:
             os.close(fd)
             raise
-        return fd
+        return fd, namespace
 
     def open(self, name: bytes) -> int:
         """A descriptor of the namespace with an inode number.
@@ -129,7 +127,7 @@ class UnnamedDirectory(tree.Directory):
         """
         for holder in self._holders(_number(name)):
             with suppress(OSError):
-                return self._open(holder)
+                return self._open(holder)[0]
         raise _absent(name, "there is no such namespace")
 
     def rename(self, name: bytes, directory: tree.Directory, new_name: bytes) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,18 @@ def pytest_configure() -> None:
 
 def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["ip", *arguments], check=check, capture_output=True, timeout=60)
+
+
+@contextmanager
+def no_more_mounts() -> Iterator[None]:
+    """The limit of mounts (of the whole machine) is reached until the block ends."""
+    limit = Path("/proc/sys/fs/mount-max")
+    before = limit.read_text()
+    try:
+        limit.write_text("1")
+        yield
+    finally:
+        limit.write_text(before)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:

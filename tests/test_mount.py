@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import RUN, Mounted, Start, error_of, ip, type_at, wait_for
+from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, type_at, wait_for
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -493,13 +493,8 @@ def test_a_deleted_namespace(foo: Path) -> None:
 
 def test_limit_of_mounts(mnt: Mounted) -> None:
     (mnt / "first").mkdir()
-    limit = Path("/proc/sys/fs/mount-max")
-    before = limit.read_text()
-    try:
-        limit.write_text("1")
+    with no_more_mounts():
         assert error_of(os.mkdir, mnt / "x") == "ENOSPC"
-    finally:
-        limit.write_text(before)
     assert os.listdir(RUN) == ["first"]
     (mnt / "first").rmdir()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import RUN, Mounted, Start, error_of, ip, nsfs_mounts, wait_for
+from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
 
 from netnsfs import linux, netns
 from netnsfs.netns import Names
@@ -748,13 +748,8 @@ def test_nsid_of_an_unnamed_namespace(mnt: Mounted, unnamed: Path, spawn: Spawn)
 
 def test_last_error_says_what_to_do(mnt: Mounted, foo: Path) -> None:
     assert last_error(mnt) == "ok\n"
-    limit = Path("/proc/sys/fs/mount-max")
-    before = limit.read_text()
-    try:
-        limit.write_text("1")
+    with no_more_mounts():
         assert error_of(os.mkdir, mnt / "x") == "ENOSPC"
-    finally:
-        limit.write_text(before)
     told = last_error(mnt)
     assert told.startswith("mkdir x: fs.mount-max is 1 and reached")
     assert told.endswith("(ENOSPC)\n")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RUN, error_of, ip, nsfs_mounts, wait_for
+from conftest import RUN, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
 
 from netnsfs import linux, netns, workers
 from netnsfs.netns import Names
@@ -162,13 +162,8 @@ def test_limit_of_namespaces(tmp_path: Path) -> None:
 
 def test_limit_of_mounts(names: Names) -> None:
     names.create(b"first")
-    limit = Path("/proc/sys/fs/mount-max")
-    before = limit.read_text()
-    try:
-        limit.write_text("1")
+    with no_more_mounts():
         assert error_of(names.create, b"x") == "ENOSPC"
-    finally:
-        limit.write_text(before)
     assert names.list() == [b"first"]
     names.remove(b"first")
 
