@@ -173,12 +173,16 @@ def crowd(foo: Path, spawn: Spawn) -> str:
     return "".join(f"{pid}\n" for pid in sorted([parent.pid, *children(parent.pid)]))
 
 
+# Each child ends with its parent, also with one that was killed before prctl(2).
 CROWD = """
 import os, signal, ctypes
+parent = os.getpid()
 for _ in range(1100):
     if not os.fork():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        signal.pause()
+        if os.getppid() == parent:
+            signal.pause()
+        os._exit(0)
 signal.pause()
 """
 

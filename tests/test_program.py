@@ -32,15 +32,21 @@ def complaints(text: str) -> list[str]:
 
 
 def daemon() -> int:
-    """The PID of the daemon in the background: a netnsfs of this mount namespace."""
+    """The PID of the daemon in the background: the one netnsfs of this mount namespace.
+
+    One that was refused may still be on its way out when its command has ended.
+    """
+    wait_for(lambda: len(_daemons()) == 1)
+    return _daemons()[0]
+
+
+def _daemons() -> list[int]:
     own = os.readlink("/proc/self/ns/mnt")
-    found = [
+    return [
         int(pid)
         for pid in os.listdir("/proc")
         if pid.isdigit() and b"\0netnsfs\0" in _command(pid) and _mount_namespace(pid) == own
     ]
-    assert len(found) == 1
-    return found[0]
 
 
 def _command(pid: str) -> bytes:
