@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from netnsfs import mount
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
+from netnsfs.journal import Journal
 from netnsfs.netns import Names
 from netnsfs.root import Root
 
@@ -66,13 +67,14 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
-            root = Root(names, config.mount_point, config.keep_busy, config.views)
+            journal = Journal()
+            root = Root(names, journal, config.mount_point, config.keep_busy, config.views)
 
             def mounted(device: int) -> None:
                 names.avoid = {device}
                 unlock()
 
-            mount.serve(root, config, mounted, ready, root.last_error.record)
+            mount.serve(root, journal, config, mounted, ready)
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status

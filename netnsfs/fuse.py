@@ -49,6 +49,7 @@ from pyfuse3 import (
 )
 
 from netnsfs import tree
+from netnsfs.journal import Journal
 from netnsfs.pool import Pool
 from netnsfs.workers import WouldBlock
 
@@ -70,21 +71,14 @@ def _shield(
 ) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]]:
     @functools.wraps(handler)
     async def shielded(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.journal.requests[request] += 1
         try:
             return await handler(self, *args, **kwargs)
         except Exception as error:
-            raise _answer(error, handler.__name__) from None
+            raise self.refuse(error, request) from None
 
+    request = handler.__name__
     return shielded
-
-
-def _answer(error: Exception, request: str) -> FUSEError:
-    if isinstance(error, FUSEError):
-        return error
-    if isinstance(error, OSError):
-        return FUSEError(error.errno or errno.EIO)
-    log.error("%s failed", request, exc_info=error)
-    return FUSEError(errno.EIO)
 
 
 class _Known:
@@ -133,7 +127,7 @@ class Operations(pyfuse3.Operations):
         changes: the same for calls that change something, so that no crowd of readers keeps
             them waiting.
         ready: called when the kernel has accepted the mount.
-        failed: told of each change that is refused: operation, name, reason.
+        journal: where requests are counted, and why a change was refused is kept.
     """
 
     supports_dot_lookup = False
@@ -144,13 +138,13 @@ class Operations(pyfuse3.Operations):
         looks: Pool,
         changes: Pool,
         ready: Callable[[], None],
-        failed: Callable[[str, bytes, OSError], None],
+        journal: Journal,
     ) -> None:
         super().__init__()
         self._looks = looks
         self._changes = changes
         self._ready = ready
-        self._failed = failed
+        self.journal = journal
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._handles: dict[int, tuple[tree.File, tree.Handle]] = {}
         self._listings: dict[int, _Listing] = {}
@@ -162,6 +156,18 @@ class Operations(pyfuse3.Operations):
 
     def init(self) -> None:
         self._ready()
+
+    def refuse(self, error: Exception, request: str) -> FUSEError:
+        """The answer to a request that failed."""
+        if isinstance(error, FUSEError):
+            answer = error
+        elif isinstance(error, OSError):
+            answer = FUSEError(error.errno or errno.EIO)
+        else:
+            log.error("%s failed", request, exc_info=error)
+            answer = FUSEError(errno.EIO)
+        self.journal.failed(request, answer.errno)
+        return answer
 
     # The tables of nodes and lookup counts. Nothing below awaits.
 
@@ -215,7 +221,7 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 return await self._changes.run(function, *args)
         except OSError as error:
-            self._failed(function.__name__, name, error)
+            self.journal.refused(function.__name__, name, error)
             raise
 
     async def _know(self, node: tree.Node, directory: tree.Directory) -> _Known:
@@ -241,6 +247,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        self.journal.requests["lookup"] += 1
         try:
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
@@ -256,7 +263,7 @@ class Operations(pyfuse3.Operations):
             known.lookups += 1
             return known.attributes
         except Exception as error:
-            raise _answer(error, "lookup") from None
+            raise self.refuse(error, "lookup") from None
 
     @_shield
     async def mkdir(
@@ -425,6 +432,7 @@ class Operations(pyfuse3.Operations):
     # Files
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        self.journal.requests["open"] += 1
         try:
             known = self._find(inode)
             node = known.node
@@ -442,7 +450,7 @@ class Operations(pyfuse3.Operations):
                 await self._tell_size(known, length)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
-            raise _answer(error, "open") from None
+            raise self.refuse(error, "open") from None
 
     async def _tell_size(self, known: _Known, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be made
@@ -452,6 +460,7 @@ class Operations(pyfuse3.Operations):
         await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        self.journal.requests["read"] += 1
         try:
             _, handle = self._handles[fh]
             try:
@@ -459,7 +468,7 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 return await self._looks.run(handle.read, size, off)
         except Exception as error:
-            raise _answer(error, "read") from None
+            raise self.refuse(error, "read") from None
 
     @_shield
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -467,11 +476,12 @@ class Operations(pyfuse3.Operations):
         return await self._change(node.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
+        self.journal.requests["release"] += 1
         try:
             _, handle = self._handles.pop(fh)
             handle.close()
         except Exception as error:
-            raise _answer(error, "release") from None
+            raise self.refuse(error, "release") from None
 
     @_shield
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -14,6 +14,9 @@ zombie has no namespaces any more (ENOENT). None of them is a member.
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from netnsfs.workers import may_block
 
@@ -34,32 +37,54 @@ def pids(link: bytes) -> list[int]:
         WouldBlock: on the event loop's thread.
     """
     may_block()
+    return sorted(int(pid) for pid, links in _memberships() if link in links)
+
+
+def counts() -> Counter[bytes]:
+    """The number of processes with at least one thread in each namespace, by its link.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    may_block()
+    return Counter(link for _, links in _memberships() for link in links)
+
+
+def _memberships() -> Iterator[tuple[bytes, Collection[bytes]]]:
+    """Each process, and the links of the namespaces that its threads are in."""
     processes_found, extra = processes()
     # No helper functions, and no more path than needed: a scan is one or two system calls for
     # each process, and what is around them tells.
-    found = []
     proc = os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)
     try:
         for pid in processes_found:
+            links: Collection[bytes]
+            threads = 0
             try:
-                if os.readlink(pid + b"/ns/net", dir_fd=proc) == link:
-                    found.append(int(pid))
+                links = (os.readlink(pid + b"/ns/net", dir_fd=proc),)
+            except OSError:
+                # The first thread of a process may have ended before the others.
+                links = ()
+            if extra > 0:
+                try:
+                    threads = os.stat(pid + b"/task", dir_fd=proc).st_nlink - ONE_THREAD
+                except OSError:
                     continue
-            except OSError:
-                pass
-            if extra <= 0:
-                continue
-            try:
-                threads = os.stat(pid + b"/task", dir_fd=proc).st_nlink - ONE_THREAD
-            except OSError:
-                continue
             if threads > 0:
                 extra -= threads
-                if _members(pid, link):
-                    found.append(int(pid))
+                links = {*links, *_links_of_threads(pid).values()}
+            yield pid, links
     finally:
         os.close(proc)
-    return sorted(found)
+
+
+def _links_of_threads(pid: bytes) -> dict[bytes, bytes]:
+    found = {}
+    with suppress(OSError):
+        for tid in os.listdir(b"/proc/%b/task" % pid):
+            with suppress(OSError):
+                found[tid] = os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid))
+    return found
 
 
 def processes() -> tuple[list[bytes], int]:
@@ -84,23 +109,12 @@ def _load() -> tuple[int, int]:
 def tids(link: bytes) -> list[int]:
     """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
     may_block()
-    return sorted(tid for pid in processes()[0] for tid in _members(pid, link))
-
-
-def _members(pid: bytes, link: bytes) -> list[int]:
-    """The threads of one process that are in the namespace."""
-    try:
-        threads = os.listdir(b"/proc/%b/task" % pid)
-    except OSError:
-        return []
-    found = []
-    for tid in threads:
-        try:
-            if os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid)) == link:
-                found.append(int(tid))
-        except OSError:
-            continue
-    return found
+    return sorted(
+        int(tid)
+        for pid in processes()[0]
+        for tid, found in _links_of_threads(pid).items()
+        if found == link
+    )
 
 
 def listing_size() -> int:

@@ -32,6 +32,7 @@ import trio
 from netnsfs import linux, tree
 from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import Operations
+from netnsfs.journal import Journal
 from netnsfs.pool import Pool
 from netnsfs.workers import never_block, start_thread
 
@@ -193,36 +194,36 @@ def _answers(mount_point: bytes) -> bool:
 
 def serve(
     root: tree.Directory,
+    journal: Journal,
     config: Config,
     mounted: Callable[[int], None],
     ready: Callable[[], None],
-    failed: Callable[[str, bytes, OSError], None],
 ) -> None:
     """Mount a tree and serve it until it is unmounted or a signal says to stop.
 
     Args:
         root: what to serve.
+        journal: where requests are counted.
         config: where and how.
         mounted: called with the mount's device number when it is there.
         ready: called when the mount answers.
-        failed: as for `fuse.Operations`.
 
     Raises:
         Failure: it could not be mounted.
     """
-    trio.run(_serve, root, config, mounted, ready, failed)
+    trio.run(_serve, root, journal, config, mounted, ready)
 
 
 async def _serve(
     root: tree.Directory,
+    journal: Journal,
     config: Config,
     mounted: Callable[[int], None],
     ready: Callable[[], None],
-    failed: Callable[[str, bytes, OSError], None],
 ) -> None:
     looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS)
     changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS)
-    operations = Operations(root, looks, changes, ready, failed)
+    operations = Operations(root, looks, changes, ready, journal)
     # What the receiver leaves behind: a second signal must not cut the clean-up short.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -59,7 +59,8 @@ _PAUSES = (0.01, 0.05)
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
-_OUR_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""What says nothing about a name, but that this process lacks something to look at it."""
 
 
 class Namespace(NamedTuple):
@@ -211,7 +212,7 @@ class Names:
         try:
             fd = self.open(name)
         except OSError as error:
-            if error.errno in _OUR_OWN_TROUBLE:
+            if error.errno in OWN_TROUBLE:
                 raise
             self.entry(name)
             return None

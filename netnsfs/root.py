@@ -3,11 +3,14 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
-from netnsfs import holders, linux, members, tree
+from netnsfs import holders, linux, members, metrics, tree
 from netnsfs.files import VIEWS, Directories, Name, Unnamed
+from netnsfs.journal import Journal
 from netnsfs.netns import Names, Namespace, namespace_of, reopen
 from netnsfs.workers import may_block
 
@@ -195,20 +198,31 @@ class LastError(tree.File):
 
     key = label = b"last_error"
 
-    def __init__(self) -> None:
-        self._text = b"ok\n"
-
-    def record(self, operation: str, name: bytes, error: OSError) -> None:
-        """Remember a failure."""
-        code = errno.errorcode.get(error.errno or 0, "EIO")
-        shown = repr(name)[2:-1]
-        self._text = f"{operation} {shown}: {error.strerror} ({code})\n".encode()
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFREG | 0o444, len(self._text), seconds=0)
+        return tree.Attributes(stat.S_IFREG | 0o444, len(self._journal.last), seconds=0)
 
     def open(self, flags: int) -> tree.Handle:
-        return tree.Snapshot(flags, lambda: self._text)
+        return tree.Snapshot(flags, lambda: self._journal.last)
+
+
+class Metrics(tree.File):
+    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes."""
+
+    key = label = b"metrics"
+
+    def __init__(self, names: Names, journal: Journal) -> None:
+        self._text = partial(metrics.text, names, journal)
+
+    def attributes(self) -> tree.Attributes:
+        mode, now = stat.S_IFREG | 0o444, time.time_ns()
+        size = self.size(lambda: tree.USUAL_SIZE)
+        return tree.Attributes(mode, size, 2, now, now, now, seconds=0)
+
+    def open(self, flags: int) -> tree.Handle:
+        return tree.Snapshot(flags, self._text)
 
 
 class Corner(tree.Directory):
@@ -235,6 +249,7 @@ class Root(tree.Directory):
 
     Args:
         names: the run directory.
+        journal: what the adapter tells of its requests.
         mount_point: the path of this directory, for relative targets of links.
         keep_busy: refuse to remove a namespace that processes are in.
         views: show `net` and `sysctl` in each namespace.
@@ -243,19 +258,26 @@ class Root(tree.Directory):
     key = b"/"
 
     def __init__(
-        self, names: Names, mount_point: bytes, keep_busy: bool = False, views: bool = True
+        self,
+        names: Names,
+        journal: Journal,
+        mount_point: bytes,
+        keep_busy: bool = False,
+        views: bool = True,
     ) -> None:
         self._names = names
         self._mount_point = mount_point
         self._keep_busy = keep_busy
         self._directories = Directories(VIEWS if views else {})
         self._unnamed = UnnamedDirectory(names, self._directories)
-        self.last_error = LastError()
+        last_error, counters = LastError(journal), Metrics(names, journal)
         self._corner = Corner(
             {
                 _UNNAMED: self._unnamed,
                 _PID: PidDirectory(names),
-                self.last_error.key: self.last_error,
+                last_error.key: last_error,
+                counters.key: counters,
+                counters.key + b".prom": counters,
             }
         )
 

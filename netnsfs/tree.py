@@ -18,6 +18,9 @@ from typing import Protocol
 
 MOUNTED_NS = time.time_ns()
 
+USUAL_SIZE = 4096
+"""What sysfs says of files whose size it does not know."""
+
 _FSTAT_SECONDS = 1.0
 
 

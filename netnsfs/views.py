@@ -27,8 +27,6 @@ T = TypeVar("T")
 
 HEAD = 1 << 16
 
-# What sysfs says of files whose size it does not know.
-_USUAL_SIZE = 4096
 _CHUNK = 1 << 20
 
 Enter = Callable[[], None]
@@ -106,7 +104,7 @@ class _File(tree.File):
         self._mode = found.st_mode
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(self._mode, self.size(lambda: _USUAL_SIZE), seconds=0)
+        return tree.Attributes(self._mode, self.size(lambda: tree.USUAL_SIZE), seconds=0)
 
     def open(self, flags: int) -> tree.Handle:
         if not self.writable:

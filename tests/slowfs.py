@@ -16,6 +16,7 @@ import trio
 
 from netnsfs import mount, tree
 from netnsfs.config import Config
+from netnsfs.journal import Journal
 from netnsfs.workers import may_block
 
 
@@ -82,4 +83,4 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     config = Config(mount_point=sys.argv[1].encode())
     mount.clear(config.mount_point)
-    mount.serve(Root(), config, mounted, lambda: None, lambda *failure: None)
+    mount.serve(Root(), Journal(), config, mounted, lambda: None)

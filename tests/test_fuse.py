@@ -12,6 +12,7 @@ import pyfuse3
 import pytest
 
 from netnsfs import fuse, tree
+from netnsfs.journal import Journal
 from netnsfs.pool import Pool
 from netnsfs.workers import WouldBlock
 
@@ -64,7 +65,7 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     pool = Pool(1, 5, 5)
-    yield fuse.Operations(root, pool, pool, lambda: None, lambda *failure: None)
+    yield fuse.Operations(root, pool, pool, lambda: None, Journal())
     pool.close()
 
 

@@ -7,11 +7,11 @@ import netnsfs
 
 LAYERS = (
     "__init__",
-    "config",
+    "config journal",
     "linux",
     "workers",
     "netns members nsid tree",
-    "holders pool views",
+    "holders metrics pool views",
     "files",
     "root",
     "fuse",

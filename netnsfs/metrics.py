@@ -1,0 +1,232 @@
+"""Counters of every named namespace, in the Prometheus text format.
+
+One pass over the processes of the machine counts the members of all namespaces, and one
+thread goes from namespace to namespace and reads a few small files in each.
+prometheus_client writes the text; it is imported at the first use, for it is big.
+
+Label values are text and names need not be: a byte that is not UTF-8 is written as \\xNN, and
+a backslash of a name is doubled, so that no two names look the same.
+"""
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from typing import NamedTuple
+
+from netnsfs import linux, members
+from netnsfs.journal import Journal
+from netnsfs.netns import OWN_TROUBLE, Names, namespace_of
+from netnsfs.workers import may_block, on_own_thread, visit
+
+_OWN_NET = b"/proc/thread-self/net/"
+
+# Columns of /proc/net/dev, proc_pid_net(5).
+_DEVICE_COUNTERS = (
+    (0, "receive_bytes", "Bytes received by an interface."),
+    (1, "receive_packets", "Packets received by an interface."),
+    (2, "receive_errors", "Errors of an interface in receiving."),
+    (3, "receive_drops", "Packets that an interface has received and dropped."),
+    (8, "transmit_bytes", "Bytes sent by an interface."),
+    (9, "transmit_packets", "Packets sent by an interface."),
+    (10, "transmit_errors", "Errors of an interface in sending."),
+    (11, "transmit_drops", "Packets that an interface was to send and has dropped."),
+)
+
+_Sample = tuple[Sequence[str], float]
+
+
+class Family(NamedTuple):
+    """A metric.
+
+    Attributes:
+        kind: "counter" or "gauge".
+        name: without the suffix that the format asks for.
+        help: a sentence.
+        labels: their names.
+        samples: the labels' values, and the value.
+    """
+
+    kind: str
+    name: str
+    help: str
+    labels: Sequence[str]
+    samples: Sequence[_Sample]
+
+
+class Reading(NamedTuple):
+    """What one look into a namespace tells.
+
+    Attributes:
+        label: its name.
+        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+        devices: the columns of /proc/net/dev, by interface.
+        sockets: open sockets of all kinds.
+        protocols: sockets in use, by protocol.
+    """
+
+    label: str
+    link: bytes
+    devices: dict[str, list[int]]
+    sockets: int
+    protocols: dict[str, int]
+
+
+def text(names: Names, journal: Journal) -> bytes:
+    """The counters of all namespaces, and of the file system itself.
+
+    Args:
+        names: the run directory.
+        journal: the file system's own counts.
+
+    Raises:
+        OSError: the machine lacks what it takes to look.
+    """
+    may_block()
+    from prometheus_client import Metric, generate_latest
+    from prometheus_client.registry import Collector
+
+    class Pass(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for family in _families(names, journal):
+                metric = Metric(family.name, family.help, family.kind)
+                sample = family.name + ("_total" if family.kind == "counter" else "")
+                for values, value in family.samples:
+                    metric.add_sample(
+                        sample, dict(zip(family.labels, values, strict=True)), value
+                    )
+                yield metric
+
+    return generate_latest(Pass())
+
+
+def _families(names: Names, journal: Journal) -> Iterator[Family]:
+    yield from _own(journal)
+    listed = names.list()
+    readings = [reading for name in listed if (reading := on_own_thread(_read, names, name))]
+    yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
+    inside = members.counts()
+    yield Family(
+        "gauge",
+        "netnsfs_member_processes",
+        "Processes with at least one thread in the namespace.",
+        ["namespace"],
+        [([reading.label], inside[reading.link]) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_sockets_used",
+        "Open sockets of all kinds.",
+        ["namespace"],
+        [([reading.label], reading.sockets) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_sockets_in_use",
+        "Sockets in use, by protocol.",
+        ["namespace", "protocol"],
+        [
+            ([reading.label, protocol], number)
+            for reading in readings
+            for protocol, number in reading.protocols.items()
+        ],
+    )
+    for column, counter, meaning in _DEVICE_COUNTERS:
+        yield Family(
+            "counter",
+            f"netnsfs_network_{counter}",
+            meaning,
+            ["namespace", "device"],
+            [
+                ([reading.label, device], columns[column])
+                for reading in readings
+                for device, columns in reading.devices.items()
+            ],
+        )
+
+
+def _own(journal: Journal) -> Iterator[Family]:
+    build = [([version("netnsfs")], 1)]
+    yield Family("gauge", "netnsfs_build_info", "The version.", ["version"], build)
+    yield Family(
+        "gauge",
+        "netnsfs_start_time_seconds",
+        "When the file system was started, seconds since the epoch.",
+        (),
+        [((), journal.began)],
+    )
+    # Copies: the event loop goes on counting.
+    yield Family(
+        "counter",
+        "netnsfs_requests",
+        "Requests of the kernel to the file system.",
+        ["operation"],
+        [([operation], count) for operation, count in sorted(journal.requests.copy().items())],
+    )
+    yield Family(
+        "counter",
+        "netnsfs_request_errors",
+        "Requests that were refused.",
+        ["operation", "errno"],
+        sorted(journal.errors.copy().items()),
+    )
+
+
+def _read(names: Names, name: bytes) -> Reading | None:
+    """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
+    try:
+        # Before the visit, for a link is followed by a thread that is born where we are.
+        fd = names.open(name)
+    except OSError as error:
+        if error.errno in OWN_TROUBLE:
+            raise
+        return None
+    try:
+        link = namespace_of(fd).link
+        with visit():
+            linux.setns(fd, linux.CLONE_NEWNET)
+            devices = _content(b"dev")
+            sockets = _content(b"sockstat") + _content(b"sockstat6")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+    finally:
+        os.close(fd)
+    used, protocols = _sockets(sockets)
+    return Reading(_label(name), link, _devices(devices), used, protocols)
+
+
+def _content(name: bytes) -> bytes:
+    # A kernel without IPv6 has no sockstat6.
+    with suppress(FileNotFoundError), open(_OWN_NET + name, "rb", buffering=0) as file:
+        return file.read()
+    return b""
+
+
+def _devices(table: bytes) -> dict[str, list[int]]:
+    """The columns of each interface, from /proc/net/dev."""
+    found = {}
+    for line in table.split(b"\n")[2:-1]:
+        # No name has a colon or white space in it (dev_valid_name, net/core/dev.c).
+        device, _, columns = line.partition(b":")
+        found[_label(device.lstrip(b" "))] = [int(column) for column in columns.split()]
+    return found
+
+
+def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
+    """All sockets, and those in use by protocol, from /proc/net/sockstat and sockstat6."""
+    used, protocols = 0, {}
+    for line in tables.splitlines():
+        protocol, what, count, *_ = line.decode().split()
+        if what == "used":
+            used = int(count)
+        # The others are fragments of packets, by the queue.
+        elif not protocol.startswith("FRAG"):
+            protocols[protocol.rstrip(":")] = int(count)
+    return used, protocols
+
+
+def _label(name: bytes) -> str:
+    return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

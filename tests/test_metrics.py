@@ -1,0 +1,190 @@
+"""`.netnsfs/metrics`, read back with prometheus_client's own parser."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from conftest import RUN, Mounted, error_of, ip
+from prometheus_client.parser import text_string_to_metric_families
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+NAMES = [
+    *(
+        b"plain",
+        b"back\\slash",
+        b"back\\\\slash",
+        b"\\xff",
+        b"\xff",
+        b'"quoted"',
+        b"two\nlines",
+    ),
+    *(b"\r", b" # HELP ", b"\xc3\xa9", b"\xe2\x80\xa8", b"{}=,", b"z" * 255),
+]
+COUNTERS = {
+    "receive_bytes": 0,
+    "receive_packets": 1,
+    "receive_errors": 2,
+    "receive_drops": 3,
+    "transmit_bytes": 8,
+    "transmit_packets": 9,
+    "transmit_errors": 10,
+    "transmit_drops": 11,
+}
+
+
+def scrape(mounted: Mounted, name: str = "metrics") -> Series:
+    text = (mounted / ".netnsfs" / name).read_bytes().decode()
+    found: Series = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        assert family.type in ("counter", "gauge")
+        for sample in family.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def value(series: Series, name: str, labels: Mapping[str, str] | None = None) -> float | None:
+    return series.get((f"netnsfs_{name}", frozenset((labels or {}).items())))
+
+
+def test_members_sockets_and_interfaces_of_each_namespace(
+    foo: Path, mnt: Mounted, spawn: Spawn
+) -> None:
+    (mnt / "bar").mkdir()
+    ip("-n", "foo", "link", "set", "lo", "up")
+    process = spawn("ip", "netns", "exec", "foo", sys.executable, "-c", SOCKETS,
+                    stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdout
+    process.stdout.readline()
+    found = scrape(mnt)
+    in_foo, in_bar = {"namespace": "foo"}, {"namespace": "bar"}
+    assert value(found, "member_processes", in_foo) == 1
+    assert value(found, "member_processes", in_bar) == 0
+    assert value(found, "sockets_in_use", in_foo | {"protocol": "UDP"}) == 3
+    assert value(found, "sockets_in_use", in_bar | {"protocol": "UDP"}) == 0
+    assert value(found, "sockets_used", in_foo) == 4
+    columns = (foo / "net/dev").read_text().splitlines()[2].split()[1:]
+    assert int(columns[0]) > 500
+    for counter, column in COUNTERS.items():
+        labels = in_foo | {"device": "lo"}
+        assert value(found, f"network_{counter}_total", labels) == int(columns[column])
+    assert value(found, "network_receive_bytes_total", in_bar | {"device": "lo"}) == 0
+    (mnt / "bar").rmdir()
+
+
+SOCKETS = """
+import socket, time
+held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+for each in held:
+    each.bind(("127.0.0.1", 0))
+other = socket.socket(socket.AF_UNIX)
+held[0].sendto(b"x" * 500, held[1].getsockname())
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_process_with_threads_in_two_namespaces_counts_in_both(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    process = spawn(sys.executable, "-c", WORKER, RUN / "foo", stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    assert value(scrape(mnt), "member_processes", {"namespace": "foo"}) == 1
+    assert (foo / "pids").read_text() == f"{process.pid}\n"
+
+
+WORKER = """
+import ctypes, os, sys, threading, time
+def work():
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    assert ctypes.CDLL(None).setns(fd, 0) == 0
+    print("ready", flush=True)
+    time.sleep(100)
+for _ in range(2):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(100)
+"""
+
+
+def test_names_of_any_bytes_are_told_apart(mnt: Mounted) -> None:
+    for name in NAMES:
+        os.mkdir(os.path.join(bytes(mnt.path), name))
+    labels = {
+        dict(labels)["namespace"]
+        for name, labels in scrape(mnt)
+        if name == "netnsfs_sockets_used"
+    }
+    assert {_name_of(label) for label in labels} == set(NAMES)
+    assert len(labels) == len(NAMES)
+    for name in NAMES:
+        os.rmdir(os.path.join(bytes(mnt.path), name))
+
+
+def _name_of(label: str) -> bytes:
+    """What the README says of labels, backwards."""
+    parts = label.split("\\\\")
+    return b"\\".join(
+        b"".join(
+            bytes([int(piece[:2], 16)]) + piece[2:].encode() if number else piece.encode()
+            for number, piece in enumerate(part.split("\\x"))
+        )
+        for part in parts
+    )
+
+
+def test_requests_and_errors_of_the_file_system(mnt: Mounted, foo: Path) -> None:
+    before = scrape(mnt)
+    fd = os.open(foo / "nsid", os.O_WRONLY)
+    for _ in range(3):
+        assert error_of(os.write, fd, b"nonsense") == "EINVAL"
+        assert error_of(os.stat, mnt / "absent") == "ENOENT"
+    os.close(fd)
+    after = scrape(mnt)
+
+    def grown(name: str, **labels: str) -> float:
+        return (value(after, name, labels) or 0) - (value(before, name, labels) or 0)
+
+    assert grown("requests_total", operation="write") == 3
+    assert grown("request_errors_total", operation="write", errno="EINVAL") == 3
+    assert grown("request_errors_total", operation="lookup", errno="ENOENT") == 3
+    assert grown("requests_total", operation="mkdir") == 0
+    assert grown("requests_total", operation="open") == 2
+
+
+def test_stale_names_have_no_counters_and_second_names_have(mnt: Mounted, foo: Path) -> None:
+    (RUN / "stale").touch()
+    os.symlink("foo", RUN / "link")
+    found = scrape(mnt)
+    assert value(found, "names") == 3
+    assert value(found, "sockets_used", {"namespace": "stale"}) is None
+    assert value(found, "sockets_used", {"namespace": "link"}) == 0
+    (mnt / "stale").rmdir()
+    (mnt / "link").rmdir()
+    assert value(scrape(mnt), "names") == 1
+
+
+def test_the_textfile_collector_finds_it(mnt: Mounted, foo: Path) -> None:
+    files = list((mnt / ".netnsfs").glob("*.prom"))
+    assert files == [mnt / ".netnsfs/metrics.prom"]
+    assert files[0].is_file()
+    assert os.path.samefile(files[0], mnt / ".netnsfs/metrics")
+    scrape(mnt)
+    assert set(scrape(mnt, "metrics.prom")) == set(scrape(mnt))
+
+
+def test_a_scrape_holds_no_namespace(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    number = os.stat(mnt / "foo").st_ino
+    with open(mnt / ".netnsfs/metrics", "rb") as file:
+        file.read()
+        (mnt / "foo").rmdir()
+        assert error_of(os.stat, mnt / f".netnsfs/unnamed/{number}") == "ENOENT"
+        file.seek(0)
+        assert b'namespace="foo"' not in file.read()
