@@ -1,14 +1,18 @@
 """The command line. Pure: from arguments to a `Config`, and no further."""
 
 import argparse
+import grp
 import os
+import pwd
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
 from netnsfs.config import EXIT_USAGE, Config, Failure
+from netnsfs.permissions import Permissions
 
 MOUNT_POINT = "/mnt/netnsfs"
+_MAX_ID = (1 << 32) - 2
 RUN_DIR = "/var/run/netns"
 
 IGNORED = frozenset(
@@ -36,13 +40,47 @@ def _directory(value: str) -> bytes:
     return os.fsencode(os.path.realpath(value))
 
 
+def _user(value: str) -> int:
+    return _id(value, lambda name: pwd.getpwnam(name).pw_uid, "user")
+
+
+def _group(value: str) -> int:
+    return _id(value, lambda name: grp.getgrnam(name).gr_gid, "group")
+
+
+def _id(value: str, of_name: Callable[[str], int], kind: str) -> int:
+    try:
+        number = int(value) if value.isdecimal() else of_name(value)
+    except KeyError:
+        raise Failure(f"there is no {kind} called {value}", EXIT_USAGE) from None
+    if number > _MAX_ID:
+        raise Failure(f"{value} is no {kind} ID", EXIT_USAGE)
+    return number
+
+
+def _mask(value: str) -> int:
+    try:
+        mask = int(value, 8)
+    except ValueError:
+        mask = -1
+    if not 0 <= mask <= 0o777:
+        raise Failure(f"not an octal mask of permission bits: {value}", EXIT_USAGE)
+    return mask
+
+
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "rundir": ("run_dir", _directory),
+    "uid": ("uid", _user),
+    "gid": ("gid", _group),
+    "umask": ("umask", _mask),
+    "dmask": ("dmask", _mask),
+    "fmask": ("fmask", _mask),
 }
 """Options after -o that take a value: field of Config, and how the value is read."""
 
 FLAGS = {
     "keep_busy": ("keep_busy", True),
+    "noallow_other": ("allow_other", False),
     "noviews": ("views", False),
     "ro": ("read_only", True),
 }
@@ -78,8 +116,19 @@ def parse(arguments: Sequence[str]) -> Config:
         mount_point=os.fsencode(os.path.join(os.path.realpath(parent), name)),
         foreground=found.foreground or found.debug,
         debug=found.debug,
+        permissions=_permissions(fields),
         **{"run_dir": os.fsencode(os.path.realpath(RUN_DIR)), **fields},
     )
+
+
+def _permissions(fields: dict[str, Any]) -> Permissions:
+    """Take what says to whom things belong out of the fields."""
+    umask = fields.pop("umask", None)
+    if umask is not None:
+        fields.setdefault("dmask", umask)
+        fields.setdefault("fmask", umask)
+    given = fields.keys() & {"uid", "gid", "dmask", "fmask"}
+    return Permissions(**{key: fields.pop(key) for key in given})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,8 +151,10 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). keep_busy: refuse to "
-        "remove a namespace that processes are in. noviews: leave net and sysctl out. ro: "
+        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). uid=, gid=: the owner, "
+        "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
+        "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
+        "to remove a namespace that processes are in. noviews: leave net and sysctl out. ro: "
         "refuse every change. The other generic options of mount(8) are accepted and change "
         "nothing",
     )

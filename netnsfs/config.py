@@ -1,6 +1,8 @@
 """What a run of netnsfs was asked for, and how it ends when that cannot be had."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from netnsfs.permissions import Permissions
 
 EXIT_USAGE = 1
 EXIT_SYSTEM = 2
@@ -31,6 +33,8 @@ class Config:
         source: what /proc/mounts shows in the first column.
         run_dir: the directory of names; absolute.
         keep_busy: refuse to remove a namespace that processes are in.
+        permissions: to whom namespaces belong.
+        allow_other: others than the user who mounts may look at it.
         views: show `net` and `sysctl` in each namespace.
         read_only: refuse every change.
         foreground: stay attached to the terminal.
@@ -40,6 +44,8 @@ class Config:
     mount_point: bytes
     source: str = "netnsfs"
     run_dir: bytes = b"/run/netns"
+    permissions: Permissions = field(default_factory=Permissions)
+    allow_other: bool = True
     keep_busy: bool = False
     views: bool = True
     read_only: bool = False

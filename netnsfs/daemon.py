@@ -68,7 +68,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             _refuse_inside(config)
             _warn_if_unseen()
             journal = Journal()
-            root = Root(names, journal, config.mount_point, config.keep_busy, config.views)
+            root = Root(names, journal, config)
 
             def mounted(device: int) -> None:
                 names.avoid = {device}

@@ -17,9 +17,10 @@ from weakref import WeakValueDictionary
 
 from netnsfs import holders, linux, members, nsid, tree, views
 from netnsfs.netns import Names, Namespace, namespace_of, nsfs_device
+from netnsfs.permissions import CAP_SYS_PTRACE, Owner, Permissions, Viewer, delegate, has
 from netnsfs.workers import may_block
 
-Show = Callable[[Namespace, int], bytes]
+Show = Callable[[Namespace, int, Viewer], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,11 @@ class Row:
         name: of the file.
         mode: permission bits.
         fixed: content that never changes, for a namespace.
-        live: content that does, for a namespace and a descriptor of it.
+        live: content that does, for a namespace, a descriptor of it, and who looks.
         bound: for live content, an upper bound of its length; without one, stat(2) makes
             the content to tell its length.
         write: carries out a command, for a descriptor of the namespace.
+        guarded: it tells what only the daemon can see.
     """
 
     name: bytes
@@ -42,10 +44,11 @@ class Row:
     live: Show | None = None
     bound: Callable[[], int] | None = None
     write: Callable[[int, bytes], None] | None = None
+    guarded: bool = False
 
 
-def _lines(numbers: list[int]) -> bytes:
-    return b"".join(b"%d\n" % number for number in numbers)
+def _lines(numbers: list[int], viewer: Viewer) -> bytes:
+    return b"".join(b"%d\n" % number for number in numbers if viewer.sees(number))
 
 
 NAMESPACE = {
@@ -55,21 +58,22 @@ NAMESPACE = {
         Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
         Row(
             b"pids",
-            live=lambda ns, fd: _lines(members.pids(ns.link)),
+            live=lambda ns, fd, viewer: _lines(members.pids(ns.link), viewer),
             bound=members.listing_size,
         ),
         Row(
             b"tids",
-            live=lambda ns, fd: _lines(members.tids(ns.link)),
+            live=lambda ns, fd, viewer: _lines(members.tids(ns.link), viewer),
             bound=members.listing_size,
         ),
         Row(
             b"holders",
             mode=0o400,
-            live=lambda ns, fd: holders.listing(ns.inode),
+            live=lambda ns, fd, viewer: holders.listing(ns.inode),
             bound=holders.listing_size,
+            guarded=True,
         ),
-        Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),
+        Row(b"nsid", mode=0o644, live=lambda ns, fd, viewer: nsid.show(fd), write=nsid.assign),
     )
 }
 
@@ -77,6 +81,26 @@ _LINK = b"ns"
 
 VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
 """Directories of procfs that show the namespace of the thread that looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all namespaces of a mount.
+
+    Attributes:
+        views: names and paths of the views that each directory has.
+        permissions: to whom it belongs unless it was given to somebody.
+    """
+
+    views: Mapping[bytes, bytes]
+    permissions: Permissions
+
+
+class _Nobody:
+    pid, uid, umask = 0, -1, 0
+
+
+_NOBODY = Viewer(_Nobody())
 
 
 class Home(Protocol):
@@ -99,6 +123,23 @@ class Home(Protocol):
     def path(self) -> bytes:
         """A path that setns(2) can use."""
 
+    @property
+    def public(self) -> bool:
+        """Whether everyone may know that path."""
+
+    def stamp(self) -> bytes | None:
+        """What changes with what `owner` says."""
+
+    def owner(self) -> Owner | None:
+        """To whom the namespace was given."""
+
+    def give(self, owner: Owner) -> None:
+        """Give it to somebody.
+
+        Raises:
+            OSError: EPERM if that cannot be kept, ENOENT if it is not there any more.
+        """
+
 
 class Name:
     """A name in the run directory.
@@ -108,6 +149,8 @@ class Name:
         name: the name.
         mark: what stood under it when the namespace was found there.
     """
+
+    public = True
 
     def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
         self._names = names
@@ -142,6 +185,21 @@ class Name:
         """See `Home.path`."""
         return self._path
 
+    def stamp(self) -> bytes | None:
+        """See `Home.stamp`."""
+        return self._names.delegations.generation()
+
+    def owner(self) -> Owner | None:
+        """See `Home.owner`."""
+        return self._names.delegations.of(self.name, self.mark)
+
+    def give(self, owner: Owner) -> None:
+        """See `Home.give`. There is nothing below a symbolic link to keep it on."""
+        may_block()
+        if not self._mounted:
+            raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
+        self._names.delegations.change(self.name, self.mark, owner)
+
 
 class Unnamed:
     """Held by something else than a name.
@@ -150,6 +208,8 @@ class Unnamed:
         names: for `Names.avoid`.
         holder: one thing that holds it. Another takes its place when it lets go.
     """
+
+    public = False
 
     def __init__(self, names: Names, holder: holders.Holder) -> None:
         self._names = names
@@ -181,6 +241,18 @@ class Unnamed:
         """See `Home.path`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
+    def stamp(self) -> bytes | None:
+        """See `Home.stamp`."""
+        return None
+
+    def owner(self) -> Owner | None:
+        """See `Home.owner`."""
+        return None
+
+    def give(self, owner: Owner) -> None:
+        """See `Home.give`."""
+        raise PermissionError(errno.EPERM, "give the namespace a name first")
+
 
 def _same(fd: int, namespace: Namespace) -> int:
     try:
@@ -210,20 +282,35 @@ class NamespaceDirectory(tree.Directory):
         self,
         namespace: Namespace,
         home: Home,
-        shown: Mapping[bytes, bytes],
+        settings: Settings,
         second: bytes | None = None,
     ) -> None:
         self.namespace = namespace
         self.home = home
-        self._views = shown
+        self._settings = settings
         self.key = (namespace.id, second)
         self.number = 0 if second else namespace.inode
         self.generation = namespace.id
 
+    @property
+    def stamp(self) -> bytes | None:
+        return self.home.stamp()
+
+    def owner(self) -> Owner:
+        """To whom the namespace belongs."""
+        return self.home.owner() or self._settings.permissions.owner()
+
     def attributes(self) -> tree.Attributes:
-        ns = self.namespace
-        mode, links = stat.S_IFDIR | 0o755, 2 + len(self._views)
-        return tree.Attributes(mode, 0, links, ns.atime_ns, ns.mtime_ns, ns.ctime_ns)
+        ns, owner = self.namespace, self.owner()
+        mode, links = stat.S_IFDIR | owner.mode, 2 + len(self._settings.views)
+        times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
+        # A user who stands in the directory looks nothing up that would tell of a new owner.
+        return tree.Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
+
+    def give(self, mode: int, uid: int, gid: int) -> None:
+        if mode & ~0o777:
+            raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
+        self.home.give(delegate(uid, gid, mode))
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         self.check()
@@ -231,18 +318,26 @@ class NamespaceDirectory(tree.Directory):
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
-        if name in self._views:
-            return views.view(self.key, self._views[name], self.enter)
+        if name in self._settings.views:
+            return self._view().node(self._settings.views[name])
         return super().lookup(name, caller)
+
+    def _view(self) -> views.View:
+        closed = self._settings.permissions.dmask
+        return views.View(self.key, self.enter, self.of_file, closed)
+
+    def of_file(self, mode: int) -> tuple[int, int, int]:
+        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
+        return self._settings.permissions.of_file(mode, self.owner())
 
     def list(self) -> list[bytes]:
         self.check()
-        return [*NAMESPACE, _LINK, *self._views]
+        return [*NAMESPACE, _LINK, *self._settings.views]
 
     def check(self) -> None:
         self.home.check(self.namespace)
 
-    def show(self, row: Row) -> bytes:
+    def show(self, row: Row, viewer: Viewer) -> bytes:
         """The content of one of the files.
 
         Raises:
@@ -255,7 +350,7 @@ class NamespaceDirectory(tree.Directory):
         may_block()
         # While it is held, its inode number cannot become another's.
         with self._held() as fd:
-            return row.live(self.namespace, fd)
+            return row.live(self.namespace, fd, viewer)
 
     def enter(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace.
@@ -293,15 +388,18 @@ class ControlFile(tree.File):
         self.writable = row.write is not None
 
     def attributes(self) -> tree.Attributes:
-        mode = stat.S_IFREG | self._row.mode
+        mode, uid, gid = self._directory.of_file(self._row.mode)
+        mode |= stat.S_IFREG
         if self._row.fixed:
             return tree.Attributes(mode, len(self._row.fixed(self._directory.namespace)))
-        bound = self._row.bound or (lambda: len(self._directory.show(self._row)))
-        return tree.Attributes(mode, self.size(bound), seconds=0)
+        bound = self._row.bound or (lambda: len(self._directory.show(self._row, _NOBODY)))
+        return tree.Attributes(mode, self.size(bound), seconds=0, uid=uid, gid=gid)
 
-    def open(self, flags: int) -> tree.Handle:
+    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         directory = self._directory
-        take = partial(directory.show, self._row)
+        if self._row.guarded and not has(caller, CAP_SYS_PTRACE):
+            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
+        take = partial(directory.show, self._row, Viewer(caller))
         run = partial(directory.write, self._row) if self.writable else None
         return tree.Snapshot(flags, take, directory.check, run)
 
@@ -313,9 +411,14 @@ class NamespaceLink(tree.Link):
         self._directory = directory
         self.key = (directory.key, _LINK)
 
-    def target(self) -> bytes:
+    def text(self) -> bytes:
         self._directory.check()
         return self._directory.home.path()
+
+    def target(self, caller: tree.Caller) -> bytes:
+        if not self._directory.home.public and not has(caller, CAP_SYS_PTRACE):
+            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", _LINK)
+        return self.text()
 
 
 class Directories:
@@ -325,11 +428,11 @@ class Directories:
     A second name of it, while the first stands, is a directory of its own.
 
     Args:
-        shown: names and paths of the views that each directory has.
+        settings: what is the same in each.
     """
 
-    def __init__(self, shown: Mapping[bytes, bytes]) -> None:
-        self._views = shown
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
         self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
         # Used by the event loop, and by workers.
@@ -375,7 +478,9 @@ class Directories:
     def _first(self, namespace: Namespace, home: Home) -> NamespaceDirectory:
         node = self._by_key.get(namespace.id)
         if node is None:
-            node = self._by_key[namespace.id] = NamespaceDirectory(namespace, home, self._views)
+            node = self._by_key[namespace.id] = NamespaceDirectory(
+                namespace, home, self._settings
+            )
         return node
 
     def _second(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
@@ -383,7 +488,7 @@ class Directories:
         node = self._by_key.get(key)
         if node is None:
             node = self._by_key[key] = NamespaceDirectory(
-                namespace, home, self._views, home.name
+                namespace, home, self._settings, home.name
             )
         return node
 

@@ -34,7 +34,7 @@ import logging
 import os
 import select
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -84,24 +84,28 @@ def _shield(
 class _Known:
     """A node that the kernel knows."""
 
-    __slots__ = ("attributes", "lookups", "node", "number")
+    __slots__ = ("attributes", "lookups", "node", "number", "stamp")
 
     def __init__(self, node: tree.Node, number: int, lookups: int, name_seconds: float) -> None:
         self.node = node
         self.number = number
         self.lookups = lookups
+        self.stamp: Hashable = None
         self.attributes = EntryAttributes()
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
         self.attributes.entry_timeout = name_seconds
 
-    def show(self, shown: tree.Attributes) -> None:
-        """Take over a node's attributes."""
+    def show(self, shown: tree.Attributes, stamp: Hashable) -> None:
+        """Take over a node's attributes, and the stamp that they have."""
+        self.stamp = stamp
         entry = self.attributes
         entry.attr_timeout = shown.seconds
         entry.st_mode = shown.mode
         entry.st_nlink = shown.links
         entry.st_size = shown.size
+        entry.st_uid = shown.uid
+        entry.st_gid = shown.gid
         entry.st_atime_ns = shown.atime_ns
         entry.st_mtime_ns = shown.mtime_ns
         entry.st_ctime_ns = shown.ctime_ns
@@ -150,7 +154,7 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, _Listing] = {}
         self._fhs = itertools.count(1)
         self._root = _Known(root, pyfuse3.ROOT_INODE, 1, 0)
-        self._root.show(root.attributes())
+        self._root.show(root.attributes(), root.stamp)
         self._by_number: dict[int, _Known] = {self._root.number: self._root}
         self._by_key = {root.key: self._root}
 
@@ -230,7 +234,8 @@ class Operations(pyfuse3.Operations):
         The caller counts the lookup before it awaits anything else.
         """
         known = self._by_key.get(node.key)
-        if known is not None and known.attributes.attr_timeout:
+        stamp = node.stamp
+        if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
         shown = await self._call(node.attributes)
         if node.number in self._by_number:
@@ -239,8 +244,14 @@ class Operations(pyfuse3.Operations):
         known = self._by_key.get(node.key)
         if known is None:
             known = self._admit(node, LASTING_SECONDS if directory.lasting else 0)
-        known.show(shown)
+        known.show(shown, stamp)
         return known
+
+    async def _show(self, known: _Known) -> EntryAttributes:
+        """A known node's attributes as they are now."""
+        stamp = known.node.stamp
+        known.show(await self._call(known.node.attributes), stamp)
+        return known.attributes
 
     # Names
 
@@ -258,7 +269,7 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 node = await self._looks.run(directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
-            if known is None or not known.attributes.attr_timeout:
+            if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
                 known = await self._know(node, directory)
             known.lookups += 1
             return known.attributes
@@ -270,7 +281,8 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._directory(parent_inode)
-        known = await self._know(await self._change(name, directory.mkdir, name), directory)
+        node = await self._change(name, directory.mkdir, name, stat.S_IMODE(mode), ctx)
+        known = await self._know(node, directory)
         known.lookups += 1
         return known.attributes
 
@@ -302,7 +314,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EINVAL)
         into = self._directory(parent_inode_new)
         old = self._directory(parent_inode_old)
-        await self._change(name_old, old.rename, name_old, into, name_new)
+        await self._change(name_old, old.rename, name_old, into, name_new, ctx)
 
     @_shield
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -330,9 +342,7 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        known = self._find(inode)
-        known.show(await self._call(known.node.attributes))
-        return known.attributes
+        return await self._show(self._find(inode))
 
     @_shield
     async def setattr(
@@ -344,26 +354,31 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._find(inode)
-        known.show(await self._call(known.node.attributes))
-        shown = known.attributes
+        shown = await self._show(known)
         emptied = isinstance(known.node, tree.File) and known.node.writable and not attr.st_size
         if (
             (fields.update_size and not emptied)
             or (fields.update_atime and not fields.update_size)
             or (fields.update_mtime and not fields.update_size)
-            or (fields.update_mode and stat.S_IMODE(attr.st_mode ^ shown.st_mode))
-            or (fields.update_uid and attr.st_uid != shown.st_uid)
-            or (fields.update_gid and attr.st_gid != shown.st_gid)
         ):
             raise FUSEError(errno.EPERM)
-        return shown
+        before = stat.S_IMODE(shown.st_mode), shown.st_uid, shown.st_gid
+        after = (
+            stat.S_IMODE(attr.st_mode) if fields.update_mode else before[0],
+            attr.st_uid if fields.update_uid else before[1],
+            attr.st_gid if fields.update_gid else before[2],
+        )
+        if after == before:
+            return shown
+        await self._change(known.node.label, known.node.give, *after)
+        return await self._show(known)
 
     @_shield
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._find(inode).node
         if not isinstance(node, tree.Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call(node.target)
+        return await self._call(node.target, ctx)
 
     @_shield
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -439,9 +454,9 @@ class Operations(pyfuse3.Operations):
             if not isinstance(node, tree.File):
                 raise FUSEError(errno.EISDIR)
             try:
-                handle = node.open(flags)
+                handle = node.open(flags, ctx)
             except WouldBlock:
-                handle = await self._looks.run(node.open, flags)
+                handle = await self._looks.run(node.open, flags, ctx)
             fh = next(self._fhs)
             self._handles[fh] = node, handle
             length = handle.length

@@ -40,8 +40,10 @@ _NS_GET_ID = 0x8008B70D
 _SO_NETNS_COOKIE = 71
 # linux/sockios.h
 _SIOCGSKNS = 0x894C
-# The same number on every architecture.
+# The same numbers on every architecture.
+_SYS_OPEN_TREE = 428
 _SYS_PIDFD_GETFD = 438
+_OPEN_TREE_CLONE = 1
 _RENAME_NOREPLACE = 1
 
 _AT_FDCWD = -100
@@ -75,11 +77,14 @@ _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 # Once or more in each request: without argtypes, whose checks take as long as the call. PyDLL
 # keeps the interpreter lock: statx of a file in memory takes a microsecond, and giving the
 # lock away and fetching it back takes as long again.
-_statx = ctypes.PyDLL(None, use_errno=True).statx
+_quick = ctypes.PyDLL(None, use_errno=True)
+_statx = _quick.statx
+_getxattr = _quick.getxattr
 
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _StatxBuffer = ctypes.c_char * 256
+_AttributeBuffer = ctypes.c_char * 64
 
 
 def _error(path: bytes | None = None) -> OSError:
@@ -109,6 +114,31 @@ def setns(fd: int, nstype: int) -> None:
     """setns(2), for the calling thread alone."""
     if _libc.setns(fd, nstype):
         raise _error()
+
+
+def open_tree(path: bytes) -> int:
+    """Clone the mount at a path, without what is mounted below (open_tree(2), Linux 5.2).
+
+    Returns:
+        A descriptor of the clone, which lives as long as it is open.
+    """
+    fd: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if fd < 0:
+        raise _error(path)
+    return fd
+
+
+def attribute(path: bytes, name: bytes) -> bytes | None:
+    """A short extended attribute (xattr(7)), or None if there is none to be had."""
+    buffer = _AttributeBuffer()
+    length = _getxattr(path, name, buffer, 64)
+    return buffer.raw[:length] if length >= 0 else None
+
+
+def in_initial_user_namespace() -> bool:
+    """Whether this process is in the user namespace that the machine started with."""
+    with open("/proc/self/uid_map") as lines:
+        return lines.read().split() == ["0", "0", "4294967295"]
 
 
 def lock(fd: int, seconds: float) -> None:
@@ -317,7 +347,7 @@ def netns_cookie() -> int:
 
 
 class Mount(NamedTuple):
-    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5); `options` are the superblock's."""
 
     id: int
     dev: int
@@ -326,6 +356,7 @@ class Mount(NamedTuple):
     shared: bool
     fs_type: bytes
     source: bytes
+    options: bytes
 
 
 def mounts(pid: str = "self") -> Iterator[Mount]:
@@ -348,6 +379,7 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
                 shared=any(field.startswith(b"shared:") for field in fields[6:dash]),
                 fs_type=fields[dash + 1],
                 source=_unescape(fields[dash + 2]),
+                options=fields[dash + 3],
             )
 
 

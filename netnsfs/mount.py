@@ -253,7 +253,6 @@ def _init(operations: Operations, config: Config) -> None:
     options = {
         "fsname=" + config.source.replace("\\", "\\\\").replace(",", "\\,"),
         "subtype=netnsfs",
-        "allow_other",
         "default_permissions",
         "nosuid",
         "nodev",
@@ -262,6 +261,8 @@ def _init(operations: Operations, config: Config) -> None:
     }
     if config.read_only:
         options.add("ro")
+    if config.allow_other:
+        options.add("allow_other")
     with _captured_stderr() as captured:
         try:
             pyfuse3.init(operations, os.fsdecode(config.mount_point), options)

@@ -38,6 +38,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
+from netnsfs.delegations import Delegations
+from netnsfs.permissions import Owner
 from netnsfs.workers import (
     Job,
     commit,
@@ -168,11 +170,13 @@ class Names:
 
     Attributes:
         avoid: device numbers of file systems that a link is never followed into.
+        delegations: to whom each name was given.
     """
 
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.avoid: Collection[int] = ()
+        self.delegations = Delegations(path)
         self._hanging: dict[linux.Stat, threading.Thread] = {}
         self._prepared_mount = 0
 
@@ -297,8 +301,12 @@ class Names:
                     found.setdefault(target.inode, name)
         return found
 
-    def create(self, name: bytes) -> tuple[Namespace, linux.Stat]:
+    def create(self, name: bytes, owner: Owner | None = None) -> tuple[Namespace, linux.Stat]:
         """Make a network namespace and bind it to a name, as `ip netns add` does.
+
+        Args:
+            name: the name.
+            owner: to whom the name is given.
 
         Returns:
             The namespace, and the mark of its entry.
@@ -309,9 +317,9 @@ class Names:
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
         self._check_new(name)
-        return on_own_thread(self._create, name)
+        return on_own_thread(self._create, name, owner)
 
-    def _create(self, name: bytes) -> tuple[Namespace, linux.Stat]:
+    def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
         with visit():
             with _explained("user.max_net_namespaces"):
                 linux.unshare(linux.CLONE_NEWNET)
@@ -320,7 +328,7 @@ class Names:
             try:
                 made = namespace_of(fd)
                 commit()
-                self._bind(_OWN, name)
+                self._bind(_OWN, name, owner)
                 mark = linux.stat(self.file(name))
                 if mark.ino != made.inode:
                     raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
@@ -328,12 +336,13 @@ class Names:
                 os.close(fd)
         return made, mark
 
-    def attach(self, name: bytes, fd: int) -> Namespace:
+    def attach(self, name: bytes, fd: int, owner: Owner | None = None) -> Namespace:
         """Bind an existing namespace to a name, as `ip netns attach` does.
 
         Args:
             name: the new name.
             fd: a descriptor of the namespace's nsfs file.
+            owner: to whom the name is given.
 
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
@@ -341,14 +350,15 @@ class Names:
         self._check_new(name)
         namespace = namespace_of(fd)
         commit()
-        self._bind(b"/proc/thread-self/fd/%d" % fd, name)
+        self._bind(b"/proc/thread-self/fd/%d" % fd, name, owner)
         return namespace
 
     def rename(self, old: bytes, new: bytes) -> None:
         """Give a namespace a new name instead of an old one; nothing is replaced.
 
         The new name stands before the old one goes, so that a kill in between leaves both.
-        A symbolic link is renamed as what it is.
+        A symbolic link is renamed as what it is. To whom the old name was given, the new one
+        is.
 
         Raises:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
@@ -378,7 +388,7 @@ class Names:
     def _rename_mount(self, top: int, old: bytes, new: bytes) -> None:
         fd = reopen(top)
         try:
-            self.attach(new, fd)
+            self.attach(new, fd, self.delegations.of(old, linux.stat(b"", top)))
             if self._detach(top):
                 self._remove_rest(old, linux.stat(b"", top).mount)
                 return
@@ -471,11 +481,14 @@ class Names:
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
-    def _bind(self, source: bytes, name: bytes) -> None:
+    def _bind(self, source: bytes, name: bytes, owner: Owner | None) -> None:
         path = self.file(name)
         with _explained("the run directory"):
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
         try:
+            if owner:
+                self.delegations.mark(fd, owner)
+                self.delegations.announce()
             with _explained("fs.mount-max"):
                 linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
         except OSError:

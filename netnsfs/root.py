@@ -6,12 +6,15 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from netnsfs import holders, linux, members, metrics, tree
-from netnsfs.files import VIEWS, Directories, Name, Unnamed
+from netnsfs.config import Config
+from netnsfs.files import VIEWS, Directories, Name, Settings, Unnamed
 from netnsfs.journal import Journal
 from netnsfs.netns import Names, Namespace, namespace_of, reopen
+from netnsfs.permissions import CAP_SYS_ADMIN, Viewer, has
 from netnsfs.workers import may_block
 
 RESERVED = b".netnsfs"
@@ -28,6 +31,12 @@ def _absent(name: bytes, why: str = "there is no such name") -> OSError:
 
 def _invalid(why: str) -> OSError:
     return OSError(errno.EINVAL, why)
+
+
+def _refuse_attaching(caller: tree.Caller, name: bytes) -> None:
+    if not has(caller, CAP_SYS_ADMIN):
+        message = "only who has CAP_SYS_ADMIN, as the daemon has it, may attach"
+        raise PermissionError(errno.EPERM, message, name)
 
 
 def _number(name: bytes) -> int:
@@ -54,7 +63,7 @@ class OneTimeLink(tree.Link):
         self.key = self
         self._target = target
 
-    def target(self) -> bytes:
+    def text(self) -> bytes:
         return self._target
 
 
@@ -133,10 +142,13 @@ class UnnamedDirectory(tree.Directory):
                 return self._open(holder)[0]
         raise _absent(name, "there is no such namespace")
 
-    def rename(self, name: bytes, directory: tree.Directory, new_name: bytes) -> None:
+    def rename(
+        self, name: bytes, directory: tree.Directory, new_name: bytes, caller: tree.Caller
+    ) -> None:
         may_block()
         if not isinstance(directory, Root):
-            return super().rename(name, directory, new_name)
+            return super().rename(name, directory, new_name, caller)
+        _refuse_attaching(caller, new_name)
         fd = self.open(name)
         try:
             directory.attach(new_name, fd)
@@ -151,7 +163,7 @@ class PidLink(tree.Link):
         self.key = (_PID, name, target)
         self._target = target
 
-    def target(self) -> bytes:
+    def text(self) -> bytes:
         return self._target
 
 
@@ -163,6 +175,7 @@ class PidDirectory(tree.Directory):
     def __init__(self, names: Names) -> None:
         self._names = names
         self._listed: dict[int, bytes] = {}
+        self._viewer: Viewer | None = None
 
     def attributes(self) -> tree.Attributes:
         return tree.Attributes(stat.S_IFDIR | 0o555)
@@ -182,7 +195,10 @@ class PidDirectory(tree.Directory):
     def _link(self, name: bytes, caller: tree.Caller, named: dict[int, bytes]) -> tree.Node:
         pid = b"%d" % caller.pid if name == b"self" else name
         inode = members.namespace_of_task(pid) if pid.isdigit() else None
-        if inode is None:
+        viewer = self._viewer
+        if viewer is None or viewer.caller is not caller:
+            self._viewer = viewer = Viewer(caller)
+        if inode is None or not viewer.sees(int(pid)):
             raise _absent(name, "there is no such process, or its namespace is not to be seen")
         if inode in named:
             return PidLink(name, b"../../" + named[inode])
@@ -204,7 +220,7 @@ class LastError(tree.File):
     def attributes(self) -> tree.Attributes:
         return tree.Attributes(stat.S_IFREG | 0o444, len(self._journal.last), seconds=0)
 
-    def open(self, flags: int) -> tree.Handle:
+    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         return tree.Snapshot(flags, lambda: self._journal.last)
 
 
@@ -221,7 +237,7 @@ class Metrics(tree.File):
         size = self.size(lambda: tree.USUAL_SIZE)
         return tree.Attributes(mode, size, 2, now, now, now, seconds=0)
 
-    def open(self, flags: int) -> tree.Handle:
+    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         return tree.Snapshot(flags, self._text)
 
 
@@ -250,25 +266,18 @@ class Root(tree.Directory):
     Args:
         names: the run directory.
         journal: what the adapter tells of its requests.
-        mount_point: the path of this directory, for relative targets of links.
-        keep_busy: refuse to remove a namespace that processes are in.
-        views: show `net` and `sysctl` in each namespace.
+        config: what was asked for.
     """
 
     key = b"/"
 
-    def __init__(
-        self,
-        names: Names,
-        journal: Journal,
-        mount_point: bytes,
-        keep_busy: bool = False,
-        views: bool = True,
-    ) -> None:
+    def __init__(self, names: Names, journal: Journal, config: Config) -> None:
         self._names = names
-        self._mount_point = mount_point
-        self._keep_busy = keep_busy
-        self._directories = Directories(VIEWS if views else {})
+        self._mount_point = config.mount_point
+        self._keep_busy = config.keep_busy
+        self._permissions = config.permissions
+        shown = VIEWS if config.views else {}
+        self._directories = Directories(Settings(shown, config.permissions))
         self._unnamed = UnnamedDirectory(names, self._directories)
         last_error, counters = LastError(journal), Metrics(names, journal)
         self._corner = Corner(
@@ -282,12 +291,19 @@ class Root(tree.Directory):
         )
 
     def attributes(self) -> tree.Attributes:
-        mode = stat.S_IFDIR | 0o755
+        owner = self._permissions.owner()
+        attributes = tree.Attributes(
+            stat.S_IFDIR | owner.mode, seconds=1, uid=owner.uid, gid=owner.gid
+        )
         with suppress(FileNotFoundError):
             run = os.stat(self._names.path)
-            times = run.st_atime_ns, run.st_mtime_ns, run.st_ctime_ns
-            return tree.Attributes(mode, 0, 1, *times, seconds=1)
-        return tree.Attributes(mode, seconds=1)
+            attributes = replace(
+                attributes,
+                atime_ns=run.st_atime_ns,
+                mtime_ns=run.st_mtime_ns,
+                ctime_ns=run.st_ctime_ns,
+            )
+        return attributes
 
     def list(self) -> list[bytes]:
         return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
@@ -309,9 +325,10 @@ class Root(tree.Directory):
             return StaleDirectory(name, entry.mark)
         return self._directories.under_name(namespace, Name(self._names, name, entry.mark))
 
-    def mkdir(self, name: bytes) -> tree.Node:
+    def mkdir(self, name: bytes, mode: int, caller: tree.Caller) -> tree.Node:
         self._refuse_reserved(name)
-        namespace, mark = self._names.create(name)
+        owner = self._permissions.born(mode, caller)
+        namespace, mark = self._names.create(name, owner)
         return self._directories.under_name(namespace, Name(self._names, name, mark))
 
     def rmdir(self, name: bytes) -> None:
@@ -329,9 +346,11 @@ class Root(tree.Directory):
             shown = " ".join(map(str, inside[:10])) + (" ..." if len(inside) > 10 else "")
             raise OSError(errno.EBUSY, f"processes are inside, end them first: {shown}", name)
 
-    def rename(self, name: bytes, directory: tree.Directory, new_name: bytes) -> None:
+    def rename(
+        self, name: bytes, directory: tree.Directory, new_name: bytes, caller: tree.Caller
+    ) -> None:
         if directory is not self or name == RESERVED:
-            super().rename(name, directory, new_name)
+            super().rename(name, directory, new_name, caller)
         self._refuse_reserved(new_name)
         self._names.rename(name, new_name)
         with suppress(OSError):
@@ -355,9 +374,8 @@ class Root(tree.Directory):
             self._find(name)
 
     def symlink(self, name: bytes, target: bytes, caller: tree.Caller) -> tree.Node:
-        if caller.uid != 0:
-            raise PermissionError(errno.EPERM, "only root may attach a namespace", name)
         may_block()
+        _refuse_attaching(caller, name)
         self._refuse_reserved(name)
         if os.path.lexists(self._names.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)

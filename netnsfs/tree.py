@@ -34,6 +34,7 @@ class Attributes:
         links: number of hard links; 1 for a directory whose subdirectories nobody counts.
         atime_ns, mtime_ns, ctime_ns: nanoseconds since the epoch.
         seconds: how long the kernel may keep these attributes.
+        uid, gid: owner.
     """
 
     mode: int
@@ -43,10 +44,12 @@ class Attributes:
     mtime_ns: int = MOUNTED_NS
     ctime_ns: int = MOUNTED_NS
     seconds: float = 3600.0
+    uid: int = 0
+    gid: int = 0
 
 
 class Caller(Protocol):
-    """Who asks: IDs of a thread, as the daemon's PID namespace has them."""
+    """Who asks: a thread, as the daemon's PID and user namespaces have it."""
 
     @property
     def pid(self) -> int:
@@ -56,6 +59,10 @@ class Caller(Protocol):
     def uid(self) -> int:
         """User ID."""
 
+    @property
+    def umask(self) -> int:
+        """File mode creation mask."""
+
 
 class Node:
     """Anything with a name.
@@ -64,11 +71,18 @@ class Node:
         key: equal for two objects that are the same node.
         number: the node ID and st_ino that it should have, 0 for any.
         generation: tells two nodes with one number apart.
+        stamp: changes when the attributes do that the kernel may keep.
+        label: what to call it in a message.
     """
 
     key: Hashable
+    label = b""
     number = 0
     generation = 0
+
+    @property
+    def stamp(self) -> Hashable:
+        return None
 
     def attributes(self) -> Attributes:
         """What stat(2) shows.
@@ -84,6 +98,14 @@ class Node:
         Raises:
             OSError: ENOENT.
         """
+
+    def give(self, mode: int, uid: int, gid: int) -> None:
+        """Change mode (permission bits) and owner, as chmod(2) and chown(2) do.
+
+        Raises:
+            OSError: EPERM if they cannot be kept.
+        """
+        raise PermissionError(errno.EPERM, "its mode and owner cannot be changed")
 
 
 class Handle(Protocol):
@@ -128,8 +150,8 @@ class Directory(Node):
         """`lookup` of a name that `list` has just told."""
         return self.lookup(name, caller)
 
-    def mkdir(self, name: bytes) -> Node:
-        """Make a directory and return it."""
+    def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
+        """Make a directory, with a mode that knows of the caller's umask, and return it."""
         raise _not_permitted(name)
 
     def rmdir(self, name: bytes) -> None:
@@ -140,7 +162,9 @@ class Directory(Node):
         """Make what symlink(2) makes here, and return it as a link."""
         raise _not_permitted(name)
 
-    def rename(self, name: bytes, directory: "Directory", new_name: bytes) -> None:
+    def rename(
+        self, name: bytes, directory: "Directory", new_name: bytes, caller: Caller
+    ) -> None:
         """Give a node another name, in this or another directory. Nothing is replaced."""
         raise _not_permitted(name)
 
@@ -148,14 +172,22 @@ class Directory(Node):
 class Link(Node):
     """A symbolic link."""
 
-    def target(self) -> bytes:
+    def text(self) -> bytes:
         """What it points to."""
         raise NotImplementedError
+
+    def target(self, caller: Caller) -> bytes:
+        """What it points to, for one who asks.
+
+        Raises:
+            OSError: EACCES if that is not for everyone.
+        """
+        return self.text()
 
     def attributes(self) -> Attributes:
         # The size can change: the target of a link may follow a rename. A link is followed
         # without its attributes, so that not keeping them costs nothing.
-        return Attributes(stat.S_IFLNK | 0o777, len(self.target()), seconds=0)
+        return Attributes(stat.S_IFLNK | 0o777, len(self.text()), seconds=0)
 
 
 class File(Node):
@@ -169,15 +201,13 @@ class File(Node):
     an upper bound, or what is usual, at any other time.
 
     Attributes:
-        label: what to call it in a message.
         writable: truncate(2) to 0 is welcome.
     """
 
-    label = b""
     writable = False
     _last_open: tuple[float, int] | None = None
 
-    def open(self, flags: int) -> Handle:
+    def open(self, flags: int, caller: Caller) -> Handle:
         """Open it; `flags` as in open(2).
 
         Raises:

@@ -18,6 +18,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from netnsfs import tree
@@ -29,88 +30,96 @@ HEAD = 1 << 16
 
 _CHUNK = 1 << 20
 
-Enter = Callable[[], None]
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where a view is looked at from.
 
-def view(key: Hashable, path: bytes, enter: Enter) -> tree.Node:
-    """A directory of procfs as seen in a namespace.
-
-    Args:
+    Attributes:
         key: of the namespace's directory.
-        path: of the directory.
         enter: moves the calling thread into the namespace.
-
-    Raises:
-        OSError: ENOENT if the kernel has no such directory.
+        show: from the kernel's permission bits of a file to those that it has here, and the
+            user and group ID of its owner.
+        closed: permission bits that directories lack.
     """
-    return _node(key, path, enter)
 
+    key: Hashable
+    enter: Callable[[], None]
+    show: Callable[[int], tuple[int, int, int]]
+    closed: int
 
-def _inside(enter: Enter, function: Callable[..., T], *args: object) -> T:
-    def run() -> T:
-        with visit():
-            enter()
-            return function(*args)
+    def node(self, path: bytes) -> tree.Node:
+        """A directory, file or link of procfs, as seen in the namespace.
 
-    may_block()
-    return on_own_thread(run)
+        Raises:
+            OSError: ENOENT if the kernel has none.
+        """
+        found = self.inside(os.lstat, path)
+        if stat.S_ISDIR(found.st_mode):
+            return _Directory(self, path, found)
+        if stat.S_ISLNK(found.st_mode):
+            return _Link(self, path)
+        return _File(self, path, found)
 
+    def inside(self, function: Callable[..., T], *args: object) -> T:
+        """Call something on a thread that is in the namespace."""
 
-def _node(key: Hashable, path: bytes, enter: Enter) -> tree.Node:
-    found = _inside(enter, os.lstat, path)
-    if stat.S_ISDIR(found.st_mode):
-        return _Directory(key, path, enter, found)
-    if stat.S_ISLNK(found.st_mode):
-        return _Link(key, path, enter)
-    return _File(key, path, enter, found)
+        def run() -> T:
+            with visit():
+                self.enter()
+                return function(*args)
+
+        may_block()
+        return on_own_thread(run)
 
 
 class _Directory(tree.Directory):
-    def __init__(self, key: Hashable, path: bytes, enter: Enter, found: os.stat_result) -> None:
-        self.key = (key, path)
-        self._parent_key = key
+    def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
+        self.key = (view.key, path)
+        self._view = view
         self._path = path
-        self._enter = enter
         self._found = found
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(self._found.st_mode & ~0o222)
+        return tree.Attributes(self._found.st_mode & ~0o222 & ~self._view.closed)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
-        return _node(self._parent_key, self._path + b"/" + name, self._enter)
+        return self._view.node(self._path + b"/" + name)
 
     def list(self) -> list[bytes]:
-        return _inside(self._enter, os.listdir, self._path)
+        return self._view.inside(os.listdir, self._path)
 
 
 class _Link(tree.Link):
-    def __init__(self, key: Hashable, path: bytes, enter: Enter) -> None:
-        self.key = (key, path)
+    def __init__(self, view: View, path: bytes) -> None:
+        self.key = (view.key, path)
+        self._view = view
         self._path = path
-        self._enter = enter
 
-    def target(self) -> bytes:
-        target: bytes = _inside(self._enter, os.readlink, self._path)
-        return target
+    def text(self) -> bytes:
+        text: bytes = self._view.inside(os.readlink, self._path)
+        return text
 
 
 class _File(tree.File):
-    def __init__(self, key: Hashable, path: bytes, enter: Enter, found: os.stat_result) -> None:
-        self.key = (key, path)
+    def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
+        self.key = (view.key, path)
         self.label = os.path.basename(path)
         self.writable = bool(found.st_mode & 0o222)
+        self._view = view
         self._path = path
-        self._enter = enter
         self._mode = found.st_mode
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(self._mode, self.size(lambda: tree.USUAL_SIZE), seconds=0)
+        size = self.size(lambda: tree.USUAL_SIZE)
+        mode, uid, gid = self._view.show(stat.S_IMODE(self._mode))
+        return tree.Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 
-    def open(self, flags: int) -> tree.Handle:
+    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         if not self.writable:
             tree.refuse_writing(flags)
         accepted = os.O_ACCMODE | os.O_TRUNC
-        return _Open(_inside(self._enter, _open, self._path, flags & accepted), flags)
+        return _Open(self._view.inside(_open, self._path, flags & accepted), flags)
 
 
 def _open(path: bytes, flags: int) -> io.FileIO:

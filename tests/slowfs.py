@@ -28,7 +28,7 @@ class Leaf(tree.File):
     def attributes(self) -> tree.Attributes:
         return tree.Attributes(stat.S_IFREG | 0o444, 3)
 
-    def open(self, flags: int) -> tree.Handle:
+    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         return tree.Snapshot(flags, self._content)
 
 

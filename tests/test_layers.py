@@ -7,10 +7,10 @@ import netnsfs
 
 LAYERS = (
     "__init__",
-    "config journal",
-    "linux",
-    "workers",
-    "netns members nsid tree",
+    "journal linux tree",
+    "permissions workers",
+    "config delegations",
+    "netns members nsid",
     "holders metrics pool views",
     "files",
     "root",

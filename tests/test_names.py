@@ -18,6 +18,7 @@ from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, nsfs_mou
 
 from netnsfs import linux, netns
 from netnsfs.netns import Names
+from netnsfs.permissions import Owner
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -125,8 +126,8 @@ def test_mv_of_a_name_that_is_removed_halfway(monkeypatch: pytest.MonkeyPatch) -
     names.create(b"old")
     attach = names.attach
 
-    def interfere(name: bytes, fd: int) -> netns.Namespace:
-        made = attach(name, fd)
+    def interfere(name: bytes, fd: int, owner: Owner | None) -> netns.Namespace:
+        made = attach(name, fd, owner)
         ip("netns", "del", "old")
         return made
 

@@ -1,0 +1,158 @@
+"""Who may do what.
+
+The kernel decides, from mode and owner of what is in the mount (default_permissions). What it
+is told is decided here, and so is the little that mode bits cannot say.
+
+1. Directories belong to root, mode 0755, unless the options of the mount say otherwise. Who
+   may write the mount point may make, rename and remove namespaces.
+2. A namespace that was given to somebody (chown, chmod, mkdir -m) has the owner and mode that
+   it was given. Its writable files, the sysctls among them, belong to the same owner; a class
+   of users may write them if it may write the directory and read the file.
+3. The writable files of any other namespace are written by the owner that the options name,
+   root if none, and by those whom fmask (or umask) lets.
+4. The daemon may open more than its callers may. So what makes it open something that the
+   caller names, or tells what only the daemon can see, is for callers with the daemon's own
+   capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without
+   capabilities, in a container that has the mount, as mighty as the daemon. That is: ln -s, mv
+   of a namespace without a name, what it is to be found by, and holders.
+5. Process IDs that the daemon's /proc hides (hidepid, proc(5)) are shown to those callers,
+   and to the owner of the process.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.tree import Caller
+
+CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
+
+DMASK = FMASK = 0o022
+
+_HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
+
+
+class Owner(NamedTuple):
+    """To whom a namespace belongs.
+
+    Attributes:
+        uid: user ID.
+        gid: group ID.
+        mode: permission bits of its directory.
+        write: permission bits for writing of its files.
+    """
+
+    uid: int
+    gid: int
+    mode: int
+    write: int
+
+
+def delegate(uid: int, gid: int, mode: int) -> Owner:
+    """The owner of a namespace that was given to somebody."""
+    return Owner(uid, gid, mode, mode & 0o222)
+
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """What the options of the mount say.
+
+    Attributes:
+        uid: user ID of the owner.
+        gid: group ID.
+        dmask: permission bits that directories lack.
+        fmask: permission bits that files lack.
+    """
+
+    uid: int = 0
+    gid: int = 0
+    dmask: int = DMASK
+    fmask: int = FMASK
+
+    def owner(self) -> Owner:
+        """To whom a namespace belongs that was not given to anyone."""
+        return Owner(self.uid, self.gid, 0o777 & ~self.dmask, 0o222 & ~self.fmask)
+
+    def born(self, mode: int, caller: Caller) -> Owner | None:
+        """To whom a namespace shall belong that is made with a mode (mkdir -m).
+
+        Returns:
+            None if to whom any other does. Who is not root can make the mode stricter only.
+        """
+        plain = self.dmask != DMASK and mode == 0o777 & ~caller.umask
+        usual = self.owner().mode
+        if caller.uid != 0:
+            mode &= usual
+        return None if plain or mode == usual else delegate(self.uid, self.gid, mode)
+
+    def of_directory(self, mode: int) -> int:
+        """The mode of a directory in which nobody can make anything."""
+        return mode & ~self.dmask
+
+    def of_file(self, mode: int, owner: Owner) -> tuple[int, int, int]:
+        """What a file shows.
+
+        Args:
+            mode: permission bits that it has by itself.
+            owner: to whom the namespace belongs.
+
+        Returns:
+            Permission bits, user ID, group ID.
+        """
+        shown = mode & ~0o222 & ~self.fmask
+        if not mode & 0o200:
+            return shown, 0, 0
+        writers = (mode & 0o444) >> 1 | mode & 0o222
+        return shown | owner.write & writers, owner.uid, owner.gid
+
+
+def has(caller: Caller, capability: int) -> bool:
+    """Whether a caller, who waits for an answer, has a capability that the daemon has.
+
+    Args:
+        caller: who.
+        capability: its number (capabilities(7)).
+    """
+    task = f"/proc/{caller.pid}"
+    try:
+        if os.readlink(f"{task}/ns/user") != os.readlink("/proc/self/ns/user"):
+            return False
+        with open(f"{task}/status") as lines:
+            held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+    except OSError:
+        return False
+    return bool(held >> capability & 1)
+
+
+class Viewer:
+    """What somebody may learn of processes.
+
+    Args:
+        caller: who, waiting for an answer when this is used for the first time.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    @cached_property
+    def _sees_all(self) -> bool:
+        return has(self.caller, CAP_SYS_PTRACE) or not _hidden()
+
+    def sees(self, pid: int) -> bool:
+        """Whether it is a process (or thread) that they may know of."""
+        return self._sees_all or _owner(pid) == self.caller.uid
+
+
+def _hidden() -> bool:
+    at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
+    return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
