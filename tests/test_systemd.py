@@ -1,7 +1,9 @@
 """What the service manager is told, and the units."""
 
 import errno
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import MNT, Start, type_at, wait_for
 
+from netnsfs import cli
+
+UNITS = Path(cli.__file__).parent / "data"
 PROGRAM = [sys.executable, "-m", "netnsfs", "-f"]
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -61,7 +66,22 @@ def test_a_manager_that_does_not_listen_is_not_waited_for(
 
 
 def _fill(manager: socket.socket) -> None:
-    with suppress(BlockingIOError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as noise:
-        noise.setblocking(False)
+    # Each from a sender of its own, whose buffer is not what gets full.
+    with suppress(BlockingIOError):
         while True:
-            noise.sendto(b"noise", manager.getsockname())
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as noise:
+                noise.setblocking(False)
+                noise.sendto(b"noise", manager.getsockname())
+
+
+def test_what_the_unit_leaves_open_is_explained() -> None:
+    unit = UNITS / "netnsfs.service"
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--json=short", unit],
+        check=True,
+        capture_output=True,
+    )
+    told = re.findall(r"\w+=", unit.read_text())
+    for check in json.loads(done.stdout):
+        for directive in re.findall(r"\w+=", check["name"]):
+            assert check["set"] is not False or directive in told, check
