@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str]) -> Config:
         Failure: it is wrong.
         SystemExit: --help and --version have been answered.
     """
-    found = _parser().parse_intermixed_args(arguments)
+    found = parser(version("netnsfs")).parse_intermixed_args(arguments)
     if len(found.paths) > 2:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
@@ -131,7 +131,12 @@ def _permissions(fields: dict[str, Any]) -> Permissions:
     return Permissions(**{key: fields.pop(key) for key in given})
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser(release: str) -> argparse.ArgumentParser:
+    """What reads the command line.
+
+    Args:
+        release: what --version prints.
+    """
     parser = _Parser(
         prog="netnsfs",
         description="Mount the machine's named network namespaces as directories.",
@@ -162,9 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--debug", action="store_true", help="stay in front and log everything"
     )
-    parser.add_argument(
-        "-V", "--version", action="version", version=f"netnsfs {version('netnsfs')}"
-    )
+    parser.add_argument("-V", "--version", action="version", version=f"netnsfs {release}")
     return parser
 
 

@@ -8,10 +8,12 @@ so ends when the mount answers or with the reason why it never will.
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from netnsfs import mount
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
@@ -60,6 +62,8 @@ def run(config: Config) -> int:
 
 def _serve(config: Config, ready: Callable[[], None]) -> int:
     names = Names(config.run_dir)
+    # No child process may speak for us.
+    tell = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
 
     try:
         mount.check_machine()
@@ -74,7 +78,12 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
                 names.avoid = {device}
                 unlock()
 
-            mount.serve(root, journal, config, mounted, ready)
+            def answers() -> None:
+                ready()
+                tell("READY=1")
+
+            mount.serve(root, journal, config, mounted, answers)
+            tell("STOPPING=1")
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
@@ -82,6 +91,21 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
         log.exception("netnsfs ends")
         return EXIT_SYSTEM
     return 0
+
+
+def _tell_manager(address: str, state: str) -> None:
+    """As sd_notify(3), but that it never waits: the event loop does not stop for it."""
+    if not address:
+        return
+    path = os.fsencode(address)
+    if path.startswith(b"@"):
+        path = b"\0" + path[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.setblocking(False)
+            manager.sendto(state.encode(), path)
+    except OSError as error:
+        log.warning("cannot tell %s to the service manager: %s", state, error.strerror)
 
 
 def _refuse_inside(config: Config) -> None:

@@ -1,0 +1,89 @@
+"""Build hook: completions for bash, zsh and fish, from the parser of the command line."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import shtab
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+TARGETS = {
+    "bash": "share/bash-completion/completions/netnsfs",
+    "zsh": "share/zsh/site-functions/_netnsfs",
+    "fish": "share/fish/vendor_completions.d/netnsfs.fish",
+}
+
+# What follows -o is a list with commas, of which the last word is to be completed.
+BASH = """
+_netnsfs_options() {{
+  local before=
+  [[ $1 != *,* ]] || before="${{1%,*}},"
+  compgen -P "$before" -W "{names}" -- "${{1##*,}}"
+}}
+"""
+ZSH = """
+_netnsfs_options() {{
+  _values -s , 'mount option' {names}
+}}
+"""
+FISH = """
+function _netnsfs_options
+  set -l before (string replace -r '[^,]*$' '' -- (commandline -ct))
+  printf "$before%s\\n" {names}
+end
+"""
+
+
+class Completions(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the completions to a wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Make the files, and have them taken into the wheel.
+
+        Args:
+            version: of the target.
+            build_data: what the wheel is built from.
+        """
+        sys.path.insert(0, self.root)
+        self._files = tempfile.TemporaryDirectory()
+        for shell, target in TARGETS.items():
+            path = Path(self._files.name, shell)
+            path.write_text(_script(shell))
+            build_data["shared_data"][str(path)] = target
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove them again.
+
+        Args:
+            version: of the target.
+            build_data: what the wheel was built from.
+            artifact_path: the wheel.
+        """
+        self._files.cleanup()
+
+
+def _script(shell: str) -> str:
+    from netnsfs import cli
+
+    parser = cli.parser("")
+    for action in parser._actions:
+        if action.dest == "options":
+            action.complete = _mount_options(cli)  # type: ignore[attr-defined]
+            # A list of all of them is in the manual page.
+            action.help = "mount options"
+        elif action.dest == "paths":
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    return str(shtab.complete(parser, shell))
+
+
+def _mount_options(cli: Any) -> dict[str, Any]:
+    words = " ".join([*cli.FLAGS, *(f"{name}=" for name in cli.OPTIONS)])
+    values = " ".join([*cli.FLAGS, *(f"'{name}:value:_files -/'" for name in cli.OPTIONS)])
+    preamble = {
+        "bash": BASH.format(names=words),
+        "zsh": ZSH.format(names=values),
+        "fish": FISH.format(names=words),
+    }
+    used = {"bash": "_netnsfs_options", "zsh": "_netnsfs_options", "fish": "(_netnsfs_options)"}
+    return {**used, "preamble": preamble}

@@ -1,0 +1,87 @@
+"""What the service manager is told, and the units."""
+
+import errno
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import MNT, Start, type_at, wait_for
+
+from netnsfs import cli
+
+UNITS = Path(cli.__file__).parent / "data"
+PROGRAM = [sys.executable, "-m", "netnsfs", "-f"]
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(params=["/manager", "@netnsfs-test-manager"])
+def manager(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
+    """The socket of a service manager, and its address in the environment."""
+    address = request.param if request.param[0] == "@" else f"{tmp_path}{request.param}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(address.replace("@", "\0"))
+        listening.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        yield listening
+
+
+def test_the_manager_is_told(manager: socket.socket, spawn: Spawn) -> None:
+    daemon = spawn(*PROGRAM)
+    assert manager.recv(100) == b"READY=1"
+    assert ".netnsfs" in os.listdir(MNT)
+    subprocess.run(["umount", MNT], check=True)
+    assert manager.recv(100) == b"STOPPING=1"
+    assert daemon.wait(20) == 0
+
+
+def test_no_child_may_speak_for_the_daemon(manager: socket.socket, spawn: Spawn) -> None:
+    script = (
+        "import subprocess; from netnsfs import cli, daemon; daemon.run(cli.parse(['-f']));"
+        "subprocess.run(['env'])"
+    )
+    daemon = spawn(sys.executable, "-c", script, stdout=subprocess.PIPE)
+    assert manager.recv(100) == b"READY=1"
+    subprocess.run(["umount", MNT], check=True)
+    assert b"NOTIFY_SOCKET" not in daemon.communicate(timeout=20)[0]
+
+
+def test_a_manager_that_does_not_listen_is_not_waited_for(
+    manager: socket.socket, start: Start
+) -> None:
+    _fill(manager)
+    mounted = start()
+    assert type_at(MNT) == b"fuse.netnsfs"
+    message = f"cannot tell READY=1 to the service manager: {os.strerror(errno.EAGAIN)}"
+    wait_for(lambda: message in mounted.messages())
+
+
+def _fill(manager: socket.socket) -> None:
+    # Each from a sender of its own, whose buffer is not what gets full.
+    with suppress(BlockingIOError):
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as noise:
+                noise.setblocking(False)
+                noise.sendto(b"noise", manager.getsockname())
+
+
+def test_what_the_unit_leaves_open_is_explained() -> None:
+    unit = UNITS / "netnsfs.service"
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--json=short", unit],
+        check=True,
+        capture_output=True,
+    )
+    told = re.findall(r"\w+=", unit.read_text())
+    for check in json.loads(done.stdout):
+        for directive in re.findall(r"\w+=", check["name"]):
+            assert check["set"] is not False or directive in told, check
