@@ -347,13 +347,18 @@ def netns_cookie() -> int:
 
 
 class Mount(NamedTuple):
-    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5); `options` are the superblock's."""
+    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5).
+
+    `peers` is the peer group that a shared mount is in, or nothing; `options` are those of the
+    superblock.
+    """
 
     id: int
+    parent: int
     dev: int
     root: bytes
     target: bytes
-    shared: bool
+    peers: bytes
     fs_type: bytes
     source: bytes
     options: bytes
@@ -373,10 +378,11 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
             major, _, minor = fields[2].partition(b":")
             yield Mount(
                 id=int(fields[0]),
+                parent=int(fields[1]),
                 dev=int(major) << 32 | int(minor),
                 root=_unescape(fields[3]),
                 target=_unescape(fields[4]),
-                shared=any(field.startswith(b"shared:") for field in fields[6:dash]),
+                peers=next((f for f in fields[6:dash] if f.startswith(b"shared:")), b""),
                 fs_type=fields[dash + 1],
                 source=_unescape(fields[dash + 2]),
                 options=fields[dash + 3],

@@ -528,12 +528,23 @@ class Names:
         # Looked at, not tried as ip netns does: with MS_REC, a change of propagation walks
         # the mounts of all names.
         top = linux.mount_at(self.path)
-        if top is not None and top.shared:
-            return
         if top is None:
             linux.mount(self.path, self.path, linux.MS_BIND | linux.MS_REC)
+        elif top.peers and not self._left_bound(top):
+            return
+        if top is None or top.peers:
             linux.mount(None, self.path, linux.MS_PRIVATE | linux.MS_REC)
         linux.mount(None, self.path, linux.MS_SHARED | linux.MS_REC)
+
+    def _left_bound(self, top: linux.Mount) -> bool:
+        """Whether somebody was killed after the bind: still a peer of the mount it lies in.
+
+        If names are mounted already, then in both, and each removal must reach both.
+        """
+        others = list(linux.mounts())
+        return any(m.id == top.parent and m.peers == top.peers for m in others) and not any(
+            m.target.startswith(self.path + b"/") for m in others
+        )
 
 
 @contextmanager

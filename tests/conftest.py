@@ -23,6 +23,9 @@ from netnsfs import linux
 RUN = Path("/run/netns")
 MNT = Path("/mnt/netnsfs")
 
+LONG = bool(os.environ.get("NETNSFS_LONG"))
+"""Tests that can go on for longer do (scripts/test --long)."""
+
 CLONE_NEWNS = 0x20000
 
 
@@ -80,8 +83,8 @@ def type_at(path: Path) -> bytes:
 
 
 def _answers(path: Path) -> bool:
-    # Not while a dead mount is still there.
-    return type_at(path).startswith(b"fuse") and not error_of(os.statvfs, path)
+    # In this order: between the two, a start may take a dead mount away.
+    return not error_of(os.statvfs, path) and type_at(path).startswith(b"fuse")
 
 
 def fuse_mounts() -> list[bytes]:

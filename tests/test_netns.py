@@ -220,10 +220,34 @@ def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Nam
         ip("netns", "add", "c")
         top = linux.mount_at(bytes(RUN))
         assert top is not None
-        assert top.shared
+        assert top.peers
         assert sorted(nsfs_mounts()) == [bytes(RUN / name) for name in "abc"]
         for name in (b"a", b"b", b"c"):
             names.remove(name)
+    finally:
+        subprocess.run(["umount", RUN], check=True)
+        subprocess.run(["mount", "--make-private", "/run"], check=True)
+
+
+def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
+    # What a kill in the middle leaves.
+    subprocess.run(["umount", "-q", RUN], check=False)
+    RUN.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--make-shared", "/run"], check=True)
+    try:
+        subprocess.run(["mount", "--bind", RUN, RUN], check=True)
+        names.create(b"a")
+        assert nsfs_mounts() == [bytes(RUN / "a")]
+        names.remove(b"a")
+        subprocess.run(["umount", RUN], check=True)
+        # With a name in it, everything that is mounted twice must be unmounted twice.
+        subprocess.run(["mount", "--bind", RUN, RUN], check=True)
+        ip("netns", "add", "b")
+        again = Names(names.path)
+        again.create(b"a")
+        for name in (b"a", b"b"):
+            again.remove(name)
+        assert nsfs_mounts() == []
     finally:
         subprocess.run(["umount", RUN], check=True)
         subprocess.run(["mount", "--make-private", "/run"], check=True)
