@@ -107,6 +107,9 @@ def parse(arguments: Sequence[str]) -> Config:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
     given = ",".join(found.options).split(",")
+    if "remount" in given:
+        # First: what comes along are the options that /proc/mounts shows.
+        raise Failure("cannot remount: unmount it and mount it anew", EXIT_USAGE)
     fields = dict(_option(option) for option in given if not _is_ignored(option))
     if source:
         fields["source"] = _source(source[0])
@@ -179,8 +182,6 @@ def _option(option: str) -> tuple[str, Any]:
     key, equals, value = option.partition("=")
     if option in FLAGS:
         return FLAGS[option]
-    if option == "remount":
-        raise Failure("netnsfs cannot be remounted: unmount it and mount it anew", EXIT_USAGE)
     if key not in OPTIONS:
         raise Failure(f"unknown option: {option} (see netnsfs --help)", EXIT_USAGE)
     if not equals or not value:

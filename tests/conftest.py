@@ -146,6 +146,46 @@ def _clean_up() -> None:
                 path.unlink()
 
 
+def daemon() -> int:
+    """The PID of the daemon in the background: the one netnsfs of this mount namespace.
+
+    One that was refused may still be on its way out when its command has ended.
+    """
+    wait_for(lambda: len(_daemons()) == 1)
+    return _daemons()[0]
+
+
+def _daemons() -> list[int]:
+    own = os.readlink("/proc/self/ns/mnt")
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if b"\0netnsfs\0" in command_of(pid) and _mount_namespace(pid) == own
+    ]
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line, nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _mount_namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return ""
+
+
+def unmount() -> None:
+    """Unmount /mnt/netnsfs, which is served in the background, and wait for its daemon."""
+    pid = daemon()
+    subprocess.run(["umount", MNT], check=True)
+    wait_for(lambda: not command_of(pid))
+
+
 @dataclass
 class Mounted:
     """A netnsfs in front, with its log in a file."""

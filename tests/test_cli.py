@@ -54,6 +54,7 @@ def test_relative_paths_are_made_absolute(
         (["-o", "bogus"], "bogus"),
         (["-o", "bogus=1"], "bogus"),
         (["-o", "rundir"], "rundir"),
+        (["-o", "user_id=0,remount"], "remount"),
         (["-o", "rundir="], "rundir"),
         (["a", "b", "c"], "source"),
         (["--nope"], "--nope"),

@@ -10,7 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, error_of, fuse_mounts, ip, type_at, wait_for
+from conftest import (
+    MNT,
+    RUN,
+    Mounted,
+    Start,
+    command_of,
+    daemon,
+    error_of,
+    fuse_mounts,
+    ip,
+    type_at,
+    unmount,
+    wait_for,
+)
 
 PROGRAM = [sys.executable, "-m", "netnsfs"]
 
@@ -29,44 +42,6 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 def complaints(text: str) -> list[str]:
     """What the program said beyond that this is not the machine's mount namespace."""
     return [line for line in text.splitlines() if "machine's mount namespace" not in line]
-
-
-def daemon() -> int:
-    """The PID of the daemon in the background: the one netnsfs of this mount namespace.
-
-    One that was refused may still be on its way out when its command has ended.
-    """
-    wait_for(lambda: len(_daemons()) == 1)
-    return _daemons()[0]
-
-
-def _daemons() -> list[int]:
-    own = os.readlink("/proc/self/ns/mnt")
-    return [
-        int(pid)
-        for pid in os.listdir("/proc")
-        if pid.isdigit() and b"\0netnsfs\0" in _command(pid) and _mount_namespace(pid) == own
-    ]
-
-
-def _command(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _mount_namespace(pid: str) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/mnt")
-    except OSError:
-        return ""
-
-
-def unmount() -> None:
-    pid = daemon()
-    subprocess.run(["umount", MNT], check=True)
-    wait_for(lambda: not _command(str(pid)))
 
 
 def test_background(start: Start) -> None:
@@ -107,22 +82,6 @@ def test_what_proc_mounts_shows(mnt: Mounted) -> None:
 def test_a_source_is_shown(start: Start) -> None:
     start("my,so\\urce")
     assert "my,so\\134urce /mnt/netnsfs fuse.netnsfs" in Path("/proc/mounts").read_text()
-
-
-def test_mount_8_calls_it(tmp_path: Path) -> None:
-    helper = tmp_path / "netnsfs"
-    helper.write_text(f'#!/bin/sh\nexec {sys.executable} -m netnsfs "$@"\n')
-    helper.chmod(0o755)
-    path = f"{tmp_path}:{Path.cwd()}:/usr/sbin:/usr/bin:/sbin:/bin"
-    done = subprocess.run(
-        ["mount.fuse3", "netnsfs#none", MNT, "-o", "rw,nodev"],
-        env={"PATH": path, "PYTHONPATH": str(Path.cwd())},
-        check=False,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert type_at(MNT) == b"fuse.netnsfs"
-    unmount()
 
 
 def test_the_mount_point_is_made(start: Start) -> None:
@@ -291,7 +250,7 @@ def test_a_mount_point_behind_a_link(start: Start) -> None:
     assert type_at(real) == b"fuse.netnsfs"
     pid = daemon()
     subprocess.run(["umount", real], check=True)
-    wait_for(lambda: not _command(str(pid)))
+    wait_for(lambda: not command_of(pid))
     link.unlink()
     real.rmdir()
 
