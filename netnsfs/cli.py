@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from netnsfs.config import EXIT_USAGE, Config, Failure
 from netnsfs.permissions import Permissions
+from netnsfs.spares import MOST
 
 MOUNT_POINT = "/mnt/netnsfs"
 _MAX_ID = (1 << 32) - 2
@@ -68,8 +69,15 @@ def _mask(value: str) -> int:
     return mask
 
 
+def _spare(value: str) -> int:
+    if not value.isdecimal() or int(value[:10]) > MOST:
+        raise Failure(f"spare is a number of at most {MOST}", EXIT_USAGE)
+    return int(value)
+
+
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "rundir": ("run_dir", _directory),
+    "spare": ("spare", _spare),
     "uid": ("uid", _user),
     "gid": ("gid", _group),
     "umask": ("umask", _mask),
@@ -162,9 +170,9 @@ def parser(release: str) -> argparse.ArgumentParser:
         help=f"rundir=DIR: the directory of names (default {RUN_DIR}). uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
-        "to remove a namespace that processes are in. noviews: leave net and sysctl out. ro: "
-        "refuse every change. The other generic options of mount(8) are accepted and change "
-        "nothing",
+        "to remove a namespace that processes are in. spare=N: make namespaces ahead. noviews: "
+        "leave net and sysctl out. ro: refuse every change. The other generic options of "
+        "mount(8) are accepted and change nothing",
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in front")
     parser.add_argument(

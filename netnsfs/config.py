@@ -35,6 +35,7 @@ class Config:
         keep_busy: refuse to remove a namespace that processes are in.
         permissions: to whom namespaces belong.
         allow_other: others than the user who mounts may look at it.
+        spare: namespaces to make ahead.
         views: show `net` and `sysctl` in each namespace.
         read_only: refuse every change.
         foreground: stay attached to the terminal.
@@ -47,6 +48,7 @@ class Config:
     permissions: Permissions = field(default_factory=Permissions)
     allow_other: bool = True
     keep_busy: bool = False
+    spare: int = 0
     views: bool = True
     read_only: bool = False
     foreground: bool = False

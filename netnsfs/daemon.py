@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import mount
+from netnsfs import mount, spares
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.journal import Journal
 from netnsfs.netns import Names
 from netnsfs.root import Root
+from netnsfs.spares import Spares
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def run(config: Config) -> int:
 
 
 def _serve(config: Config, ready: Callable[[], None]) -> int:
-    names = Names(config.run_dir)
+    names = Names(config.run_dir, Spares(config.spare))
     # No child process may speak for us.
     tell = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
 
@@ -71,6 +72,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
+            _refuse_spares(config)
             journal = Journal()
             root = Root(names, journal, config)
 
@@ -80,6 +82,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
             def answers() -> None:
                 ready()
+                names.spares.start()
                 tell("READY=1")
 
             mount.serve(root, journal, config, mounted, answers)
@@ -91,6 +94,12 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
         log.exception("netnsfs ends")
         return EXIT_SYSTEM
     return 0
+
+
+def _refuse_spares(config: Config) -> None:
+    if config.spare and not spares.possible():
+        message = "spare= needs the machine's initial network namespace: leave it out"
+        raise Failure(message, EXIT_USAGE)
 
 
 def _tell_manager(address: str, state: str) -> None:

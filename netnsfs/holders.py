@@ -8,7 +8,8 @@ is all of them: every thread, and the mounts of every mount namespace that has a
 Not found are descriptors and sockets that are in flight in a unix socket, those of a thread
 with a descriptor table of its own or whose leader has ended, mounts of a mount namespace
 that no process's leader is in, and what belongs to processes that the kernel does not let us
-look at. The daemon's own descriptors are left out: it keeps none.
+look at. The daemon's own descriptors are left out: it keeps none. So are the spares of any
+netnsfs: nobody has made them yet.
 
 A process may swap its descriptors while they are looked at. So nothing is opened that has not
 been seen, through an O_PATH descriptor, to be a namespace's file.
@@ -21,6 +22,7 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from netnsfs import linux, members, netns
+from netnsfs.spares import is_spare
 from netnsfs.workers import may_block
 
 _NET = re.compile(rb"net:\[(\d+)\]")
@@ -135,6 +137,8 @@ def _descriptors(pid: bytes) -> Iterator[Holder]:
 
 def _descriptor(pid: bytes, number: bytes) -> Iterator[Holder]:
     path = b"/proc/%b/fd/%b" % (pid, number)
+    if is_spare(pid, number):
+        return
     holder = Holder(0, b"fd %b %b" % (pid, number), path)
     fd = holder.open(())
     try:

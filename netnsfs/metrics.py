@@ -18,6 +18,7 @@ from typing import NamedTuple
 from netnsfs import linux, members
 from netnsfs.journal import Journal
 from netnsfs.netns import OWN_TROUBLE, Names, namespace_of
+from netnsfs.spares import Spares
 from netnsfs.workers import may_block, on_own_thread, visit
 
 _OWN_NET = b"/proc/thread-self/net/"
@@ -106,6 +107,7 @@ def _families(names: Names, journal: Journal) -> Iterator[Family]:
     listed = names.list()
     readings = [reading for name in listed if (reading := on_own_thread(_read, names, name))]
     yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
+    yield from _of_spares(names.spares)
     inside = members.counts()
     yield Family(
         "gauge",
@@ -170,6 +172,15 @@ def _own(journal: Journal) -> Iterator[Family]:
         "Requests that were refused.",
         ["operation", "errno"],
         sorted(journal.errors.copy().items()),
+    )
+
+
+def _of_spares(spares: Spares) -> Iterator[Family]:
+    held = [((), len(spares))]
+    yield Family("gauge", "netnsfs_spares", "Namespaces made ahead.", (), held)
+    taken = [(["hit"], spares.hits), (["miss"], spares.misses)]
+    yield Family(
+        "counter", "netnsfs_spares_taken", "Namespaces wanted of them.", ["result"], taken
     )
 
 

@@ -40,6 +40,7 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.delegations import Delegations
 from netnsfs.permissions import Owner
+from netnsfs.spares import Spares
 from netnsfs.workers import (
     Job,
     commit,
@@ -167,14 +168,16 @@ class Names:
 
     Args:
         path: the directory, absolute. It need not exist before the first `create`.
+        spares: where `create` may take a namespace from.
 
     Attributes:
         avoid: device numbers of file systems that a link is never followed into.
         delegations: to whom each name was given.
     """
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, spares: Spares | None = None) -> None:
         self.path = path
+        self.spares = Spares(0) if spares is None else spares
         self.avoid: Collection[int] = ()
         self.delegations = Delegations(path)
         self._hanging: dict[linux.Stat, threading.Thread] = {}
@@ -317,7 +320,14 @@ class Names:
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
         self._check_new(name)
-        return on_own_thread(self._create, name, owner)
+        spare = self.spares.take()
+        if spare is None:
+            return on_own_thread(self._create, name, owner)
+        try:
+            made = self.attach(name, spare, owner)
+            return made, self._mark_of(name, made)
+        finally:
+            os.close(spare)
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
         with visit():
@@ -329,12 +339,15 @@ class Names:
                 made = namespace_of(fd)
                 commit()
                 self._bind(_OWN, name, owner)
-                mark = linux.stat(self.file(name))
-                if mark.ino != made.inode:
-                    raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
+                return made, self._mark_of(name, made)
             finally:
                 os.close(fd)
-        return made, mark
+
+    def _mark_of(self, name: bytes, made: Namespace) -> linux.Stat:
+        mark = linux.stat(self.file(name))
+        if mark.ino != made.inode:
+            raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
+        return mark
 
     def attach(self, name: bytes, fd: int, owner: Owner | None = None) -> Namespace:
         """Bind an existing namespace to a name, as `ip netns attach` does.

@@ -9,7 +9,7 @@ LAYERS = (
     "__init__",
     "journal linux tree",
     "permissions workers",
-    "config delegations",
+    "config delegations spares",
     "netns members nsid",
     "holders metrics pool views",
     "files",

@@ -1,0 +1,212 @@
+"""Network namespaces made ahead, so that mkdir is a bind mount.
+
+Making a namespace takes some hundred microseconds in the kernel, mounting its file a dozen. So
+some are made while nothing else is asked for, one after another on one thread, and held by a
+descriptor. If the daemon is killed they are gone.
+
+A namespace copies some sysctls when it is born, most of them from the machine's initial
+namespace. A spare is given out only if a new one would have copied the same. What is copied:
+
+- net.ipv4.conf.all and default (devinet_init_net(), net/ipv4/devinet.c), and those of IPv6
+  (addrconf_init_net(), net/ipv6/addrconf.c), as net.core.devconf_inherit_init_net says;
+- net.ipv4.neigh.default and that of IPv6, by the loopback device (neigh_parms_alloc(),
+  net/core/neighbour.c);
+- TCP's buffers and congestion control (tcp_sk_init(), net/ipv4/tcp_ipv4.c), and the sizes of
+  tables that a namespace has for itself (tcp_set_hashinfo(), udp_set_table());
+- which devices it has (net.core.fb_tunnels_only_for_init_net).
+
+Found by changing every writable file of /proc/sys/net in turn, on Linux 6.18, and comparing
+all that a new namespace shows; the source told of what was left out of that. To look for
+changes with inotify was considered: it misses what is written through another mount of
+procfs. All these files are read at each birth, and again when a spare is to be given out,
+which takes a quarter of what it saves.
+
+A spare is as old as it is: the times of its directory are those of its birth.
+"""
+
+import fcntl
+import glob
+import logging
+import os
+import threading
+import time
+from collections import deque
+
+from netnsfs import linux
+from netnsfs.workers import expendable, start_thread, visit
+
+MOST = 512
+"""Each takes a descriptor, of the 1,024 that a process usually may have."""
+
+# After a mkdir, how long to wait for the next one before the places are filled.
+_QUIET_SECONDS = 0.1
+_RETRY_SECONDS = 10.0
+
+_NET = "/proc/sys/net/"
+_COPIED = (
+    "ipv4/conf/all/*",
+    "ipv4/conf/default/*",
+    "ipv4/neigh/default/*",
+    "ipv6/neigh/default/*",
+    "ipv4/tcp_rmem",
+    "ipv4/tcp_wmem",
+    "ipv4/tcp_congestion_control",
+    "ipv4/tcp_child_ehash_entries",
+    "ipv4/udp_child_hash_entries",
+    "core/devconf_inherit_init_net",
+    "core/fb_tunnels_only_for_init_net",
+)
+_COPIED_IF_INHERITED = ("ipv6/conf/all/*", "ipv6/conf/default/*")
+_INHERIT = _NET + "core/devconf_inherit_init_net"
+# Of IPv4, 2 alone says no; of IPv6, 0 and 2 do.
+_NOT_INHERITED = (b"0\n", b"2\n")
+
+# An open file can carry these two without any effect on a namespace's file: they mark a
+# descriptor as that of a spare, for every netnsfs on the machine.
+_MARK = os.O_APPEND | os.O_NOATIME
+
+log = logging.getLogger(__name__)
+
+
+def possible() -> bool:
+    """Whether what a new namespace copies can be seen: only in the initial one."""
+    # Not in any other namespace (net/core/sysctl_net_core.c).
+    return os.path.exists(_NET + "core/netdev_budget")
+
+
+def is_spare(pid: bytes, fd: bytes) -> bool:
+    """Whether a process's descriptor of a namespace is that of a spare.
+
+    Raises:
+        OSError: there is no such process, or descriptor.
+    """
+    with open(b"/proc/%b/fdinfo/%b" % (pid, fd), "rb") as lines:
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith(b"flags"))
+    return flags & _MARK == _MARK
+
+
+class _Origin:
+    """Where a new namespace copies from."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        for path in _paths():
+            try:
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            except PermissionError:
+                # Some are for writing only.
+                continue
+
+    def read(self) -> list[bytes]:
+        """What a namespace that is born now is given."""
+        return [os.pread(fd, 256, 0) for fd in self._fds]
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+def _paths() -> list[str]:
+    patterns: tuple[str, ...] = _COPIED
+    with open(_INHERIT, "rb") as file:
+        if file.read() not in _NOT_INHERITED:
+            patterns += _COPIED_IF_INHERITED
+    return [path for pattern in patterns for path in sorted(glob.glob(_NET + pattern))]
+
+
+class Spares:
+    """The spares of one file system.
+
+    Args:
+        count: how many to hold.
+
+    Attributes:
+        hits: how often one was given out.
+        misses: how often there was none.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._held: deque[tuple[int, list[bytes]]] = deque()
+        self._origin: _Origin | None = None
+        self._wanted = threading.Event()
+        self._taken = 0.0
+        self.hits = 0
+        self.misses = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def start(self) -> None:
+        """Fill the places, now and whenever some have become free.
+
+        Raises:
+            OSError: EAGAIN if the machine has no thread for it.
+        """
+        if self._count:
+            self._wanted.set()
+            start_thread(self._keep_filled, "netnsfs-spares")
+
+    def take(self) -> int | None:
+        """A descriptor of a namespace that is as a new one would be, for the caller to close.
+
+        Returns:
+            None if there is none.
+        """
+        with self._lock:
+            self._taken = time.monotonic()
+            fd = self._fitting()
+            if fd is None:
+                self.misses += self._count > 0
+            else:
+                self.hits += 1
+        self._wanted.set()
+        return fd
+
+    def _fitting(self) -> int | None:
+        if not self._held or self._origin is None:
+            return None
+        now = self._origin.read()
+        while self._held:
+            fd, born = self._held.popleft()
+            if born == now:
+                fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+                return fd
+            os.close(fd)
+        return None
+
+    def _keep_filled(self) -> None:
+        with expendable():
+            while self._wanted.wait():
+                self._wanted.clear()
+                while (wait := self._taken + _QUIET_SECONDS - time.monotonic()) > 0:
+                    time.sleep(wait)
+                try:
+                    self._fill()
+                except OSError as error:
+                    log.warning("cannot make a spare namespace: %s", error.strerror)
+                    time.sleep(_RETRY_SECONDS)
+                    self._wanted.set()
+
+    def _fill(self) -> None:
+        origin, before = _Origin(), self._origin
+        with self._lock:
+            self._origin = origin
+        if before:
+            before.close()
+        while len(self._held) < self._count:
+            born, fd = origin.read(), _make()
+            with self._lock:
+                if born == origin.read():
+                    self._held.append((fd, born))
+                else:
+                    os.close(fd)
+
+
+def _make() -> int:
+    with visit():
+        linux.unshare(linux.CLONE_NEWNET)
+        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    fcntl.fcntl(fd, fcntl.F_SETFL, _MARK)
+    return fd
