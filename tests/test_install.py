@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,11 @@ def test_zsh_reads_its_completion(shared: Path) -> None:
     run("zsh", "-n", file)
     for option in [*cli.FLAGS, *cli.OPTIONS]:
         assert option in file.read_text()
+
+
+def test_the_debian_package_has_the_version_of_the_project() -> None:
+    first = (CHECKOUT / "scripts/debian/changelog").read_text().splitlines()[0]
+    assert first.startswith(f"netnsfs ({version('netnsfs')}) ")
 
 
 @pytest.mark.usefixtures("places")

@@ -85,3 +85,19 @@ def test_what_the_unit_leaves_open_is_explained() -> None:
     for check in json.loads(done.stdout):
         for directive in re.findall(r"\w+=", check["name"]):
             assert check["set"] is not False or directive in told, check
+
+
+def test_the_capabilities_of_the_unit_are_enough(start: Start, spawn: Spawn) -> None:
+    text = (UNITS / "netnsfs.service").read_text()
+    capabilities = [name.lower() for name in re.findall(r"\bCAP_(\w+)", text)]
+    bounds = ",+".join(["-all", *capabilities])
+    restricted = ["setpriv", "--no-new-privs", f"--bounding-set={bounds}", *PROGRAM, str(MNT)]
+    mnt = start(program=restricted)
+    script = Path(__file__).parent / "by_files.sh"
+    subprocess.run(["sh", script, MNT], check=True, capture_output=True, timeout=60)
+
+    (mnt / "foo").mkdir()
+    other = ["setpriv", "--reuid=65534", "--clear-groups", "sleep", "60"]
+    inside = spawn("nsenter", f"--net={MNT}/foo/ns", *other)
+    wait_for(lambda: f"task {inside.pid}\n" in (mnt / "foo/holders").read_text())
+    (mnt / "foo").rmdir()
