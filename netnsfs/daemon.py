@@ -66,6 +66,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
+            _warn_if_closed(config)
             root = Root(names, config.mount_point, config.keep_busy, config.views)
 
             def mounted(device: int) -> None:
@@ -97,6 +98,15 @@ def _warn_if_unseen() -> None:
                 "this is not the machine's mount namespace: namespaces made here may not be "
                 "seen outside of it"
             )
+
+
+def _warn_if_closed(config: Config) -> None:
+    directory = config.run_dir
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    if not config.read_only and not os.access(directory, os.W_OK):
+        shown = os.fsdecode(config.run_dir)
+        log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
 
 
 def _log_to(handler: logging.Handler, config: Config) -> None:

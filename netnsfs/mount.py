@@ -69,7 +69,9 @@ def check_machine() -> None:
         Failure: it says why not.
     """
     if os.geteuid() != 0:
-        raise Failure("only root can mount netnsfs: use sudo", EXIT_USAGE)
+        raise Failure(
+            "only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=", EXIT_USAGE
+        )
     if not os.path.exists("/proc/self/ns/net"):
         raise Failure("this kernel has no network namespaces (CONFIG_NET_NS)", EXIT_SYSTEM)
     try:
