@@ -166,6 +166,10 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         self._ready()
 
+    def counts(self) -> str:
+        """How much the kernel has of it at the moment."""
+        return f"{len(self._by_number)} nodes, {len(self._handles)} open files"
+
     # The tables of nodes and lookup counts. Nothing below awaits.
 
     def _find(self, inode: int) -> _Known:
