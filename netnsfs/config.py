@@ -9,6 +9,13 @@ EXIT_SYSTEM = 2
 EXIT_MOUNT = 32
 
 
+def one_line(text: str) -> str:
+    """A text with everything escaped that is not printable, such as the end of a line."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 class Failure(Exception):
     """An end that a user can expect: one line that says what to do, and no traceback.
 
@@ -20,7 +27,7 @@ class Failure(Exception):
     """
 
     def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.status = status
 
 

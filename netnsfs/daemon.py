@@ -6,7 +6,6 @@ so ends when the mount answers or with the reason why it never will.
 """
 
 import logging
-import logging.handlers
 import os
 import socket
 import sys
@@ -16,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 
 from netnsfs import mount, spares
-from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
+from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure, one_line
 from netnsfs.journal import Journal
 from netnsfs.netns import Names
 from netnsfs.root import Root
@@ -25,6 +24,14 @@ from netnsfs.spares import Spares
 log = logging.getLogger(__name__)
 
 SYSLOG = "/dev/log"
+_LOG_DAEMON = 3 << 3
+_SEVERITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 
 
 def run(config: Config) -> int:
@@ -72,6 +79,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
+            _warn_if_closed(config)
             _refuse_spares(config)
             journal = Journal()
             root = Root(names, journal, config)
@@ -134,18 +142,45 @@ def _warn_if_unseen() -> None:
             )
 
 
+def _warn_if_closed(config: Config) -> None:
+    directory = config.run_dir
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    if not config.read_only and not os.access(directory, os.W_OK):
+        shown = os.fsdecode(config.run_dir)
+        log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
+
+
+class _Line(logging.Formatter):
+    """One line for each event, whatever is in a name or a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
+class _Syslog(logging.Handler):
+    """Rather loses a line than stops the event loop, unlike the standard library's handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        priority = _LOG_DAEMON | _SEVERITY[record.levelno]
+        with suppress(OSError):
+            # By address each time, so that a syslogd may be started anew.
+            self._socket.sendto(f"<{priority}>{self.format(record)}".encode(), SYSLOG)
+
+
 def _log_to(handler: logging.Handler, config: Config) -> None:
-    handler.setFormatter(logging.Formatter("netnsfs: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Line("netnsfs: %(levelname)s: %(message)s"))
     level = logging.DEBUG if config.debug else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def _leave_terminal(config: Config) -> None:
-    if os.path.exists(SYSLOG):
-        handler = logging.handlers.SysLogHandler(SYSLOG)
-        # Rather a line lost than the event loop stopped.
-        handler.socket.setblocking(False)  # type: ignore[attr-defined]
-        _log_to(handler, config)
+    _log_to(_Syslog(), config)
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):

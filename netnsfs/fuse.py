@@ -63,6 +63,9 @@ NAME_MAX = 255
 # Inode numbers of namespaces, which nodes may wish for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
 
+# Errors that tell of the daemon, not of a name.
+_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
+
 log = logging.getLogger(__name__)
 
 
@@ -172,6 +175,10 @@ class Operations(pyfuse3.Operations):
             answer = FUSEError(errno.EIO)
         self.journal.failed(request, answer.errno)
         return answer
+
+    def counts(self) -> str:
+        """How much the kernel has of it at the moment."""
+        return f"{len(self._by_number)} nodes, {len(self._handles)} open files"
 
     # The tables of nodes and lookup counts. Nothing below awaits.
 
@@ -408,12 +415,20 @@ class Operations(pyfuse3.Operations):
         assert isinstance(directory, tree.Directory)
         if start_id == 0:
             listing.names = [b".", b"..", *await self._call(directory.list)]
+        replied = False
         for index in range(start_id, len(listing.names)):
             name = listing.names[index]
             if index < 2:
                 known = listing.directory if index == 0 else self._root
             else:
-                found = await self._entry(directory, name, listing.caller)
+                try:
+                    found = await self._entry(directory, name, listing.caller)
+                except OSError:
+                    # The entries before have been counted, and an error would keep them from
+                    # the kernel. It asks for the rest next, and may hear of it then.
+                    if replied:
+                        break
+                    raise
                 if found is None:
                     continue
                 known = found
@@ -421,16 +436,18 @@ class Operations(pyfuse3.Operations):
                 self._drop(known)
                 break
             known.lookups += index >= 2
+            replied = True
 
     async def _entry(
         self, directory: tree.Directory, name: bytes, caller: tree.Caller
     ) -> _Known | None:
-        # Names come and go between list and lookup. Nor may anything else fail here: the
-        # entries before have been counted, and the kernel would not hear of them.
+        # Names come and go between list and lookup.
         try:
             node = await self._call(directory.listed, name, caller)
             return await self._know(node, directory)
-        except OSError:
+        except OSError as error:
+            if error.errno in _SHORTAGE:
+                raise
             return None
         except Exception:
             log.exception("readdir failed for %r", name)

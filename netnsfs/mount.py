@@ -21,9 +21,11 @@ import logging
 import os
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import IO, NamedTuple
 
 import pyfuse3
@@ -34,6 +36,7 @@ from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import Operations
 from netnsfs.journal import Journal
 from netnsfs.pool import Pool
+from netnsfs.trace import trace
 from netnsfs.workers import never_block, start_thread
 
 FS_TYPE = b"fuse.netnsfs"
@@ -47,6 +50,7 @@ PROBE_SECONDS = 2.0
 LOCK_SECONDS = 10.0
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 _MOST_LINKS = 40
 
 QUEUE_SECONDS = 30.0
@@ -70,7 +74,9 @@ def check_machine() -> None:
         Failure: it says why not.
     """
     if os.geteuid() != 0:
-        raise Failure("only root can mount netnsfs: use sudo", EXIT_USAGE)
+        raise Failure(
+            "only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=", EXIT_USAGE
+        )
     if not os.path.exists("/proc/self/ns/net"):
         raise Failure("this kernel has no network namespaces (CONFIG_NET_NS)", EXIT_SYSTEM)
     try:
@@ -224,10 +230,12 @@ async def _serve(
     looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS)
     changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS)
     operations = Operations(root, looks, changes, ready, journal)
+    if config.debug:
+        trace(operations)
     # What the receiver leaves behind: a second signal must not cut the clean-up short.
-    for number in STOP_SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
         _init(operations, config)
         ours = _netnsfs_at(config.mount_point)
         if ours is None:
@@ -239,7 +247,7 @@ async def _serve(
             never_block()
             with _heartbeat():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_stop_on_signal, signals, detach, nursery)
+                    nursery.start_soon(_heed, signals, operations, detach, nursery)
                     await pyfuse3.main(max_tasks=MAX_TASKS)
                     nursery.cancel_scope.cancel()
         finally:
@@ -312,10 +320,18 @@ def _detach(mount_point: bytes, ours: _Ours) -> None:
         log.warning("cannot unmount %s: %s", os.fsdecode(mount_point), error.strerror)
 
 
-async def _stop_on_signal(
-    signals: AsyncIterator[int], detach: Callable[[], None], nursery: trio.Nursery
+async def _heed(
+    signals: AsyncIterator[int],
+    operations: Operations,
+    detach: Callable[[], None],
+    nursery: trio.Nursery,
 ) -> None:
+    started = time.monotonic()
     async for number in signals:
+        if number == signal.SIGUSR1:
+            up = time.monotonic() - started
+            log.info("version %s, up %d s, %s", version("netnsfs"), up, operations.counts())
+            continue
         log.info("%s: unmounting", signal.Signals(number).name)
         with trio.move_on_after(GRACE_SECONDS):
             # Not on a worker: they may all be busy.

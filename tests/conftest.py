@@ -37,7 +37,9 @@ def pytest_configure() -> None:
     linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
     _hidden.update(mount.id for mount in linux.mounts())
     for directory in ("/run", "/mnt"):
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory], check=True
+        )
     MNT.mkdir()
 
 

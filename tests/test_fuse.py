@@ -174,6 +174,22 @@ async def test_only_delivered_entries_are_counted(
     await ops.releasedir(fh)
 
 
+async def test_a_listing_that_is_short_of_something_fails_where_it_stopped(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short() -> tree.Node:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    root.nodes = {b"a": partial(Numbered, 4026532001, 1), b"b": short}
+    fh = await ops.opendir(1, CTX)
+    first = await listing(ops, fh, 0, 9, monkeypatch)
+    assert first.names == [b".", b"..", b"a"]
+    assert await code(ops.readdir(fh, first.next, cast(pyfuse3.ReaddirToken, None))) == "EMFILE"
+    root.nodes[b"b"] = lambda: Leaf("b", bytes)
+    assert (await listing(ops, fh, first.next, 9, monkeypatch)).names == [b"b"]
+    await ops.releasedir(fh)
+
+
 async def test_a_listing_survives_a_broken_entry(
     ops: fuse.Operations,
     root: Root,

@@ -15,6 +15,7 @@ LAYERS = (
     "files",
     "root",
     "fuse",
+    "trace",
     "mount",
     "daemon",
     "cli",
@@ -47,5 +48,5 @@ def test_only_the_adapter_and_the_mount_know_fuse_and_trio() -> None:
     users = {
         path.stem for path in PACKAGE.glob("*.py") if imports_of(path) & {"pyfuse3", "trio"}
     }
-    assert users == {"fuse", "mount", "pool"}
+    assert users == {"fuse", "mount", "pool", "trace"}
     assert "netns" not in imports_of(PACKAGE / "fuse.py")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
 from conftest import RUN, ip, wait_for
 
 from netnsfs import members
@@ -74,6 +75,7 @@ def status(pid: int) -> str:
         return file.read()
 
 
+@pytest.mark.machine
 def test_the_initial_namespace_has_kernel_threads_and_us() -> None:
     own = os.fsencode(os.readlink("/proc/self/ns/net"))
     assert {2, os.getpid()} <= set(members.pids(own))

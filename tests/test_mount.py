@@ -383,6 +383,7 @@ def test_mkdir_inside_a_namespace_makes_nothing(mnt: Mounted, foo: Path) -> None
     assert os.listdir(RUN) == ["foo"]
 
 
+@pytest.mark.machine
 def test_everything_else_is_not_permitted(mnt: Mounted, foo: Path) -> None:
     operations: dict[str, Callable[[], object]] = {
         "touch new": lambda: os.open(mnt / "new", os.O_WRONLY | os.O_CREAT),
@@ -495,6 +496,7 @@ def test_a_deleted_namespace(foo: Path) -> None:
     os.close(directory)
 
 
+@pytest.mark.machine
 def test_limit_of_mounts(mnt: Mounted) -> None:
     (mnt / "first").mkdir()
     with no_more_mounts():
@@ -521,6 +523,7 @@ def test_run_directory_full(mnt: Mounted) -> None:
 # Permission
 
 
+@pytest.mark.machine
 def test_nobody_can_read_and_change_nothing(mnt: Mounted, foo: Path) -> None:
     script = f"""
 import errno, os

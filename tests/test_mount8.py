@@ -139,9 +139,10 @@ def test_an_unknown_option_is_named(option: str) -> None:
     assert type_at(MNT) == b""
 
 
+@pytest.mark.machine
 def test_user_does_not_make_root() -> None:
     FSTAB.write_text("netnsfs /mnt/netnsfs fuse.netnsfs user,noauto 0 0\n")
-    refused = "netnsfs: only root can mount netnsfs: use sudo"
+    refused = "netnsfs: only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir="
     assert mount(MNT, as_user=NOBODY) == (1, refused)
     assert mount(MNT) == (0, "")
     assert subprocess.run([*NOBODY, "umount", MNT], check=False).returncode == 32

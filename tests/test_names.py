@@ -390,6 +390,7 @@ def test_ln_s_over_a_name(mnt: Mounted, foo: Path) -> None:
     (mnt / "stale").rmdir()
 
 
+@pytest.mark.machine
 def test_ln_s_is_for_root_only(start: Start) -> None:
     mounted = start()
     script = f"import os; os.setuid(65534); os.symlink('/proc/self/ns/net', '{mounted.path}/x')"
@@ -608,6 +609,7 @@ threading.Thread(target=enter).start()
 """
 
 
+@pytest.mark.machine
 def test_holders_of_a_named_namespace(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     assert (foo / "holders").read_text() == "mount /run/netns/foo\n"
     inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
@@ -624,6 +626,7 @@ def test_holders_of_a_named_namespace(mnt: Mounted, foo: Path, spawn: Spawn) -> 
 # Who is where
 
 
+@pytest.mark.machine
 def test_pid_links(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
     wait_for((foo / "pids").read_text)
@@ -747,6 +750,7 @@ def test_nsid_of_an_unnamed_namespace(mnt: Mounted, unnamed: Path, spawn: Spawn)
 # last_error and keep_busy
 
 
+@pytest.mark.machine
 def test_last_error_says_what_to_do(mnt: Mounted, foo: Path) -> None:
     assert last_error(mnt) == "ok\n"
     with no_more_mounts():

@@ -160,6 +160,7 @@ def test_limit_of_namespaces(tmp_path: Path) -> None:
     assert done.stdout == f"{errno.ENOSPC} [b'first']\n"
 
 
+@pytest.mark.machine
 def test_limit_of_mounts(names: Names) -> None:
     names.create(b"first")
     with no_more_mounts():

@@ -152,12 +152,16 @@ sys.exit(__main__.main())
 """
 
 
+@pytest.mark.machine
 def test_not_root() -> None:
     # Imported before: nobody may not be allowed to read the checkout.
     command = [sys.executable, "-c", AS_NOBODY]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == "netnsfs: only root can mount netnsfs: use sudo\n"
+    assert (
+        done.stderr
+        == "netnsfs: only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=\n"
+    )
 
 
 def test_no_dev_fuse() -> None:
@@ -327,6 +331,7 @@ def pids_controller() -> Iterator[Path]:
     path.rmdir()
 
 
+@pytest.mark.machine
 def test_no_thread_to_be_had(mnt: Mounted, pids_controller: Path) -> None:
     own = pids_controller / "netnsfs-test"
     own.mkdir()

@@ -51,6 +51,7 @@ def test_every_handler_is_bounded(slowfs: Mounted) -> None:
     assert error_of(os.open, slowfs / "hang", os.O_RDONLY) == "ETIMEDOUT"
 
 
+@pytest.mark.machine
 def test_killed_clients_do_not_freeze_the_daemon(start: Start) -> None:
     slowfs = start(program=[sys.executable, str(SLOWFS), str(MNT), "busy"])
     random.seed(1)
@@ -135,6 +136,7 @@ def test_forced_unmount_leaves_no_dead_mount(mnt: Mounted) -> None:
     os.close(directory)
 
 
+@pytest.mark.machine
 def test_abort_leaves_no_dead_mount(mnt: Mounted, fusectl: Path) -> None:
     device = os.stat(mnt.path).st_dev
     (fusectl / str(os.minor(device)) / "abort").write_text("1")

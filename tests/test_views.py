@@ -255,6 +255,7 @@ def test_readers_and_removal_at_once(mnt: Mounted) -> None:
     assert errors <= {"", "ENOENT", "ENODEV", "ESTALE", "EIO"}
 
 
+@pytest.mark.machine
 def test_nobody_reads_what_its_own_proc_shows(mnt: Mounted) -> None:
     (mnt / "foo").mkdir()
     script = f"""
