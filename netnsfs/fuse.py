@@ -163,6 +163,11 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         self._ready()
 
+    @property
+    def known(self) -> int:
+        """The number of nodes that the kernel knows."""
+        return len(self._by_number)
+
     # The tables of nodes and lookup counts. Nothing below awaits.
 
     def _find(self, inode: int) -> _Known:
