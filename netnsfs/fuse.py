@@ -48,7 +48,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from netnsfs import tree
+from netnsfs import linux, tree
 from netnsfs.pool import Pool
 from netnsfs.workers import WouldBlock
 
@@ -391,12 +391,20 @@ class Operations(pyfuse3.Operations):
         assert isinstance(directory, tree.Directory)
         if start_id == 0:
             listing.names = [b".", b"..", *await self._call(directory.list)]
+        replied = False
         for index in range(start_id, len(listing.names)):
             name = listing.names[index]
             if index < 2:
                 known = listing.directory if index == 0 else self._root
             else:
-                found = await self._entry(directory, name, listing.caller)
+                try:
+                    found = await self._entry(directory, name, listing.caller)
+                except OSError:
+                    # The kernel must hear of the entries before, which are counted. It asks
+                    # for this one again.
+                    if replied:
+                        break
+                    raise
                 if found is None:
                     continue
                 known = found
@@ -404,16 +412,18 @@ class Operations(pyfuse3.Operations):
                 self._drop(known)
                 break
             known.lookups += index >= 2
+            replied = True
 
     async def _entry(
         self, directory: tree.Directory, name: bytes, caller: tree.Caller
     ) -> _Known | None:
-        # Names come and go between list and lookup. Nor may anything else fail here: the
-        # entries before have been counted, and the kernel would not hear of them.
+        # Names come and go between list and lookup.
         try:
             node = await self._call(directory.listed, name, caller)
             return await self._know(node, directory)
-        except OSError:
+        except OSError as error:
+            if error.errno in linux.SHORTAGE:
+                raise
             return None
         except Exception:
             log.exception("readdir failed for %r", name)

@@ -29,6 +29,9 @@ FIRST_UNIQUE_MOUNT = 1 << 31
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""What a call fails with that tells of this process or the machine, not of its object."""
+
 _PROC_SUPER_MAGIC = 0x9FA0
 _MAX_LINKS = 40
 _STEP = os.O_PATH | os.O_CLOEXEC

@@ -15,6 +15,7 @@ zombie has no namespaces any more (ENOENT). None of them is a member.
 import os
 import sys
 
+from netnsfs import linux
 from netnsfs.workers import may_block
 
 # A directory of threads has one link for each, beside the two that every directory has.
@@ -45,13 +46,14 @@ def pids(link: bytes) -> list[int]:
                 if os.readlink(pid + b"/ns/net", dir_fd=proc) == link:
                     found.append(int(pid))
                     continue
-            except OSError:
-                pass
+            except OSError as error:
+                pass_over(error)
             if extra <= 0:
                 continue
             try:
                 threads = os.stat(pid + b"/task", dir_fd=proc).st_nlink - ONE_THREAD
-            except OSError:
+            except OSError as error:
+                pass_over(error)
                 continue
             if threads > 0:
                 extra -= threads
@@ -91,16 +93,27 @@ def _members(pid: bytes, link: bytes) -> list[int]:
     """The threads of one process that are in the namespace."""
     try:
         threads = os.listdir(b"/proc/%b/task" % pid)
-    except OSError:
+    except OSError as error:
+        pass_over(error)
         return []
     found = []
     for tid in threads:
         try:
             if os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid)) == link:
                 found.append(int(tid))
-        except OSError:
-            continue
+        except OSError as error:
+            pass_over(error)
     return found
+
+
+def pass_over(error: OSError) -> None:
+    """Leave a task out that cannot be looked at, unless that is not the task's fault.
+
+    Raises:
+        OSError: the error, if this process or the machine is short of something.
+    """
+    if error.errno in linux.SHORTAGE:
+        raise error
 
 
 def listing_size() -> int:
@@ -122,5 +135,6 @@ def namespace_of_task(task: bytes) -> int | None:
     """
     try:
         return int(os.readlink(b"/proc/%b/ns/net" % task)[len(b"net:[") : -1])
-    except OSError:
+    except OSError as error:
+        pass_over(error)
         return None

@@ -14,6 +14,7 @@ MAX_LOST of them hang.
 """
 
 import errno
+import logging
 import queue
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,8 @@ from netnsfs.workers import Job, expendable, start_thread
 T = TypeVar("T")
 
 MAX_LOST = 64
+
+log = logging.getLogger(__name__)
 
 
 class Pool:
@@ -121,6 +124,9 @@ class Pool:
                     self._token.run_sync_soon(self._finished, job, done)
                 except trio.RunFinishedError:
                     return
+                except OSError as error:
+                    # Handed over all the same: only waking the loop has failed.
+                    log.warning("the event loop wakes late: %s", error.strerror)
                 if job.stranded:
                     return
                 del item, job, done
