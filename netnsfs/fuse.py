@@ -34,6 +34,7 @@ import logging
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -57,6 +58,9 @@ T = TypeVar("T")
 Adapter = TypeVar("Adapter", bound="Operations")
 
 LASTING_SECONDS = 3600.0
+LISTING_SECONDS = 1.0
+"""After that, what has been found of a listing is the answer. The kernel asks for the rest."""
+
 NAME_MAX = 255
 
 # Inode numbers of namespaces, which nodes may wish for, have 32 bits.
@@ -392,6 +396,7 @@ class Operations(pyfuse3.Operations):
         if start_id == 0:
             listing.names = [b".", b"..", *await self._call(directory.list)]
         replied = False
+        end = time.monotonic() + LISTING_SECONDS
         for index in range(start_id, len(listing.names)):
             name = listing.names[index]
             if index < 2:
@@ -413,6 +418,8 @@ class Operations(pyfuse3.Operations):
                 break
             known.lookups += index >= 2
             replied = True
+            if time.monotonic() > end:
+                break
 
     async def _entry(
         self, directory: tree.Directory, name: bytes, caller: tree.Caller

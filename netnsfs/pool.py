@@ -16,6 +16,7 @@ MAX_LOST of them hang.
 import errno
 import logging
 import queue
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -82,13 +83,12 @@ class Pool:
 
     async def _wait_longer(self, job: Job[Any], done: trio.Event) -> None:
         """For a job that has not started yet, and for the end of one that has committed."""
-        late = not job.started
-        with trio.move_on_after(self._queue_seconds):
+        with trio.move_on_after(max(0, self._queue_seconds - self._seconds)):
             while not job.started and not done.is_set():
                 with trio.move_on_after(self._seconds):
                     await done.wait()
-        if late and job.started:
-            with trio.move_on_after(self._seconds):
+        if job.started:
+            with trio.move_on_after(max(0, job.began + self._seconds - time.monotonic())):
                 await done.wait()
         if not done.is_set() and not job.abandon():
             with trio.move_on_after(self._seconds):
