@@ -34,6 +34,7 @@ import logging
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -48,7 +49,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from netnsfs import tree
+from netnsfs import linux, tree
 from netnsfs.journal import Journal
 from netnsfs.pool import Pool
 from netnsfs.workers import WouldBlock
@@ -58,13 +59,15 @@ T = TypeVar("T")
 Adapter = TypeVar("Adapter", bound="Operations")
 
 LASTING_SECONDS = 3600.0
+LISTING_SECONDS = 1.0
+"""After that, what has been found of a listing is the answer. The kernel asks for the rest."""
+
 NAME_MAX = 255
 
 # Inode numbers of namespaces, which nodes may wish for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
 
 # Errors that tell of the daemon, not of a name.
-_SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM})
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +179,15 @@ class Operations(pyfuse3.Operations):
         self.journal.failed(request, answer.errno)
         return answer
 
-    def counts(self) -> str:
-        """How much the kernel has of it at the moment."""
-        return f"{len(self._by_number)} nodes, {len(self._handles)} open files"
+    @property
+    def known(self) -> int:
+        """The number of nodes that the kernel knows."""
+        return len(self._by_number)
+
+    @property
+    def opened(self) -> int:
+        """The number of open files."""
+        return len(self._handles)
 
     # The tables of nodes and lookup counts. Nothing below awaits.
 
@@ -416,6 +425,7 @@ class Operations(pyfuse3.Operations):
         if start_id == 0:
             listing.names = [b".", b"..", *await self._call(directory.list)]
         replied = False
+        end = time.monotonic() + LISTING_SECONDS
         for index in range(start_id, len(listing.names)):
             name = listing.names[index]
             if index < 2:
@@ -424,8 +434,8 @@ class Operations(pyfuse3.Operations):
                 try:
                     found = await self._entry(directory, name, listing.caller)
                 except OSError:
-                    # The entries before have been counted, and an error would keep them from
-                    # the kernel. It asks for the rest next, and may hear of it then.
+                    # The kernel must hear of the entries before, which are counted. It asks
+                    # for this one again.
                     if replied:
                         break
                     raise
@@ -437,6 +447,8 @@ class Operations(pyfuse3.Operations):
                 break
             known.lookups += index >= 2
             replied = True
+            if time.monotonic() > end:
+                break
 
     async def _entry(
         self, directory: tree.Directory, name: bytes, caller: tree.Caller
@@ -446,7 +458,7 @@ class Operations(pyfuse3.Operations):
             node = await self._call(directory.listed, name, caller)
             return await self._know(node, directory)
         except OSError as error:
-            if error.errno in _SHORTAGE:
+            if error.errno in linux.SHORTAGE:
                 raise
             return None
         except Exception:

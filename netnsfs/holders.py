@@ -93,8 +93,8 @@ def scan() -> Iterator[Holder]:
                     seen.add(mount_namespace)
             if pid != own:
                 yield from _descriptors(pid)
-        except OSError:
-            continue
+        except OSError as error:
+            members.pass_over(error)
 
 
 def _threads(pid: bytes, leader: int | None) -> Iterator[Holder]:
@@ -131,8 +131,8 @@ def _descriptors(pid: bytes) -> Iterator[Holder]:
                 yield from _descriptor(pid, number)
             elif stat.S_ISSOCK(mode):
                 yield _socket(pid, number)
-        except OSError:
-            continue
+        except OSError as error:
+            members.pass_over(error)
 
 
 def _descriptor(pid: bytes, number: bytes) -> Iterator[Holder]:

@@ -29,6 +29,9 @@ FIRST_UNIQUE_MOUNT = 1 << 31
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+"""What a call fails with that tells of this process or the machine, not of its object."""
+
 _PROC_SUPER_MAGIC = 0x9FA0
 _MAX_LINKS = 40
 _STEP = os.O_PATH | os.O_CLOEXEC
@@ -42,9 +45,15 @@ _SO_NETNS_COOKIE = 71
 _SIOCGSKNS = 0x894C
 # The same numbers on every architecture.
 _SYS_OPEN_TREE = 428
+_SYS_FSCONFIG = 431
+_SYS_FSPICK = 433
 _SYS_PIDFD_GETFD = 438
 _OPEN_TREE_CLONE = 1
 _RENAME_NOREPLACE = 1
+
+# FSPICK_CLOEXEC | FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT
+_FSPICK_FLAGS = 1 | 2 | 4
+_FSCONFIG_CMD_RECONFIGURE = 7
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -102,6 +111,22 @@ def umount(target: bytes, flags: int) -> None:
     """umount2(2)."""
     if _libc.umount2(target, flags):
         raise _error(target)
+
+
+def forget_unused(target: bytes) -> None:
+    """Have the kernel forget what it keeps of a mounted file system and nobody uses.
+
+    What a reconfiguration does besides, and this one changes nothing (fs/super.c,
+    reconfigure_super).
+    """
+    picked = _libc.syscall(_SYS_FSPICK, _AT_FDCWD, target, _FSPICK_FLAGS)
+    if picked < 0:
+        raise _error(target)
+    try:
+        if _libc.syscall(_SYS_FSCONFIG, picked, _FSCONFIG_CMD_RECONFIGURE, None, None, 0):
+            raise _error(target)
+    finally:
+        os.close(picked)
 
 
 def unshare(flags: int) -> None:

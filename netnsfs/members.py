@@ -16,8 +16,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 
+from netnsfs import linux
 from netnsfs.workers import may_block
 
 # A directory of threads has one link for each, beside the two that every directory has.
@@ -62,13 +62,15 @@ def _memberships() -> Iterator[tuple[bytes, Collection[bytes]]]:
             threads = 0
             try:
                 links = (os.readlink(pid + b"/ns/net", dir_fd=proc),)
-            except OSError:
+            except OSError as error:
                 # The first thread of a process may have ended before the others.
+                pass_over(error)
                 links = ()
             if extra > 0:
                 try:
                     threads = os.stat(pid + b"/task", dir_fd=proc).st_nlink - ONE_THREAD
-                except OSError:
+                except OSError as error:
+                    pass_over(error)
                     continue
             if threads > 0:
                 extra -= threads
@@ -79,11 +81,17 @@ def _memberships() -> Iterator[tuple[bytes, Collection[bytes]]]:
 
 
 def _links_of_threads(pid: bytes) -> dict[bytes, bytes]:
+    try:
+        threads = os.listdir(b"/proc/%b/task" % pid)
+    except OSError as error:
+        pass_over(error)
+        return {}
     found = {}
-    with suppress(OSError):
-        for tid in os.listdir(b"/proc/%b/task" % pid):
-            with suppress(OSError):
-                found[tid] = os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid))
+    for tid in threads:
+        try:
+            found[tid] = os.readlink(b"/proc/%b/task/%b/ns/net" % (pid, tid))
+        except OSError as error:
+            pass_over(error)
     return found
 
 
@@ -117,6 +125,16 @@ def tids(link: bytes) -> list[int]:
     )
 
 
+def pass_over(error: OSError) -> None:
+    """Leave a task out that cannot be looked at, unless that is not the task's fault.
+
+    Raises:
+        OSError: the error, if this process or the machine is short of something.
+    """
+    if error.errno in linux.SHORTAGE:
+        raise error
+
+
 def listing_size() -> int:
     """An upper bound, in bytes, of a listing of all tasks of the machine, one a line.
 
@@ -136,5 +154,6 @@ def namespace_of_task(task: bytes) -> int | None:
     """
     try:
         return int(os.readlink(b"/proc/%b/ns/net" % task)[len(b"net:[") : -1])
-    except OSError:
+    except OSError as error:
+        pass_over(error)
         return None

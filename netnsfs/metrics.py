@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from netnsfs import linux, members
 from netnsfs.journal import Journal
-from netnsfs.netns import OWN_TROUBLE, Names, namespace_of
+from netnsfs.netns import Names, namespace_of
 from netnsfs.spares import Spares
 from netnsfs.workers import may_block, on_own_thread, visit
 
@@ -190,7 +190,7 @@ def _read(names: Names, name: bytes) -> Reading | None:
         # Before the visit, for a link is followed by a thread that is born where we are.
         fd = names.open(name)
     except OSError as error:
-        if error.errno in OWN_TROUBLE:
+        if error.errno in linux.SHORTAGE:
             raise
         return None
     try:

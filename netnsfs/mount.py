@@ -10,7 +10,10 @@ them. What is done about that:
    request. An interval timer interrupts the read (EINTR makes pyfuse3 start over).
 3. terminate() leaves handlers in flight running and serves nobody meanwhile. So the mount
    is detached first, and after a grace period the handlers are cancelled.
-4. close() unmounts by path, whatever is mounted there by now, and does not after an abort
+4. The kernel keeps what it was told of until it is short of memory, also below a directory
+   that is gone if a file was open in it. A daemon would grow by each. So once there is much
+   of it, the kernel is made to forget what is not in use.
+5. close() unmounts by path, whatever is mounted there by now, and does not after an abort
    of the connection (umount -f). So it only closes the session, once, and the mount is
    detached here if it is still there, recognised by its mount ID.
 """
@@ -23,7 +26,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import IO, NamedTuple
@@ -48,6 +51,10 @@ GRACE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 0.5
 PROBE_SECONDS = 2.0
 LOCK_SECONDS = 10.0
+
+FORGET_SECONDS = 20.0
+MOST_KEPT = 1000
+"""How often, and from how many nodes on, the kernel is made to forget those not in use."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
@@ -248,6 +255,8 @@ async def _serve(
             with _heartbeat():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_heed, signals, operations, detach, nursery)
+                    forget = partial(_forget_unused, config.mount_point, ours)
+                    nursery.start_soon(_keep_small, operations, looks, forget)
                     await pyfuse3.main(max_tasks=MAX_TASKS)
                     nursery.cancel_scope.cancel()
         finally:
@@ -320,6 +329,19 @@ def _detach(mount_point: bytes, ours: _Ours) -> None:
         log.warning("cannot unmount %s: %s", os.fsdecode(mount_point), error.strerror)
 
 
+async def _keep_small(operations: Operations, pool: Pool, forget: Callable[[], None]) -> None:
+    while True:
+        await trio.sleep(FORGET_SECONDS)
+        if operations.known > MOST_KEPT:
+            with suppress(OSError):
+                await pool.run(forget)
+
+
+def _forget_unused(mount_point: bytes, ours: _Ours) -> None:
+    if _netnsfs_at(mount_point) == ours:
+        linux.forget_unused(mount_point)
+
+
 async def _heed(
     signals: AsyncIterator[int],
     operations: Operations,
@@ -330,7 +352,9 @@ async def _heed(
     async for number in signals:
         if number == signal.SIGUSR1:
             up = time.monotonic() - started
-            log.info("version %s, up %d s, %s", version("netnsfs"), up, operations.counts())
+            nodes, files = operations.known, operations.opened
+            message = "version %s, up %d s, %d nodes, %d open files"
+            log.info(message, version("netnsfs"), up, nodes, files)
             continue
         log.info("%s: unmounting", signal.Signals(number).name)
         with trio.move_on_after(GRACE_SECONDS):

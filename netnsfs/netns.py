@@ -62,8 +62,6 @@ _PAUSES = (0.01, 0.05)
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
-OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""What says nothing about a name, but that this process lacks something to look at it."""
 
 
 class Namespace(NamedTuple):
@@ -219,9 +217,11 @@ class Names:
         try:
             fd = self.open(name)
         except OSError as error:
-            if error.errno in OWN_TROUBLE:
+            if error.errno in linux.SHORTAGE:
                 raise
-            self.entry(name)
+            # What is mounted can be opened, and is then seen not to be of a network namespace.
+            if self.entry(name).kind == "mount" and error.errno != errno.EINVAL:
+                raise
             return None
         try:
             return namespace_of(fd)
@@ -325,7 +325,7 @@ class Names:
             return on_own_thread(self._create, name, owner)
         try:
             made = self.attach(name, spare, owner)
-            return made, self._mark_of(name, made)
+            return made, self._mark_of_new(name, made)
         finally:
             os.close(spare)
 
@@ -339,12 +339,18 @@ class Names:
                 made = namespace_of(fd)
                 commit()
                 self._bind(_OWN, name, owner)
-                return made, self._mark_of(name, made)
+                return made, self._mark_of_new(name, made)
             finally:
                 os.close(fd)
 
-    def _mark_of(self, name: bytes, made: Namespace) -> linux.Stat:
-        mark = linux.stat(self.file(name))
+    def _mark_of_new(self, name: bytes, made: Namespace) -> linux.Stat:
+        try:
+            mark = linux.stat(self.file(name))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self.remove(name)
+            raise
         if mark.ino != made.inode:
             raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
         return mark
@@ -391,24 +397,28 @@ class Names:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
             top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            if linux.stat(b"", top).dev == nsfs_device():
-                return top
-            os.close(top)
+            try:
+                if linux.stat(b"", top).dev == nsfs_device():
+                    return os.dup(top)
+            finally:
+                os.close(top)
             if pause:
                 time.sleep(pause)
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, old: bytes, new: bytes) -> None:
+        mark = linux.stat(b"", top)
         fd = reopen(top)
         try:
-            self.attach(new, fd, self.delegations.of(old, linux.stat(b"", top)))
-            if self._detach(top):
-                self._remove_rest(old, linux.stat(b"", top).mount)
-                return
-            # Whoever was first has removed the namespace, or given it another name.
-            if linux.stat(self.file(new)).ino == os.fstat(fd).st_ino:
-                self.remove(new)
-            raise FileNotFoundError(errno.ENOENT, "somebody else was first", old)
+            self.attach(new, fd, self.delegations.of(old, mark))
+            try:
+                self._detach(top, old)
+            except OSError:
+                # Whoever was first has removed the namespace, or given it another name.
+                if linux.stat(self.file(new)).ino == os.fstat(fd).st_ino:
+                    self.remove(new)
+                raise
+            self._remove_rest(old, mark.mount)
         finally:
             os.close(fd)
 
@@ -428,8 +438,8 @@ class Names:
             found = linux.stat(b"", top)
             mounted = found.dev == nsfs_device()
             commit()
-            if mounted and not self._detach(top):
-                raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
+            if mounted:
+                self._detach(top, name)
         finally:
             os.close(top)
         if mounted:
@@ -437,16 +447,19 @@ class Names:
         else:
             self._unlink(name)
 
-    def _detach(self, top: int) -> bool:
-        """Detach the very mount that `top` was opened on. False if it is already."""
+    def _detach(self, top: int, name: bytes) -> None:
+        """Detach the very mount that `top` was opened on.
+
+        Raises:
+            OSError: ENOENT if it is already.
+        """
         try:
             # Through the descriptor: whatever is mounted at the path by now is not meant.
             linux.umount(b"/proc/thread-self/fd/%d" % top, linux.MNT_DETACH)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return False
-        return True
+            raise FileNotFoundError(errno.ENOENT, "somebody else was first", name) from None
 
     def _remove_rest(self, name: bytes, detached: int) -> None:
         """After a detach: take away the mounts below (`ip netns del` fails there) and the file.

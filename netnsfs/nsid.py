@@ -8,12 +8,16 @@ takes longer than a mount. The socket is plain: one request, one answer.
 import errno
 import os
 import socket
+import threading
+from importlib import import_module
 from typing import Any
 
 from netnsfs.workers import may_block
 
 UNASSIGNED = 0xFFFFFFFF
 _MAX = 0x7FFFFFFF
+
+_importing = threading.Lock()
 
 
 def show(fd: int) -> bytes:
@@ -23,6 +27,7 @@ def show(fd: int) -> bytes:
         OSError: the kernel's answer.
     """
     may_block()
+    _import_pyroute2()
     from pyroute2.netlink import NLM_F_REQUEST
     from pyroute2.netlink.rtnl import RTM_GETNSID
 
@@ -43,6 +48,7 @@ def assign(fd: int, text: bytes) -> None:
     """
     may_block()
     number = _number(text.strip())
+    _import_pyroute2()
     from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
     from pyroute2.netlink.rtnl import RTM_NEWNSID
 
@@ -51,6 +57,12 @@ def assign(fd: int, text: bytes) -> None:
     except FileExistsError as error:
         message = "the namespace has an nsid already, or the number is another's"
         raise FileExistsError(errno.EEXIST, message) from error
+
+
+def _import_pyroute2() -> None:
+    # Its modules import each other in circles, which fails if two threads are at it.
+    with _importing:
+        import_module("pyroute2.netlink.rtnl.marshal")
 
 
 def _number(text: bytes) -> int:

@@ -14,7 +14,9 @@ MAX_LOST of them hang.
 """
 
 import errno
+import logging
 import queue
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -26,6 +28,8 @@ from netnsfs.workers import Job, expendable, start_thread
 T = TypeVar("T")
 
 MAX_LOST = 64
+
+log = logging.getLogger(__name__)
 
 
 class Pool:
@@ -79,13 +83,12 @@ class Pool:
 
     async def _wait_longer(self, job: Job[Any], done: trio.Event) -> None:
         """For a job that has not started yet, and for the end of one that has committed."""
-        late = not job.started
-        with trio.move_on_after(self._queue_seconds):
+        with trio.move_on_after(max(0, self._queue_seconds - self._seconds)):
             while not job.started and not done.is_set():
                 with trio.move_on_after(self._seconds):
                     await done.wait()
-        if late and job.started:
-            with trio.move_on_after(self._seconds):
+        if job.started:
+            with trio.move_on_after(max(0, job.began + self._seconds - time.monotonic())):
                 await done.wait()
         if not done.is_set() and not job.abandon():
             with trio.move_on_after(self._seconds):
@@ -121,6 +124,9 @@ class Pool:
                     self._token.run_sync_soon(self._finished, job, done)
                 except trio.RunFinishedError:
                     return
+                except OSError as error:
+                    # Handed over all the same: only waking the loop has failed.
+                    log.warning("the event loop wakes late: %s", error.strerror)
                 if job.stranded:
                     return
                 del item, job, done

@@ -23,6 +23,7 @@ import errno
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -48,6 +49,7 @@ class Job(Generic[T]):
 
     Attributes:
         started: a thread is at it, or was.
+        began: when (time.monotonic).
         abandoned: nobody waits for it any more.
         stranded: it left its thread in a foreign namespace.
     """
@@ -60,11 +62,13 @@ class Job(Generic[T]):
         self._value: T
         self._error: BaseException | None = None
         self.started = False
+        self.began = 0.0
         self.abandoned = False
         self.stranded = False
 
     def run(self) -> None:
         """Make the call on this thread and keep what comes of it."""
+        self.began = time.monotonic()
         self.started = True
         _local.job = self
         try:

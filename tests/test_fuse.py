@@ -162,6 +162,22 @@ async def test_a_listing_skips_and_repeats_nothing(
     await ops.releasedir(fh)
 
 
+async def test_a_slow_listing_comes_in_pieces(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a", b"b", b"c"):
+        root.nodes[name] = partial(Leaf, name.decode(), bytes)
+    monkeypatch.setattr(fuse, "LISTING_SECONDS", 0)
+    fh = await ops.opendir(1, CTX)
+    at = 0
+    for name in (b".", b"..", b"a", b"b", b"c"):
+        piece = await listing(ops, fh, at, 9, monkeypatch)
+        assert piece.names == [name]
+        at = piece.next
+    assert (await listing(ops, fh, at, 9, monkeypatch)).names == []
+    await ops.releasedir(fh)
+
+
 async def test_only_delivered_entries_are_counted(
     ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:

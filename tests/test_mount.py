@@ -612,6 +612,36 @@ def test_names_made_mid_listing(mnt: Mounted) -> None:
             (mnt / name).rmdir()
 
 
+FORGETFUL = """
+from netnsfs import mount
+from netnsfs.__main__ import main
+mount.FORGET_SECONDS = 0.2
+main()
+"""
+
+
+def test_the_kernel_forgets_what_is_not_in_use(start: Start) -> None:
+    # What is looked up anew is another node, with another number.
+    program = [sys.executable, "-c", FORGETFUL, "-f", "/mnt/netnsfs"]
+    mnt = start(program=program)
+    for i in range(10):
+        (mnt / f"n{i}").mkdir()
+    with (mnt / "n0/id").open() as held:
+        numbers = os.fstat(held.fileno()).st_ino, os.stat(mnt / "n1/id").st_ino
+        time.sleep(0.5)
+        assert os.stat(mnt / "n1/id").st_ino == numbers[1]
+        for i in range(10):
+            sysctls = subprocess.run(
+                ["find", mnt / f"n{i}/sysctl"], check=True, capture_output=True
+            )
+            assert sysctls.stdout.count(b"\n") > 100
+        wait_for(lambda: os.stat(mnt / "n1/id").st_ino != numbers[1])
+        assert os.stat(mnt / "n0/id").st_ino == numbers[0]
+        assert held.read()
+    for i in range(10):
+        (mnt / f"n{i}").rmdir()
+
+
 # Errno of the unusual
 
 

@@ -674,6 +674,20 @@ def test_nsid_is_what_ip_netns_shows(mnt: Mounted, foo: Path) -> None:
     assert b"nsid 99 " in ip("netns", "list-id").stdout
 
 
+def test_nsid_for_the_first_time_by_many_at_once(mnt: Mounted) -> None:
+    names = [mnt / f"n{i}" for i in range(30)]
+    for name in names:
+        name.mkdir()
+    readers = []
+    for name in names:
+        readers.append(subprocess.Popen(["cat", name / "nsid"], stdout=subprocess.PIPE))
+        # While the first is at it, which takes its time.
+        time.sleep(0.01)
+    assert {reader.communicate()[0] for reader in readers} == {b"unassigned\n"}
+    for name in names:
+        name.rmdir()
+
+
 def test_nsid_set_by_ip(mnt: Mounted, foo: Path) -> None:
     ip("netns", "set", "foo", "1")
     assert (foo / "nsid").read_bytes() == b"1\n"

@@ -139,6 +139,15 @@ async def test_a_job_that_has_committed_is_waited_for(pool: Pool) -> None:
     assert await pool.run(work) == "done"
 
 
+async def test_a_job_has_its_time_from_when_it_starts() -> None:
+    pool = Pool(limit=1, seconds=0.6, queue_seconds=5)
+    async with trio.open_nursery() as nursery:
+        # The second waits for half a second before it starts.
+        nursery.start_soon(pool.run, time.sleep, 0.5)
+        nursery.start_soon(pool.run, time.sleep, 0.4)
+    pool.close()
+
+
 async def test_a_cancelled_job_does_not_commit(pool: Pool) -> None:
     outcome: list[str] = []
     started = threading.Event()

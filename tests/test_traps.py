@@ -47,8 +47,47 @@ def test_a_slow_handler_keeps_nobody_else_waiting(slowfs: Mounted, spawn: Spawn)
     assert time.monotonic() - before < 0.8
 
 
-def test_every_handler_is_bounded(slowfs: Mounted) -> None:
+def test_every_handler_is_bounded(slowfs: Mounted, spawn: Spawn) -> None:
+    # A client that is killed waits for its answer like any other.
+    victim = waiting(spawn, slowfs / "hang")
+    victim.kill()
     assert error_of(os.open, slowfs / "hang", os.O_RDONLY) == "ETIMEDOUT"
+    assert victim.wait(5) == -signal.SIGKILL
+
+
+def waiting(spawn: Spawn, path: Path) -> subprocess.Popen[bytes]:
+    """A client that waits for an answer."""
+    client = spawn("cat", str(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stack = Path(f"/proc/{client.pid}/stack")
+    wait_for(lambda: "request_wait_answer" in stack.read_text())
+    return client
+
+
+def test_a_client_that_a_stopped_daemon_has_not_heard_can_be_killed(
+    mnt: Mounted, spawn: Spawn
+) -> None:
+    mnt.process.send_signal(signal.SIGSTOP)
+    client = waiting(spawn, mnt / "absent")
+    client.kill()
+    assert client.wait(5) == -signal.SIGKILL
+    mnt.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("way", ["goes on", "is killed"])
+def test_a_client_that_a_stopped_daemon_has_heard_waits_for_it(
+    slowfs: Mounted, spawn: Spawn, way: str
+) -> None:
+    client = waiting(spawn, slowfs / "slow")
+    # Whatever comes later is taken later.
+    assert (slowfs / "ok").read_text() == "ok\n"
+    slowfs.process.send_signal(signal.SIGSTOP)
+    client.kill()
+    with pytest.raises(subprocess.TimeoutExpired):
+        client.wait(1.5)
+    slowfs.process.send_signal(signal.SIGCONT if way == "goes on" else signal.SIGKILL)
+    assert client.wait(5) == -signal.SIGKILL
+    if way == "is killed":
+        slowfs.process.wait()
 
 
 @pytest.mark.machine

@@ -28,9 +28,18 @@ class Call(NamedTuple):
 
 def worker(mounted: Mounted) -> int:
     """The thread that makes the changes, as long as there is never more than one at a time."""
-    before = threads(mounted)
     # A change that is refused, and touches nothing.
-    assert error_of((mounted / "x").symlink_to, "/nowhere") == "ENOENT"
+    return _started(mounted, (mounted / "x").symlink_to, "/nowhere")
+
+
+def looker(mounted: Mounted) -> int:
+    """The same, for what changes nothing."""
+    return _started(mounted, (mounted / ".netnsfs/unnamed/1").lstat)
+
+
+def _started(mounted: Mounted, refused: Callable[..., object], *args: object) -> int:
+    before = threads(mounted)
+    assert error_of(refused, *args) == "ENOENT"
     [new] = threads(mounted) - before
     return new
 
@@ -43,7 +52,7 @@ def threads(mounted: Mounted) -> set[int]:
 def attached(tid: int, *expressions: str) -> Iterator[None]:
     """Let strace follow a thread until the block, or the process, ends."""
     options = [word for expression in expressions for word in ("-e", expression)]
-    command = ["strace", "-s", "0", "-o", str(LOG), *options, "-p", str(tid)]
+    command = ["strace", "-yy", "-s", "0", "-o", str(LOG), *options, "-p", str(tid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         assert process.stderr
         assert b"attached" in process.stderr.readline()

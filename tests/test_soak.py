@@ -1,0 +1,117 @@
+"""A crowd of clients at everything at once, and many namespaces at once: nothing grows.
+
+With NETNSFS_LONG for half an hour, and with ten thousand namespaces; the figures are printed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import LONG, MNT, RUN, Mounted, ip, nsfs_mounts, wait_for
+from test_races import agree, resident
+
+CROWD = Path(__file__).with_name("crowd.py")
+CLIENTS = 16
+FIRST_SECONDS, SECONDS = (60, 1740) if LONG else (30, 45)
+NAMESPACES = 10_000 if LONG else 500
+
+# What may come and go with the allocator and the interpreter, in KiB.
+SLACK = 2048
+HANG_SECONDS = 30
+
+
+class Crowd:
+    """What a crowd has done: how often, the longest of each, and what it did not expect."""
+
+    def __init__(self, seconds: float) -> None:
+        self.done: Counter[str] = Counter()
+        self.longest: dict[str, float] = {}
+        self.unexpected: Counter[str] = Counter()
+        command = [sys.executable, str(CROWD)]
+        clients = [
+            subprocess.Popen([*command, str(i), str(seconds)], stdout=subprocess.PIPE)
+            for i in range(CLIENTS)
+        ]
+        for client in clients:
+            self._add(json.loads(client.communicate(timeout=seconds + 100)[0]))
+
+    def _add(self, told: dict[str, dict[str, float]]) -> None:
+        self.done.update({action: int(count) for action, count in told["done"].items()})
+        self.unexpected.update({what: int(n) for what, n in told["unexpected"].items()})
+        for action, seconds in told["longest"].items():
+            self.longest[action] = max(self.longest.get(action, 0), seconds)
+
+
+class Usage:
+    """What the daemon uses: memory in KiB, descriptors, threads."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        proc = Path(f"/proc/{mounted.process.pid}")
+        self.memory = resident(mounted.process.pid)
+        self.descriptors = len(os.listdir(proc / "fd"))
+        self.threads = len(os.listdir(proc / "task"))
+
+    def __str__(self) -> str:
+        return f"{self.memory} KiB, {self.descriptors} descriptors, {self.threads} threads"
+
+
+def remove_all() -> None:
+    for name in os.listdir(RUN):
+        (MNT / name).rmdir()
+    assert nsfs_mounts() == []
+
+
+def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Crowd(FIRST_SECONDS)
+    agree()
+    remove_all()
+    before = Usage(mnt)
+    crowd = Crowd(SECONDS)
+    agree()
+    remove_all()
+    wait_for(lambda: Usage(mnt).descriptors == before.descriptors)
+    after = Usage(mnt)
+    with capsys.disabled():
+        print(f"\n{crowd.done.total()} operations of {CLIENTS} clients in {SECONDS} s")
+        print(f"after {FIRST_SECONDS} s: {before}; at the end: {after}")
+        for action, seconds in sorted(crowd.longest.items()):
+            print(f"{action}: {crowd.done[action]}, at most {seconds:.2f} s")
+    assert first.unexpected + crowd.unexpected == {}
+    assert after.threads == before.threads
+    assert after.memory - before.memory < SLACK
+    assert max(crowd.longest.values()) < HANG_SECONDS
+
+
+def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"n{i}" for i in range(NAMESPACES)]
+    (mnt / "first").mkdir()
+    (mnt / "first").rmdir()
+    before = Usage(mnt)
+    began = time.monotonic()
+    for name in names:
+        (mnt / name).mkdir()
+    made = time.monotonic()
+    inodes = {entry.name: entry.stat().st_ino for entry in os.scandir(mnt.path)}
+    listed = time.monotonic()
+    del inodes[".netnsfs"]
+    assert sorted(inodes) == sorted(names)
+    assert len(set(inodes.values())) == NAMESPACES
+    assert len(ip("netns", "list").stdout.split()) == len(nsfs_mounts()) == NAMESPACES
+    full = Usage(mnt)
+    removing = time.monotonic()
+    for name in names:
+        (mnt / name).rmdir()
+    removed = time.monotonic()
+    assert os.listdir(RUN) == []
+    assert nsfs_mounts() == []
+    after = Usage(mnt)
+    with capsys.disabled():
+        print(f"\n{NAMESPACES}: mkdir {made - began:.1f} s, ls -l {listed - made:.1f} s,")
+        print(f"rmdir {removed - removing:.1f} s; {before}; then {full}; then {after}")
+    assert after.descriptors == before.descriptors
+    assert after.threads == before.threads
