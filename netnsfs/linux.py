@@ -42,7 +42,17 @@ _SO_NETNS_COOKIE = 71
 _SIOCGSKNS = 0x894C
 # The same number on every architecture.
 _SYS_PIDFD_GETFD = 438
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
 _RENAME_NOREPLACE = 1
+
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_T_SYMLINKS = 0x10
+# struct mount_attr: set, clear, propagation, user namespace.
+_MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -91,6 +101,34 @@ def mount(source: bytes | None, target: bytes, flags: int) -> None:
     """mount(2) of a bind mount or a change of propagation."""
     if _libc.mount(source, target, b"none", flags, None):
         raise _error(target)
+
+
+def bind_apart(source: bytes, target: bytes) -> None:
+    """A bind mount that is no peer of the mount that `source` is reached by.
+
+    What mount(2) makes of a shared mount is its peer: whatever is mounted on the one later is
+    mounted on the other too.
+
+    Raises:
+        OSError: as mount(2), open_tree(2), mount_setattr(2), move_mount(2).
+    """
+    tree = _syscall(source, _SYS_OPEN_TREE, _AT_FDCWD, source, _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    try:
+        private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
+        _syscall(source, _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, *private)
+        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
+        _syscall(target, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, target, flags)
+    finally:
+        os.close(tree)
+
+
+def _syscall(path: bytes | None, number: int, *arguments: int | bytes) -> int:
+    # The C library cannot know their types; those that are of 64 bits must be all there.
+    words = (ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+    result: int = _libc.syscall(number, *words)
+    if result < 0:
+        raise _error(path)
+    return result
 
 
 def umount(target: bytes, flags: int) -> None:
@@ -148,11 +186,9 @@ def socket_namespace(pid: int, fd: int) -> int:
     """
     process = os.pidfd_open(pid)
     try:
-        copy = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+        copy = _syscall(None, _SYS_PIDFD_GETFD, process, fd, 0)
     finally:
         os.close(process)
-    if copy < 0:
-        raise _error()
     try:
         return fcntl.ioctl(copy, _SIOCGSKNS)
     finally:

@@ -33,8 +33,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -319,7 +320,7 @@ class Names:
             try:
                 made = namespace_of(fd)
                 commit()
-                self._bind(_OWN, name)
+                self._bind(lambda target: linux.mount(_OWN, target, linux.MS_BIND), name)
                 mark = linux.stat(self.file(name))
                 if mark.ino != made.inode:
                     raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
@@ -340,7 +341,8 @@ class Names:
         self._check_new(name)
         namespace = namespace_of(fd)
         commit()
-        self._bind(b"/proc/thread-self/fd/%d" % fd, name)
+        # `fd` may have been opened by another name, whose mount would be a peer of this one's.
+        self._bind(partial(linux.bind_apart, b"/proc/thread-self/fd/%d" % fd), name)
         return namespace
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -470,13 +472,13 @@ class Names:
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
-    def _bind(self, source: bytes, name: bytes) -> None:
+    def _bind(self, mount: Callable[[bytes], None], name: bytes) -> None:
         path = self.file(name)
         with _explained("the run directory"):
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
         try:
             with _explained("fs.mount-max"):
-                linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
+                mount(b"/proc/thread-self/fd/%d" % fd)
         except OSError:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.lstat(path)):
