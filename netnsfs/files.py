@@ -78,6 +78,7 @@ NAMESPACE = {
 }
 
 _LINK = b"ns"
+_NO_NAME = b"/"
 
 VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
 """Directories of procfs that show the namespace of the thread that looks."""
@@ -424,8 +425,10 @@ class NamespaceLink(tree.Link):
 class Directories:
     """The directories of the namespaces that the adapter, and so the kernel, knows.
 
-    The first place where a namespace is found has the namespace's inode number as node ID.
-    A second name of it, while the first stands, is a directory of its own.
+    The first name under which a namespace is found has the namespace's inode number as node
+    ID. A second name of it, while the first stands, is a directory of its own, and so is the
+    one below `unnamed`: a directory that the kernel knows in one place and finds in another is
+    ESTALE there during a rename(2) from the one to the other.
 
     Args:
         settings: what is the same in each.
@@ -455,7 +458,7 @@ class Directories:
             node = self._first(namespace, home)
             other = isinstance(node.home, Name) and node.home.name != home.name
             if other and _stands(node):
-                node = self._second(namespace, home)
+                node = self._second(namespace, home, home.name)
             node.home = home
             self._by_name[home.name] = node
             return node
@@ -463,7 +466,7 @@ class Directories:
     def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
         with self._lock:
-            node = self._first(namespace, home)
+            node = self._second(namespace, home, _NO_NAME)
             node.home = home
             return node
 
@@ -483,12 +486,12 @@ class Directories:
             )
         return node
 
-    def _second(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
-        key = namespace.id, home.name
+    def _second(self, namespace: Namespace, home: Home, place: bytes) -> NamespaceDirectory:
+        key = namespace.id, place
         node = self._by_key.get(key)
         if node is None:
             node = self._by_key[key] = NamespaceDirectory(
-                namespace, home, self._settings, home.name
+                namespace, home, self._settings, place
             )
         return node
 

@@ -45,15 +45,23 @@ _SO_NETNS_COOKIE = 71
 _SIOCGSKNS = 0x894C
 # The same numbers on every architecture.
 _SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_FSCONFIG = 431
 _SYS_FSPICK = 433
 _SYS_PIDFD_GETFD = 438
-_OPEN_TREE_CLONE = 1
+_SYS_MOUNT_SETATTR = 442
 _RENAME_NOREPLACE = 1
 
 # FSPICK_CLOEXEC | FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT
 _FSPICK_FLAGS = 1 | 2 | 4
 _FSCONFIG_CMD_RECONFIGURE = 7
+
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_T_SYMLINKS = 0x10
+# struct mount_attr: set, clear, propagation, user namespace.
+_MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -107,6 +115,34 @@ def mount(source: bytes | None, target: bytes, flags: int) -> None:
         raise _error(target)
 
 
+def bind_apart(source: bytes, target: bytes) -> None:
+    """A bind mount that is no peer of the mount that `source` is reached by.
+
+    What mount(2) makes of a shared mount is its peer: whatever is mounted on the one later is
+    mounted on the other too.
+
+    Raises:
+        OSError: as mount(2), open_tree(2), mount_setattr(2), move_mount(2).
+    """
+    tree = open_tree(source)
+    try:
+        private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
+        _syscall(source, _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, *private)
+        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
+        _syscall(target, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, target, flags)
+    finally:
+        os.close(tree)
+
+
+def _syscall(path: bytes | None, number: int, *arguments: int | bytes | None) -> int:
+    # The C library cannot know their types; those that are of 64 bits must be all there.
+    words = (ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)
+    result: int = _libc.syscall(number, *words)
+    if result < 0:
+        raise _error(path)
+    return result
+
+
 def umount(target: bytes, flags: int) -> None:
     """umount2(2)."""
     if _libc.umount2(target, flags):
@@ -119,12 +155,9 @@ def forget_unused(target: bytes) -> None:
     What a reconfiguration does besides, and this one changes nothing (fs/super.c,
     reconfigure_super).
     """
-    picked = _libc.syscall(_SYS_FSPICK, _AT_FDCWD, target, _FSPICK_FLAGS)
-    if picked < 0:
-        raise _error(target)
+    picked = _syscall(target, _SYS_FSPICK, _AT_FDCWD, target, _FSPICK_FLAGS)
     try:
-        if _libc.syscall(_SYS_FSCONFIG, picked, _FSCONFIG_CMD_RECONFIGURE, None, None, 0):
-            raise _error(target)
+        _syscall(target, _SYS_FSCONFIG, picked, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
     finally:
         os.close(picked)
 
@@ -147,10 +180,7 @@ def open_tree(path: bytes) -> int:
     Returns:
         A descriptor of the clone, which lives as long as it is open.
     """
-    fd: int = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
-    if fd < 0:
-        raise _error(path)
-    return fd
+    return _syscall(path, _SYS_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def attribute(path: bytes, name: bytes) -> bytes | None:
@@ -203,11 +233,9 @@ def socket_namespace(pid: int, fd: int) -> int:
     """
     process = os.pidfd_open(pid)
     try:
-        copy = _libc.syscall(_SYS_PIDFD_GETFD, process, fd, 0)
+        copy = _syscall(None, _SYS_PIDFD_GETFD, process, fd, 0)
     finally:
         os.close(process)
-    if copy < 0:
-        raise _error()
     try:
         return fcntl.ioctl(copy, _SIOCGSKNS)
     finally:

@@ -33,8 +33,9 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -324,8 +325,7 @@ class Names:
         if spare is None:
             return on_own_thread(self._create, name, owner)
         try:
-            made = self.attach(name, spare, owner)
-            return made, self._mark_of_new(name, made)
+            return self._name_new(spare, name, owner)
         finally:
             os.close(spare)
 
@@ -336,12 +336,18 @@ class Names:
             # Open until the bind: an nsfs inode lives, with its times, while it is in use.
             fd = os.open(_OWN, _OPEN)
             try:
-                made = namespace_of(fd)
-                commit()
-                self._bind(_OWN, name, owner)
-                return made, self._mark_of_new(name, made)
+                return self._name_new(fd, name, owner)
             finally:
                 os.close(fd)
+
+    def _name_new(
+        self, fd: int, name: bytes, owner: Owner | None
+    ) -> tuple[Namespace, linux.Stat]:
+        made = namespace_of(fd)
+        commit()
+        source = b"/proc/thread-self/fd/%d" % fd
+        self._bind(lambda target: linux.mount(source, target, linux.MS_BIND), name, owner)
+        return made, self._mark_of_new(name, made)
 
     def _mark_of_new(self, name: bytes, made: Namespace) -> linux.Stat:
         try:
@@ -369,7 +375,8 @@ class Names:
         self._check_new(name)
         namespace = namespace_of(fd)
         commit()
-        self._bind(b"/proc/thread-self/fd/%d" % fd, name, owner)
+        # `fd` may have been opened by another name, whose mount would be a peer of this one's.
+        self._bind(partial(linux.bind_apart, b"/proc/thread-self/fd/%d" % fd), name, owner)
         return namespace
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -507,7 +514,7 @@ class Names:
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
-    def _bind(self, source: bytes, name: bytes, owner: Owner | None) -> None:
+    def _bind(self, mount: Callable[[bytes], None], name: bytes, owner: Owner | None) -> None:
         path = self.file(name)
         with _explained("the run directory"):
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
@@ -516,7 +523,7 @@ class Names:
                 self.delegations.mark(fd, owner)
                 self.delegations.announce()
             with _explained("fs.mount-max"):
-                linux.mount(source, b"/proc/thread-self/fd/%d" % fd, linux.MS_BIND)
+                mount(b"/proc/thread-self/fd/%d" % fd)
         except OSError:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.lstat(path)):

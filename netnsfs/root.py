@@ -95,7 +95,10 @@ class UnnamedDirectory(tree.Directory):
         holder = self._listed.get(int(name))
         if holder is None:
             raise _absent(name)
-        return self._found(holder)
+        with suppress(OSError):
+            return self._found(holder)
+        # Another may hold it still: this one may be a mount that another mount covers.
+        return self.lookup(name, caller)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         may_block()

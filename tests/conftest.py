@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from netnsfs import linux
 
@@ -27,6 +28,9 @@ LONG = bool(os.environ.get("NETNSFS_LONG"))
 """Tests that can go on for longer do (scripts/test --long)."""
 
 CLONE_NEWNS = 0x20000
+
+LONG = bool(os.environ.get("NETNSFS_LONG"))
+"""Tests that search at random search for as long as somebody by hand can wait."""
 
 
 def pytest_configure() -> None:
@@ -41,6 +45,8 @@ def pytest_configure() -> None:
             ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory], check=True
         )
     MNT.mkdir()
+    # Gone with the mount namespace.
+    set_hypothesis_home_dir("/run/hypothesis")
 
 
 def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:
@@ -90,16 +96,16 @@ def _answers(path: Path) -> bool:
 
 
 def fuse_mounts() -> list[bytes]:
-    return _mounts(b"fuse.netnsfs")
+    return [mount.target for mount in mounts(b"fuse.netnsfs")]
 
 
 def nsfs_mounts() -> list[bytes]:
-    return _mounts(b"nsfs")
+    return [mount.target for mount in mounts(b"nsfs")]
 
 
-def _mounts(fs_type: bytes) -> list[bytes]:
-    """The targets of the mounts that were not there (and hidden) before the tests."""
-    return [m.target for m in linux.mounts() if m.fs_type == fs_type and m.id not in _hidden]
+def mounts(fs_type: bytes) -> list[linux.Mount]:
+    """The mounts that were not there (and hidden) before the tests."""
+    return [m for m in linux.mounts() if m.fs_type == fs_type and m.id not in _hidden]
 
 
 _hidden: set[int] = set()

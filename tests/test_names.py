@@ -294,6 +294,17 @@ def test_ln_s_is_what_ip_netns_attach_makes(mnt: Mounted, spawn: Spawn) -> None:
         (mnt / name).rmdir()
 
 
+@pytest.mark.parametrize("target", ["foo", "/run/netns/foo", "foo/ns"])
+def test_what_is_mounted_on_one_name_is_not_on_another(
+    mnt: Mounted, foo: Path, target: str
+) -> None:
+    os.symlink(target, mnt / "new")
+    subprocess.run(["mount", "--bind", "/proc/self/ns/net", RUN / "new"], check=True)
+    assert os.stat(RUN / "new").st_ino == own_inode() != os.stat(RUN / "foo").st_ino
+    assert sorted(nsfs_mounts()) == [b"/run/netns/foo", *[b"/run/netns/new"] * 2]
+    (mnt / "new").rmdir()
+
+
 def test_ln_s_of_self_is_the_callers(mnt: Mounted, foo: Path) -> None:
     command = f"ln -s /proc/self/ns/net {mnt.path}/new"
     subprocess.run(["nsenter", f"--net={foo}/ns", "sh", "-c", command], check=True)
@@ -447,6 +458,31 @@ def test_a_container_is_found_named_entered_renamed_removed(
     (mnt / "shop").rmdir()
     assert inode in os.listdir(unnamed)
     assert (unnamed / inode / "pids").read_text() == f"{inside.pid}\n"
+
+
+def test_what_has_its_name_covered_is_unnamed(
+    mnt: Mounted, unnamed: Path, spawn: Spawn
+) -> None:
+    inside = spawn("unshare", "-n", "sleep", "60")
+    wait_for(lambda: os.stat(f"/proc/{inside.pid}/ns/net").st_ino != own_inode())
+    inode = str(os.stat(f"/proc/{inside.pid}/ns/net").st_ino)
+    os.rename(unnamed / inode, mnt / "web")
+    subprocess.run(["mount", "--bind", "/proc/self/ns/uts", RUN / "web"], check=True)
+    assert inode in os.listdir(unnamed)
+    assert (unnamed / inode / "pids").read_text() == f"{inside.pid}\n"
+    (mnt / "web").rmdir()
+
+
+def test_what_has_lost_its_name_is_named_again(
+    mnt: Mounted, unnamed: Path, spawn: Spawn
+) -> None:
+    inside = spawn("unshare", "-n", "sleep", "60")
+    wait_for(lambda: os.stat(f"/proc/{inside.pid}/ns/net").st_ino != own_inode())
+    inode = str(os.stat(f"/proc/{inside.pid}/ns/net").st_ino)
+    for _ in range(2):
+        os.rename(unnamed / inode, mnt / "web")
+        assert (mnt / "web/pids").read_text() == f"{inside.pid}\n"
+        ip("netns", "del", "web")
 
 
 def test_a_namespace_that_ends_is_gone(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
