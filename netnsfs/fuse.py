@@ -87,6 +87,10 @@ def _shield(
     return shielded
 
 
+def _not_open() -> OSError:
+    return OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
 class _Known:
     """A node that the kernel knows."""
 
@@ -197,6 +201,18 @@ class Operations(pyfuse3.Operations):
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
+    def _file(self, fh: int) -> tuple[tree.File, tree.Handle]:
+        try:
+            return self._handles[fh]
+        except KeyError:
+            raise _not_open() from None
+
+    def _listing(self, fh: int) -> _Listing:
+        try:
+            return self._listings[fh]
+        except KeyError:
+            raise _not_open() from None
+
     def _directory(self, inode: int) -> tree.Directory:
         node = self._find(inode).node
         if not isinstance(node, tree.Directory):
@@ -213,7 +229,8 @@ class Operations(pyfuse3.Operations):
         return known
 
     def _drop(self, known: _Known) -> None:
-        if known.lookups <= 0:
+        # What is still open may have been dropped already.
+        if known.lookups <= 0 and self._by_number.get(known.number) is known:
             del self._by_number[known.number]
             del self._by_key[known.node.key]
 
@@ -419,7 +436,7 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        listing = self._listings[fh]
+        listing = self._listing(fh)
         directory = listing.directory.node
         assert isinstance(directory, tree.Directory)
         if start_id == 0:
@@ -467,6 +484,7 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def releasedir(self, fh: int) -> None:
+        self._listing(fh)
         del self._listings[fh]
 
     @_shield
@@ -506,7 +524,7 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self.journal.requests["read"] += 1
         try:
-            _, handle = self._handles[fh]
+            _, handle = self._file(fh)
             try:
                 return handle.read(size, off)
             except WouldBlock:
@@ -516,13 +534,14 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        node, handle = self._handles[fh]
+        node, handle = self._file(fh)
         return await self._change(node.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
         self.journal.requests["release"] += 1
         try:
-            _, handle = self._handles.pop(fh)
+            _, handle = self._file(fh)
+            del self._handles[fh]
             handle.close()
         except Exception as error:
             raise self.refuse(error, "release") from None

@@ -123,7 +123,9 @@ class _File(tree.File):
 
 
 def _open(path: bytes, flags: int) -> io.FileIO:
-    mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}[flags & os.O_ACCMODE]
+    mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}.get(flags & os.O_ACCMODE)
+    if mode is None:
+        raise OSError(errno.EINVAL, "neither for reading nor for writing")
 
     def opener(path: str, _: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -304,6 +304,37 @@ async def test_a_snapshot_of_what_is_gone(ops: fuse.Operations, root: Root) -> N
     await ops.release(info.fh)
 
 
+async def test_what_is_not_open(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"f"] = lambda: Leaf("f", lambda: b"")
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    fh = (await ops.open(inode, 0, CTX)).fh
+    listing = await ops.opendir(1, CTX)
+    await ops.release(fh)
+    await ops.releasedir(listing)
+    token = cast(pyfuse3.ReaddirToken, None)
+    for request in (
+        ops.release(fh),
+        ops.read(fh, 0, 1),
+        ops.write(fh, 0, b"x"),
+        ops.releasedir(listing),
+        ops.readdir(listing, 0, token),
+        ops.read(listing, 0, 1),
+    ):
+        assert await code(request) == "EBADF"
+
+
+async def test_a_listing_of_a_forgotten_directory(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.nodes[b"d"] = lambda: Numbered(4026532001, 1)
+    inode = (await ops.lookup(1, b"d", CTX)).st_ino
+    fh = await ops.opendir(inode, CTX)
+    await ops.forget([(inode, 1)])
+    assert (await listing(ops, fh, 0, 0, monkeypatch)).names == []
+    assert (await listing(ops, fh, 0, 9, monkeypatch)).names == [b".", b".."]
+    await ops.releasedir(fh)
+
+
 async def test_wrong_kinds_of_node(ops: fuse.Operations, root: Root) -> None:
     root.nodes[b"f"] = lambda: Leaf("f", lambda: b"")
     inode = (await ops.lookup(1, b"f", CTX)).st_ino
