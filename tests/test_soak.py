@@ -89,7 +89,9 @@ def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str])
 
 def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"n{i}" for i in range(NAMESPACES)]
+    # A thread that changes and one that looks.
     (mnt / "first").mkdir()
+    (mnt / "first/pids").read_bytes()
     (mnt / "first").rmdir()
     before = Usage(mnt)
     began = time.monotonic()
