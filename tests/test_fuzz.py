@@ -26,6 +26,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from netnsfs import fuse, linux
+from netnsfs.config import Config
+from netnsfs.journal import Journal
 from netnsfs.netns import Names
 from netnsfs.pool import Pool
 from netnsfs.root import Root
@@ -541,8 +543,9 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
     async def serve() -> None:
         never_block()
         pool = Pool(2, 10, 10)
-        root = Root(names, b"/mnt/nowhere")
-        operations = fuse.Operations(root, pool, pool, lambda: None, root.last_error.record)
+        journal = Journal()
+        root = Root(names, journal, Config(b"/mnt/nowhere"))
+        operations = fuse.Operations(root, pool, pool, lambda: None, journal)
         made = Requests(operations)
         try:
             with trio.fail_after(60):

@@ -4,7 +4,6 @@ import io
 import mmap
 import os
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, type_at, wait_for
+from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, sshfs, wait_for
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -311,24 +310,11 @@ def test_content_is_fixed_at_open_and_taken_anew_at_offset_0(foo: Path, spawn: S
 
 def test_sshfs_reads_the_same(foo: Path, crowd: str) -> None:
     # What sshfs does with its defaults: the page cache, sized by lstat.
-    server = shutil.which("sftp-server") or "/usr/lib/openssh/sftp-server"
     target = Path("/mnt/remote")
-    target.mkdir()
-    left, right = socket.socketpair()
-    with left, right:
-        sftp = subprocess.Popen([server], stdin=left.fileno(), stdout=left.fileno())
-        command = ["sshfs", "-f", "-o", "passive", f"host:{foo}", str(target)]
-        sshfs = subprocess.Popen(command, stdin=right.fileno(), stdout=right.fileno())
-    try:
-        wait_for(lambda: type_at(target) == b"fuse.sshfs")
+    with sshfs(foo, target):
         assert (target / "inode").read_bytes() == (foo / "inode").read_bytes()
         assert (target / "pids").read_text() == crowd
         assert _shutil(target / "pids").decode() == crowd
-    finally:
-        subprocess.run(["umount", target], check=True)
-        sshfs.wait(10)
-        sftp.wait(10)
-        target.rmdir()
 
 
 # Making and removing
