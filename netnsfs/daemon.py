@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import mount, spares
+from netnsfs import linux, mount, spares
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure, one_line
 from netnsfs.journal import Journal
 from netnsfs.netns import Names
@@ -75,6 +75,8 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
     try:
         mount.check_machine()
+        # With it, the kernel would show its addresses in net/ to those whom it would not.
+        linux.drop_capability(linux.CAP_SYSLOG)
         with mount.only_one_start(config.mount_point) as unlock:
             config = replace(config, mount_point=mount.clear(config.mount_point))
             _refuse_inside(config)
@@ -82,6 +84,8 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             _warn_if_closed(config)
             _refuse_spares(config)
             journal = Journal()
+            with suppress(OSError):
+                names.delegations.refresh()
             root = Root(names, journal, config)
 
             def mounted(device: int) -> None:

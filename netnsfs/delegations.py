@@ -2,25 +2,35 @@
 
 A namespace's file takes neither owner nor mode (nsfs). The empty file that it is mounted on
 does, and ends with the name. So an extended attribute of that file holds user ID, group ID and
-mode, in one piece. Placeholders of other tools do not have it.
+modes, in one piece. Placeholders of other tools do not have it.
 
 The placeholder is covered by the mount. A clone of the directory's mount without the mounts
 below it (open_tree(2)) shows it.
 
-An attribute of the directory itself changes with every delegation. To look at it takes one
-system call; only when it has changed is the directory cloned, and all placeholders looked at.
+An attribute of the directory itself, the generation, changes with every delegation. To look at
+it takes one system call; only when somebody else has changed it is the directory cloned, and
+are all placeholders looked at. What cannot be looked at is an error: a namespace that was
+closed to others must not open because the daemon is short of something.
+
+Whoever delegates holds the lock of the directory, which `ip netns add` takes too.
 """
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.permissions import Owner, delegate
+from netnsfs.permissions import Owner
 from netnsfs.workers import may_block
+
+LOCK_SECONDS = 5.0
+
+# There is none, the file system has none, or the name is gone.
+_NOT_GIVEN = (errno.ENODATA, errno.ENOTSUP, errno.ENOENT)
 
 
 class _Given(NamedTuple):
@@ -28,6 +38,10 @@ class _Given(NamedTuple):
 
     mark: linux.Stat
     owner: Owner
+
+
+class _Local(threading.local):
+    locked = False
 
 
 class Delegations:
@@ -43,6 +57,7 @@ class Delegations:
         kind = "trusted" if linux.in_initial_user_namespace() else "user"
         self._attribute = f"{kind}.netnsfs"
         self._found: tuple[bytes | None, dict[bytes, _Given]] = (None, {})
+        self._local = _Local()
 
     def generation(self) -> bytes | None:
         """What changes with every delegation; None before the first."""
@@ -57,6 +72,7 @@ class Delegations:
 
         Raises:
             WouldBlock: on the event loop's thread, if there have been new ones.
+            OSError: it cannot be looked at.
         """
         generation = self.generation()
         if generation != self._found[0]:
@@ -72,33 +88,45 @@ class Delegations:
 
     def _scan(self) -> dict[bytes, _Given]:
         found = {}
-        with suppress(OSError), self._uncovered() as directory:
+        with self._uncovered() as directory:
             for name in os.listdir(_below(directory, b"")):
-                with suppress(OSError, ValueError):
-                    value = os.getxattr(_below(directory, name), self._attribute)
+                try:
+                    # In this order: what is made anew meanwhile is not taken for the old.
                     mark = linux.stat(b"%b/%b" % (self._path, name))
-                    found[name] = _Given(mark, _decoded(value))
+                    value = os.getxattr(_below(directory, name), self._attribute)
+                except OSError as error:
+                    if error.errno not in _NOT_GIVEN:
+                        raise
+                    continue
+                found[name] = _Given(mark, _decoded(value))
         return found
 
-    def mark(self, placeholder: int, owner: Owner) -> None:
-        """Give a name to somebody before anything is mounted on its placeholder.
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Keep delegations, if there are any, from changing until the block ends."""
+        if self.generation() is None:
+            yield
+        else:
+            with self._locked():
+                yield
+
+    @contextmanager
+    def giving(self, name: bytes, placeholder: int, owner: Owner) -> Iterator[None]:
+        """Give a name to somebody; the block mounts the namespace on its placeholder.
 
         Args:
-            placeholder: a descriptor of it.
-            owner: to whom. To be announced.
+            name: the name.
+            placeholder: a descriptor of its placeholder.
+            owner: to whom.
 
         Raises:
             OSError: EPERM if it cannot be kept.
         """
-        value = b"%d:%d:%o" % (owner.uid, owner.gid, owner.mode)
-        try:
-            os.setxattr(b"/proc/thread-self/fd/%d" % placeholder, self._attribute, value)
-        except OSError as error:
-            raise _not_kept() from error
-
-    def announce(self) -> None:
-        """Make it known that there are new delegations."""
-        os.setxattr(self._path, self._attribute, b"%d" % time.time_ns())
+        with self._locked():
+            self._mark(placeholder, owner)
+            self._announce()
+            yield
+            self._remember(name, owner)
 
     def change(self, name: bytes, mark: linux.Stat, owner: Owner) -> None:
         """Give a name to somebody.
@@ -111,24 +139,73 @@ class Delegations:
         Raises:
             OSError: ENOENT if something else stands there; EPERM if it cannot be kept.
         """
+        with self._locked(), self._placeholder(name) as placeholder:
+            # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
+            if linux.stat(b"%b/%b" % (self._path, name)) != mark:
+                raise FileNotFoundError(errno.ENOENT, "it is another now", name)
+            if self.generation() is None:
+                # Killed after the first mark, nobody would look for it.
+                self._announce()
+            self._mark(placeholder, owner)
+            self._announce()
+            self._remember(name, owner)
+
+    def refresh(self) -> None:
+        """Have everyone look again: who was killed may have marked what nobody has heard of.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+        if self.generation() is not None:
+            with self._locked():
+                self._announce()
+
+    def _mark(self, placeholder: int, owner: Owner) -> None:
+        value = b"%d:%d:%o:%o" % owner
+        try:
+            os.setxattr(b"/proc/thread-self/fd/%d" % placeholder, self._attribute, value)
+        except OSError as error:
+            raise _not_kept(error) from error
+
+    def _announce(self) -> None:
+        before = self.generation()
+        after = b"%d" % time.time_ns()
+        try:
+            os.setxattr(self._path, self._attribute, after)
+        except OSError as error:
+            raise _not_kept(error) from error
+        known, found = self._found
+        if known == before:
+            self._found = after, found
+
+    def _remember(self, name: bytes, owner: Owner) -> None:
+        self._found[1][name] = _Given(linux.stat(b"%b/%b" % (self._path, name)), owner)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        if self._local.locked:
+            yield
+            return
+        with linux.locked(self._path, LOCK_SECONDS):
+            self._local.locked = True
+            try:
+                yield
+            finally:
+                self._local.locked = False
+
+    @contextmanager
+    def _placeholder(self, name: bytes) -> Iterator[int]:
         with self._uncovered() as directory:
             flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
             placeholder = os.open(_below(directory, name), flags)
         try:
-            # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
-            if linux.stat(b"%b/%b" % (self._path, name)) != mark:
-                raise FileNotFoundError(errno.ENOENT, "it is another now", name)
-            self.mark(placeholder, owner)
+            yield placeholder
         finally:
             os.close(placeholder)
-        self.announce()
 
     @contextmanager
     def _uncovered(self) -> Iterator[int]:
-        try:
-            directory = linux.open_tree(self._path)
-        except OSError as error:
-            raise _not_kept() from error
+        directory = linux.open_tree(self._path)
         try:
             yield directory
         finally:
@@ -140,9 +217,11 @@ def _below(directory: int, name: bytes) -> bytes:
 
 
 def _decoded(value: bytes) -> Owner:
-    uid, gid, mode = value.split(b":")
-    return delegate(int(uid), int(gid), int(mode, 8))
+    uid, gid, mode, write = value.split(b":")
+    return Owner(int(uid), int(gid), int(mode, 8), int(write, 8))
 
 
-def _not_kept() -> OSError:
+def _not_kept(error: OSError) -> OSError:
+    if error.errno in linux.SHORTAGE:
+        return error
     return PermissionError(errno.EPERM, "the run directory cannot keep mode and owner")

@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,10 @@ from weakref import WeakValueDictionary
 
 from netnsfs import holders, linux, members, nsid, tree, views
 from netnsfs.netns import Names, Namespace, namespace_of, nsfs_device
-from netnsfs.permissions import CAP_SYS_PTRACE, Owner, Permissions, Viewer, delegate, has
+from netnsfs.permissions import CAP_SYS_PTRACE, ROOT, Owner, Permissions, Viewer, has
 from netnsfs.workers import may_block
 
-Show = Callable[[Namespace, int, Viewer], bytes]
+Show = Callable[[Namespace, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Row:
         name: of the file.
         mode: permission bits.
         fixed: content that never changes, for a namespace.
-        live: content that does, for a namespace, a descriptor of it, and who looks.
+        live: content that does, for a namespace and a descriptor of it.
+        tasks: content that is a list of tasks, of which not everyone may know.
         bound: for live content, an upper bound of its length; without one, stat(2) makes
             the content to tell its length.
         write: carries out a command, for a descriptor of the namespace.
@@ -42,13 +43,10 @@ class Row:
     mode: int = 0o444
     fixed: Callable[[Namespace], bytes] | None = None
     live: Show | None = None
+    tasks: Callable[[bytes], list[int]] | None = None
     bound: Callable[[], int] | None = None
     write: Callable[[int, bytes], None] | None = None
     guarded: bool = False
-
-
-def _lines(numbers: list[int], viewer: Viewer) -> bytes:
-    return b"".join(b"%d\n" % number for number in numbers if viewer.sees(number))
 
 
 NAMESPACE = {
@@ -56,24 +54,16 @@ NAMESPACE = {
     for row in (
         Row(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
         Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
-        Row(
-            b"pids",
-            live=lambda ns, fd, viewer: _lines(members.pids(ns.link), viewer),
-            bound=members.listing_size,
-        ),
-        Row(
-            b"tids",
-            live=lambda ns, fd, viewer: _lines(members.tids(ns.link), viewer),
-            bound=members.listing_size,
-        ),
+        Row(b"pids", tasks=members.pids, bound=members.listing_size),
+        Row(b"tids", tasks=members.tids, bound=members.listing_size),
         Row(
             b"holders",
             mode=0o400,
-            live=lambda ns, fd, viewer: holders.listing(ns.inode),
+            live=lambda ns, fd: holders.listing(ns.inode),
             bound=holders.listing_size,
             guarded=True,
         ),
-        Row(b"nsid", mode=0o644, live=lambda ns, fd, viewer: nsid.show(fd), write=nsid.assign),
+        Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),
     )
 }
 
@@ -82,6 +72,8 @@ _NO_NAME = b"/"
 
 VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
 """Directories of procfs that show the namespace of the thread that looks."""
+
+_WRITABLE_VIEW = b"sysctl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +87,6 @@ class Settings:
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
-
-
-class _Nobody:
-    pid, uid, umask = 0, -1, 0
-
-
-_NOBODY = Viewer(_Nobody())
 
 
 class Home(Protocol):
@@ -128,7 +113,11 @@ class Home(Protocol):
     def public(self) -> bool:
         """Whether everyone may know that path."""
 
-    def stamp(self) -> bytes | None:
+    @property
+    def name(self) -> bytes:
+        """What to call it in a message."""
+
+    def stamp(self) -> Hashable:
         """What changes with what `owner` says."""
 
     def owner(self) -> Owner | None:
@@ -186,9 +175,9 @@ class Name:
         """See `Home.path`."""
         return self._path
 
-    def stamp(self) -> bytes | None:
-        """See `Home.stamp`."""
-        return self._names.delegations.generation()
+    def stamp(self) -> Hashable:
+        """See `Home.stamp`. Another name of the namespace may have another owner."""
+        return self._names.delegations.generation(), self.mark
 
     def owner(self) -> Owner | None:
         """See `Home.owner`."""
@@ -215,6 +204,7 @@ class Unnamed:
     def __init__(self, names: Names, holder: holders.Holder) -> None:
         self._names = names
         self._holder = holder
+        self.name = b"%d" % holder.inode
 
     def check(self, namespace: Namespace) -> None:
         """See `Home.check`."""
@@ -242,13 +232,13 @@ class Unnamed:
         """See `Home.path`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
-    def stamp(self) -> bytes | None:
+    def stamp(self) -> Hashable:
         """See `Home.stamp`."""
         return None
 
     def owner(self) -> Owner | None:
         """See `Home.owner`."""
-        return None
+        return ROOT
 
     def give(self, owner: Owner) -> None:
         """See `Home.give`."""
@@ -294,7 +284,7 @@ class NamespaceDirectory(tree.Directory):
         self.generation = namespace.id
 
     @property
-    def stamp(self) -> bytes | None:
+    def stamp(self) -> Hashable:
         return self.home.stamp()
 
     def owner(self) -> Owner:
@@ -308,10 +298,15 @@ class NamespaceDirectory(tree.Directory):
         # A user who stands in the directory looks nothing up that would tell of a new owner.
         return tree.Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
 
-    def give(self, mode: int, uid: int, gid: int) -> None:
+    @property
+    def label(self) -> bytes:
+        return self.home.name
+
+    def setattr(self, mode: int, uid: int, gid: int, caller: tree.Caller) -> None:
         if mode & ~0o777:
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
-        self.home.give(delegate(uid, gid, mode))
+        owner = self._settings.permissions.given(uid, gid, mode, self.owner(), caller)
+        self.home.give(owner)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
         self.check()
@@ -320,12 +315,12 @@ class NamespaceDirectory(tree.Directory):
         if name == _LINK:
             return NamespaceLink(self)
         if name in self._settings.views:
-            return self._view().node(self._settings.views[name])
+            return self._view(name).node(self._settings.views[name])
         return super().lookup(name, caller)
 
-    def _view(self) -> views.View:
+    def _view(self, name: bytes) -> views.View:
         closed = self._settings.permissions.dmask
-        return views.View(self.key, self.enter, self.of_file, closed)
+        return views.View(self.key, self.enter, self.of_file, closed, name == _WRITABLE_VIEW)
 
     def of_file(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
@@ -338,7 +333,7 @@ class NamespaceDirectory(tree.Directory):
     def check(self) -> None:
         self.home.check(self.namespace)
 
-    def show(self, row: Row, viewer: Viewer) -> bytes:
+    def show(self, row: Row) -> bytes:
         """The content of one of the files.
 
         Raises:
@@ -351,7 +346,19 @@ class NamespaceDirectory(tree.Directory):
         may_block()
         # While it is held, its inode number cannot become another's.
         with self._held() as fd:
-            return row.live(self.namespace, fd, viewer)
+            return row.live(self.namespace, fd)
+
+    def list_tasks(self, row: Row, viewer: Viewer) -> bytes:
+        """The tasks of one of the files that somebody may know of, one a line.
+
+        Raises:
+            OSError: ENOENT if the namespace cannot be found any more.
+        """
+        assert row.tasks
+        may_block()
+        with self._held():
+            found = row.tasks(self.namespace.link)
+        return b"".join(b"%d\n" % task for task in found if viewer.sees(task))
 
     def enter(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace.
@@ -393,14 +400,17 @@ class ControlFile(tree.File):
         mode |= stat.S_IFREG
         if self._row.fixed:
             return tree.Attributes(mode, len(self._row.fixed(self._directory.namespace)))
-        bound = self._row.bound or (lambda: len(self._directory.show(self._row, _NOBODY)))
+        bound = self._row.bound or (lambda: len(self._directory.show(self._row)))
         return tree.Attributes(mode, self.size(bound), seconds=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         directory = self._directory
         if self._row.guarded and not has(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
-        take = partial(directory.show, self._row, Viewer(caller))
+        take = partial(directory.show, self._row)
+        if self._row.tasks:
+            may_block()
+            take = partial(directory.list_tasks, self._row, Viewer(caller))
         run = partial(directory.write, self._row) if self.writable else None
         return tree.Snapshot(flags, take, directory.check, run)
 

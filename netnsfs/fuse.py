@@ -140,6 +140,7 @@ class Operations(pyfuse3.Operations):
         looks: where calls that can take long are made.
         changes: the same for calls that change something, so that no crowd of readers keeps
             them waiting.
+        costly: the same for files that take long to make.
         ready: called when the kernel has accepted the mount.
         journal: where requests are counted, and why a change was refused is kept.
     """
@@ -151,12 +152,14 @@ class Operations(pyfuse3.Operations):
         root: tree.Directory,
         looks: Pool,
         changes: Pool,
+        costly: Pool,
         ready: Callable[[], None],
         journal: Journal,
     ) -> None:
         super().__init__()
         self._looks = looks
         self._changes = changes
+        self._costly = costly
         self._ready = ready
         self.journal = journal
         self._numbers = itertools.count(_FIRST_NUMBER)
@@ -250,6 +253,9 @@ class Operations(pyfuse3.Operations):
         except WouldBlock:
             return await self._looks.run(function, *args)
 
+    def _pool(self, file: tree.File) -> Pool:
+        return self._costly if file.costly else self._looks
+
     async def _change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
         """A call that changes something: if it fails, people want to know why."""
         try:
@@ -314,7 +320,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._directory(parent_inode)
-        node = await self._change(name, directory.mkdir, name, stat.S_IMODE(mode), ctx)
+        node = await self._change(name, directory.mkdir, name, mode & 0o777, ctx)
         known = await self._know(node, directory)
         known.lookups += 1
         return known.attributes
@@ -403,7 +409,10 @@ class Operations(pyfuse3.Operations):
         )
         if after == before:
             return shown
-        await self._change(known.node.label, known.node.give, *after)
+        # The kernel may have asked attributes that are no longer true.
+        if ctx.uid not in (0, shown.st_uid):
+            raise FUSEError(errno.EPERM)
+        await self._change(known.node.label, known.node.setattr, *after, ctx)
         return await self._show(known)
 
     @_shield
@@ -429,9 +438,9 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        self._directory(inode)
+        reader = self._directory(inode).reader(ctx)
         fh = next(self._fhs)
-        self._listings[fh] = _Listing(self._find(inode), ctx)
+        self._listings[fh] = _Listing(self._find(inode), reader)
         return fh
 
     @_shield
@@ -503,7 +512,7 @@ class Operations(pyfuse3.Operations):
             try:
                 handle = node.open(flags, ctx)
             except WouldBlock:
-                handle = await self._looks.run(node.open, flags, ctx)
+                handle = await self._pool(node).run(node.open, flags, ctx)
             fh = next(self._fhs)
             self._handles[fh] = node, handle
             length = handle.length
@@ -524,11 +533,11 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self.journal.requests["read"] += 1
         try:
-            _, handle = self._file(fh)
+            node, handle = self._file(fh)
             try:
                 return handle.read(size, off)
             except WouldBlock:
-                return await self._looks.run(handle.read, size, off)
+                return await self._pool(node).run(handle.read, size, off)
         except Exception as error:
             raise self.refuse(error, "read") from None
 

@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 CLONE_NEWNET = 0x40000000
@@ -31,6 +32,9 @@ UMOUNT_NOFOLLOW = 8
 
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
+
+CAP_SYSLOG = 34
+_CAPABILITY_VERSION_3 = 0x20080522
 
 _PROC_SUPER_MAGIC = 0x9FA0
 _MAX_LINKS = 40
@@ -210,6 +214,32 @@ def lock(fd: int, seconds: float) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock") from None
             time.sleep(0.01)
+
+
+@contextmanager
+def locked(directory: bytes, seconds: float) -> Iterator[None]:
+    """Hold a directory's lock, as `lock` gets it, until the block ends."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock(fd, seconds)
+        yield
+    finally:
+        os.close(fd)
+
+
+def drop_capability(number: int) -> None:
+    """Give up a capability (capset(2)), for this thread and those that it starts."""
+    # struct __user_cap_header_struct, and __user_cap_data_struct twice: effective, permitted,
+    # inheritable.
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(header, data):
+        raise _error()
+    words = list(struct.unpack("=6I", data.raw))
+    for index in range(3):
+        words[number // 32 * 3 + index] &= ~(1 << number % 32)
+    if _libc.capset(header, struct.pack("=6I", *words)):
+        raise _error()
 
 
 def rename_noreplace(old: bytes, new: bytes) -> None:

@@ -10,8 +10,9 @@ a backslash of a name is doubled, so that no two names look the same.
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -74,12 +75,13 @@ class Reading(NamedTuple):
     protocols: dict[str, int]
 
 
-def text(names: Names, journal: Journal) -> bytes:
+def text(names: Names, journal: Journal, shown: Callable[[bytes], bool] | None) -> bytes:
     """The counters of all namespaces, and of the file system itself.
 
     Args:
         names: the run directory.
         journal: the file system's own counts.
+        shown: whether a namespace is; None for all.
 
     Raises:
         OSError: the machine lacks what it takes to look.
@@ -90,7 +92,7 @@ def text(names: Names, journal: Journal) -> bytes:
 
     class Pass(Collector):
         def collect(self) -> Iterator[Metric]:
-            for family in _families(names, journal):
+            for family in _families(names, journal, shown):
                 metric = Metric(family.name, family.help, family.kind)
                 sample = family.name + ("_total" if family.kind == "counter" else "")
                 for values, value in family.samples:
@@ -102,10 +104,13 @@ def text(names: Names, journal: Journal) -> bytes:
     return generate_latest(Pass())
 
 
-def _families(names: Names, journal: Journal) -> Iterator[Family]:
+def _families(
+    names: Names, journal: Journal, shown: Callable[[bytes], bool] | None
+) -> Iterator[Family]:
     yield from _own(journal)
     listed = names.list()
-    readings = [reading for name in listed if (reading := on_own_thread(_read, names, name))]
+    seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
+    readings = [reading for name in seen if (reading := on_own_thread(_read, names, name))]
     yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
     yield from _of_spares(names.spares)
     inside = members.counts()
@@ -173,6 +178,13 @@ def _own(journal: Journal) -> Iterator[Family]:
         ["operation", "errno"],
         sorted(journal.errors.copy().items()),
     )
+
+
+def _is_shown(shown: Callable[[bytes], bool], name: bytes) -> bool:
+    try:
+        return shown(name)
+    except FileNotFoundError:
+        return False
 
 
 def _of_spares(spares: Spares) -> Iterator[Family]:

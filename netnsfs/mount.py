@@ -236,7 +236,8 @@ async def _serve(
 ) -> None:
     looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS)
     changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS)
-    operations = Operations(root, looks, changes, ready, journal)
+    costly = Pool(1, HANDLER_SECONDS, QUEUE_SECONDS)
+    operations = Operations(root, looks, changes, costly, ready, journal)
     if config.debug:
         trace(operations)
     # What the receiver leaves behind: a second signal must not cut the clean-up short.
@@ -262,6 +263,7 @@ async def _serve(
         finally:
             looks.close()
             changes.close()
+            costly.close()
             pyfuse3.close(unmount=False)
             detach()
 

@@ -34,12 +34,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.delegations import Delegations
+from netnsfs.delegations import LOCK_SECONDS, Delegations
 from netnsfs.permissions import Owner
 from netnsfs.spares import Spares
 from netnsfs.workers import (
@@ -52,7 +52,6 @@ from netnsfs.workers import (
 )
 
 NAME_MAX = 255
-LOCK_SECONDS = 5.0
 LINK_SECONDS = 1.0
 
 _MOST_STACKED = 1000
@@ -396,7 +395,8 @@ class Names:
             return linux.rename_noreplace(self.file(old), self.file(new))
         top = self._open_mount(old)
         try:
-            self._rename_mount(top, old, new)
+            with self.delegations.steady():
+                self._rename_mount(top, old, new)
         finally:
             os.close(top)
 
@@ -519,10 +519,8 @@ class Names:
         with _explained("the run directory"):
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
         try:
-            if owner:
-                self.delegations.mark(fd, owner)
-                self.delegations.announce()
-            with _explained("fs.mount-max"):
+            given = self.delegations.giving(name, fd, owner) if owner else nullcontext()
+            with given, _explained("fs.mount-max"):
                 mount(b"/proc/thread-self/fd/%d" % fd)
         except OSError:
             with suppress(FileNotFoundError):
@@ -548,13 +546,9 @@ class Names:
             found = linux.stat(self.path)
         if found.mount == self._prepared_mount:
             return
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
-            linux.lock(fd, LOCK_SECONDS)
+        # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
+        with linux.locked(self.path, LOCK_SECONDS):
             self._share()
-        finally:
-            os.close(fd)
         self._prepared_mount = linux.stat(self.path).mount
 
     def _share(self) -> None:

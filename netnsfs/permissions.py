@@ -7,26 +7,29 @@ is told is decided here, and so is the little that mode bits cannot say.
    may write the mount point may make, rename and remove namespaces.
 2. A namespace that was given to somebody (chown, chmod, mkdir -m) has the owner and mode that
    it was given. Its writable files, the sysctls among them, belong to the same owner; a class
-   of users may write them if it may write the directory and read the file.
+   of users may write them if root let it write the directory, and it may read the file.
 3. The writable files of any other namespace are written by the owner that the options name,
-   root if none, and by those whom fmask (or umask) lets.
+   root if none, and by those whom fmask (or umask) lets. Nobody but root can let others in than
+   those. A namespace without a name belongs to root, whatever the options say: it may be the
+   machine's own.
 4. The daemon may open more than its callers may. So what makes it open something that the
    caller names, or tells what only the daemon can see, is for callers with the daemon's own
    capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without
    capabilities, in a container that has the mount, as mighty as the daemon. That is: ln -s, mv
    of a namespace without a name, what it is to be found by, and holders.
 5. Process IDs that the daemon's /proc hides (hidepid, proc(5)) are shown to those callers,
-   and to the owner of the process.
+   and to the owner of the process. The counters of a namespace that not everyone may look into
+   are shown to those who may look into anything.
 """
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.tree import Caller
 
+CAP_DAC_READ_SEARCH = 2
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 
@@ -51,8 +54,11 @@ class Owner(NamedTuple):
     write: int
 
 
+ROOT = Owner(0, 0, 0o755, 0o200)
+
+
 def delegate(uid: int, gid: int, mode: int) -> Owner:
-    """The owner of a namespace that was given to somebody."""
+    """The owner of a namespace that root gives to somebody."""
     return Owner(uid, gid, mode, mode & 0o222)
 
 
@@ -86,7 +92,24 @@ class Permissions:
         usual = self.owner().mode
         if caller.uid != 0:
             mode &= usual
-        return None if plain or mode == usual else delegate(self.uid, self.gid, mode)
+        if plain or mode == usual:
+            return None
+        return self.given(self.uid, self.gid, mode, self.owner(), caller)
+
+    def given(self, uid: int, gid: int, mode: int, before: Owner, caller: Caller) -> Owner:
+        """The owner of a namespace that somebody gives to somebody.
+
+        Args:
+            uid: user ID that the directory shall have.
+            gid: group ID.
+            mode: permission bits.
+            before: to whom it belongs.
+            caller: who gives it.
+        """
+        asked = delegate(uid, gid, mode)
+        if caller.uid == 0:
+            return asked
+        return asked._replace(write=asked.write & (before.write | self.owner().write))
 
     def of_directory(self, mode: int) -> int:
         """The mode of a directory in which nobody can make anything."""
@@ -115,6 +138,9 @@ def has(caller: Caller, capability: int) -> bool:
     Args:
         caller: who.
         capability: its number (capabilities(7)).
+
+    Raises:
+        OSError: this process, or the machine, is too short of something to tell.
     """
     task = f"/proc/{caller.pid}"
     try:
@@ -122,28 +148,27 @@ def has(caller: Caller, capability: int) -> bool:
             return False
         with open(f"{task}/status") as lines:
             held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
-    except OSError:
+    except OSError as error:
+        if error.errno in linux.SHORTAGE:
+            raise
         return False
     return bool(held >> capability & 1)
 
 
 class Viewer:
-    """What somebody may learn of processes.
+    """A caller, and what they may learn of processes, now and when they are gone.
 
     Args:
-        caller: who, waiting for an answer when this is used for the first time.
+        caller: who, waiting for an answer.
     """
 
     def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-
-    @cached_property
-    def _sees_all(self) -> bool:
-        return has(self.caller, CAP_SYS_PTRACE) or not _hidden()
+        self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
+        self._sees_all = has(caller, CAP_SYS_PTRACE) or not _hidden()
 
     def sees(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
-        return self._sees_all or _owner(pid) == self.caller.uid
+        return self._sees_all or _owner(pid) == self.uid
 
 
 def _hidden() -> bool:

@@ -14,8 +14,15 @@ from netnsfs.config import Config
 from netnsfs.files import VIEWS, Directories, Name, Settings, Unnamed
 from netnsfs.journal import Journal
 from netnsfs.netns import Names, Namespace, namespace_of, reopen
-from netnsfs.permissions import CAP_SYS_ADMIN, Viewer, has
-from netnsfs.workers import may_block
+from netnsfs.permissions import (
+    CAP_DAC_READ_SEARCH,
+    CAP_SYS_ADMIN,
+    ROOT,
+    Permissions,
+    Viewer,
+    has,
+)
+from netnsfs.workers import asked, may_block
 
 RESERVED = b".netnsfs"
 
@@ -34,8 +41,8 @@ def _invalid(why: str) -> OSError:
 
 
 def _refuse_attaching(caller: tree.Caller, name: bytes) -> None:
-    if not has(caller, CAP_SYS_ADMIN):
-        message = "only who has CAP_SYS_ADMIN, as the daemon has it, may attach"
+    if caller.uid != 0 or not has(caller, CAP_SYS_ADMIN):
+        message = "only root, with CAP_SYS_ADMIN as the daemon has it, may attach"
         raise PermissionError(errno.EPERM, message, name)
 
 
@@ -178,7 +185,6 @@ class PidDirectory(tree.Directory):
     def __init__(self, names: Names) -> None:
         self._names = names
         self._listed: dict[int, bytes] = {}
-        self._viewer: Viewer | None = None
 
     def attributes(self) -> tree.Attributes:
         return tree.Attributes(stat.S_IFDIR | 0o555)
@@ -187,6 +193,9 @@ class PidDirectory(tree.Directory):
         may_block()
         self._listed = self._names.by_inode(without=RESERVED)
         return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
+
+    def reader(self, caller: tree.Caller) -> tree.Caller:
+        return Viewer(caller)
 
     def listed(self, name: bytes, caller: tree.Caller) -> tree.Node:
         return self._link(name, caller, self._listed)
@@ -198,9 +207,7 @@ class PidDirectory(tree.Directory):
     def _link(self, name: bytes, caller: tree.Caller, named: dict[int, bytes]) -> tree.Node:
         pid = b"%d" % caller.pid if name == b"self" else name
         inode = members.namespace_of_task(pid) if pid.isdigit() else None
-        viewer = self._viewer
-        if viewer is None or viewer.caller is not caller:
-            self._viewer = viewer = Viewer(caller)
+        viewer = caller if isinstance(caller, Viewer) else Viewer(caller)
         if inode is None or not viewer.sees(int(pid)):
             raise _absent(name, "there is no such process, or its namespace is not to be seen")
         if inode in named:
@@ -211,37 +218,64 @@ class PidDirectory(tree.Directory):
 class LastError(tree.File):
     """`.netnsfs/last_error`: why the last change that failed did.
 
-    Everyone may read it. It tells operations, names, limits and process IDs, which everyone
-    may see; it does not tell the paths that root's links lead to.
+    Everyone may read it. It tells operations, names and limits, which everyone may see; it does
+    not tell the paths that root's links lead to.
     """
 
     key = label = b"last_error"
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, permissions: Permissions) -> None:
         self._journal = journal
+        self._mode = stat.S_IFREG | permissions.of_file(0o444, ROOT)[0]
 
     def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFREG | 0o444, len(self._journal.last), seconds=0)
+        return tree.Attributes(self._mode, len(self._journal.last), seconds=0)
 
     def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
         return tree.Snapshot(flags, lambda: self._journal.last)
 
 
 class Metrics(tree.File):
-    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes."""
+    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes.
+
+    A text is shared by all who had asked for it when it was begun, so that many readers cost
+    as much as two.
+    """
 
     key = label = b"metrics"
+    costly = True
 
-    def __init__(self, names: Names, journal: Journal) -> None:
-        self._text = partial(metrics.text, names, journal)
+    def __init__(self, names: Names, journal: Journal, permissions: Permissions) -> None:
+        self._names = names
+        self._journal = journal
+        self._permissions = permissions
+        self._latest: dict[bool, tuple[float, bytes]] = {}
 
     def attributes(self) -> tree.Attributes:
-        mode, now = stat.S_IFREG | 0o444, time.time_ns()
-        size = self.size(lambda: tree.USUAL_SIZE)
-        return tree.Attributes(mode, size, 2, now, now, now, seconds=0)
+        mode, _, _ = self._permissions.of_file(0o444, ROOT)
+        size, now = self.size(lambda: tree.USUAL_SIZE), time.time_ns()
+        return tree.Attributes(stat.S_IFREG | mode, size, 2, now, now, now, seconds=0)
 
     def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
-        return tree.Snapshot(flags, self._text)
+        tree.refuse_writing(flags)
+        may_block()
+        sees_all = has(caller, CAP_DAC_READ_SEARCH)
+        return tree.Snapshot(flags, partial(self._text, sees_all))
+
+    def _text(self, sees_all: bool) -> bytes:
+        may_block()
+        began, text = self._latest.get(sees_all, (0.0, b""))
+        if began < asked():
+            began = time.monotonic()
+            shown = None if sees_all else self._is_open
+            text = metrics.text(self._names, self._journal, shown)
+            self._latest[sees_all] = began, text
+        return text
+
+    def _is_open(self, name: bytes) -> bool:
+        """Whether everyone may look into a namespace."""
+        owner = self._names.delegations.of(name, self._names.entry(name).mark)
+        return bool((owner or self._permissions.owner()).mode & 0o001)
 
 
 class Corner(tree.Directory):
@@ -282,7 +316,8 @@ class Root(tree.Directory):
         shown = VIEWS if config.views else {}
         self._directories = Directories(Settings(shown, config.permissions))
         self._unnamed = UnnamedDirectory(names, self._directories)
-        last_error, counters = LastError(journal), Metrics(names, journal)
+        last_error = LastError(journal, config.permissions)
+        counters = Metrics(names, journal, config.permissions)
         self._corner = Corner(
             {
                 _UNNAMED: self._unnamed,
@@ -346,8 +381,7 @@ class Root(tree.Directory):
             return
         inside = members.pids(ns.link)
         if inside:
-            shown = " ".join(map(str, inside[:10])) + (" ..." if len(inside) > 10 else "")
-            raise OSError(errno.EBUSY, f"processes are inside, end them first: {shown}", name)
+            raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
 
     def rename(
         self, name: bytes, directory: tree.Directory, new_name: bytes, caller: tree.Caller

@@ -76,13 +76,16 @@ class Node:
     """
 
     key: Hashable
-    label = b""
     number = 0
     generation = 0
 
     @property
     def stamp(self) -> Hashable:
         return None
+
+    @property
+    def label(self) -> bytes:
+        return b""
 
     def attributes(self) -> Attributes:
         """What stat(2) shows.
@@ -99,7 +102,7 @@ class Node:
             OSError: ENOENT.
         """
 
-    def give(self, mode: int, uid: int, gid: int) -> None:
+    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
         """Change mode (permission bits) and owner, as chmod(2) and chown(2) do.
 
         Raises:
@@ -145,6 +148,10 @@ class Directory(Node):
     def list(self) -> list[bytes]:
         """All names, without "." and ".."."""
         return []
+
+    def reader(self, caller: Caller) -> Caller:
+        """For whom a listing is: the opener, with what can be told while they wait only."""
+        return caller
 
     def listed(self, name: bytes, caller: Caller) -> Node:
         """`lookup` of a name that `list` has just told."""
@@ -202,9 +209,12 @@ class File(Node):
 
     Attributes:
         writable: truncate(2) to 0 is welcome.
+        costly: its content takes long to make, and is the same for many.
     """
 
+    label = b""
     writable = False
+    costly = False
     _last_open: tuple[float, int] | None = None
 
     def open(self, flags: int, caller: Caller) -> Handle:

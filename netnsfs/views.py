@@ -41,12 +41,14 @@ class View:
         show: from the kernel's permission bits of a file to those that it has here, and the
             user and group ID of its owner.
         closed: permission bits that directories lack.
+        writable: files may be written that the kernel lets be.
     """
 
     key: Hashable
     enter: Callable[[], None]
     show: Callable[[int], tuple[int, int, int]]
     closed: int
+    writable: bool
 
     def node(self, path: bytes) -> tree.Node:
         """A directory, file or link of procfs, as seen in the namespace.
@@ -105,14 +107,15 @@ class _File(tree.File):
     def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
         self.key = (view.key, path)
         self.label = os.path.basename(path)
-        self.writable = bool(found.st_mode & 0o222)
+        self.writable = view.writable and bool(found.st_mode & 0o222)
         self._view = view
         self._path = path
         self._mode = found.st_mode
 
     def attributes(self) -> tree.Attributes:
         size = self.size(lambda: tree.USUAL_SIZE)
-        mode, uid, gid = self._view.show(stat.S_IMODE(self._mode))
+        bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
+        mode, uid, gid = self._view.show(bits)
         return tree.Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: tree.Caller) -> tree.Handle:

@@ -48,6 +48,7 @@ class Job(Generic[T]):
         args: its arguments.
 
     Attributes:
+        asked: when it was asked for (time.monotonic).
         started: a thread is at it, or was.
         began: when (time.monotonic).
         abandoned: nobody waits for it any more.
@@ -61,6 +62,7 @@ class Job(Generic[T]):
         self._committed = False
         self._value: T
         self._error: BaseException | None = None
+        self.asked = time.monotonic()
         self.started = False
         self.began = 0.0
         self.abandoned = False
@@ -129,6 +131,11 @@ def may_block() -> None:
     """
     if _local.never_blocks:
         raise WouldBlock
+
+
+def asked() -> float:
+    """When the job was asked for that this thread runs (time.monotonic); else now."""
+    return _local.job.asked if _local.job else time.monotonic()
 
 
 def commit() -> None:

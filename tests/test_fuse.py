@@ -65,7 +65,7 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     pool = Pool(1, 5, 5)
-    yield fuse.Operations(root, pool, pool, lambda: None, Journal())
+    yield fuse.Operations(root, pool, pool, pool, lambda: None, Journal())
     pool.close()
 
 

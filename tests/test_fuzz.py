@@ -545,7 +545,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
         pool = Pool(2, 10, 10)
         journal = Journal()
         root = Root(names, journal, Config(b"/mnt/nowhere"))
-        operations = fuse.Operations(root, pool, pool, lambda: None, journal)
+        operations = fuse.Operations(root, pool, pool, pool, lambda: None, journal)
         made = Requests(operations)
         try:
             with trio.fail_after(60):

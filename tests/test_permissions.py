@@ -2,9 +2,14 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +17,8 @@ from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
 
 from netnsfs import linux
 from netnsfs.delegations import Delegations
-from netnsfs.netns import Names
-from netnsfs.permissions import Permissions, delegate
+from netnsfs.netns import Names, Namespace
+from netnsfs.permissions import Owner, Permissions, delegate
 
 ALICE, STAFF, NOBODY = 4711, 4712, 65534
 
@@ -117,7 +122,10 @@ def test_a_group_member_cannot_loosen_by_mkdir(start: Start) -> None:
         f"(os.umask(0), os.mkdir('{path}', 0o777), os.chmod('{path}', 0o777))",
         f"write('{path}/nsid', '7')",
         f"write('{path}/sysctl/ipv4/ip_forward', '1')",
-    ) == ["EPERM", "EACCES", "EACCES"]
+        f"os.mkdir('{path}2', 0o770)",
+        f"write('{path}2/nsid', '7')",
+        f"write('{path}2/sysctl/ipv4/ip_forward', '1')",
+    ) == ["EPERM", "EACCES", "EACCES", "", "EACCES", "EACCES"]
     assert owner(mounted / "foo")[2] & 0o002 == 0
     clear(mounted)
 
@@ -264,6 +272,8 @@ def test_where_it_cannot_be_kept_it_is_refused(
     mnt: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = Names(bytes(RUN))
+    names.create(b"before")
+    names.remove(b"before")
     names.delegations._attribute = "nosuchkind.netnsfs"
     assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "EPERM"
     assert names.list() == []
@@ -291,14 +301,24 @@ def test_masks_and_delegations_by_the_table() -> None:
     grouped = Permissions(gid=5, dmask=0o002)
     assert grouped.born(0o755, caller) is None
     assert grouped.born(0o750, caller) == delegate(0, 5, 0o750)
+    alice = _Caller(uid=ALICE)
+    assert grouped.born(0o770, alice) == Owner(0, 5, 0o770, 0o200)
+    given = delegate(ALICE, 5, 0o755)
+    assert plain.given(ALICE, 5, 0o777, given, alice) == Owner(ALICE, 5, 0o777, 0o200)
+    closed = Permissions(uid=ALICE, fmask=0o222)
+    assert closed.given(ALICE, 0, 0o700, closed.owner(), alice).write == 0
+    assert closed.given(ALICE, 0, 0o700, closed.owner(), caller).write == 0o200
     assert plain.of_file(0o200, plain.owner()) == (0o200, 0, 0)
     assert plain.of_file(0o644, delegate(7, 8, 0o777)) == (0o666, 7, 8)
     assert plain.of_file(0o644, delegate(7, 8, 0o555)) == (0o444, 7, 8)
     assert plain.of_file(0o444, delegate(7, 8, 0o777)) == (0o444, 0, 0)
 
 
+@dataclass
 class _Caller:
-    pid, uid, umask = 0, 0, 0o022
+    pid: int = 0
+    uid: int = 0
+    umask: int = 0o022
 
 
 def test_root_without_capabilities_gets_what_mode_bits_give(
@@ -395,3 +415,179 @@ def test_wrong_options_are_told(option: str, says: str) -> None:
     assert done.returncode == 1
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_two_names_of_one_namespace_keep_their_owners(mnt: Mounted, foo: Path) -> None:
+    bar = mnt / "bar"
+    os.symlink("foo", bar)
+    foo.chmod(0o777)
+    os.chown(foo, ALICE, -1)
+    bar.chmod(0o700)
+    foo.stat()
+    ip("netns", "del", "foo")
+    assert owner(bar) == (0, 0, 0o700)
+    bar.rmdir()
+
+
+def test_revocation_holds_for_what_is_open_elsewhere(start: Start) -> None:
+    first, second = start(), start(at=Path("/mnt/second"))
+    (first / "foo").mkdir()
+    os.chown(first / "foo", ALICE, -1)
+    script = f"""
+import os, sys
+os.setgroups([])
+os.setresgid({ALICE}, {ALICE}, {ALICE})
+os.setresuid({ALICE}, {ALICE}, {ALICE})
+fd = os.open("{second.path}/foo", os.O_DIRECTORY)
+print("open", flush=True); sys.stdin.readline()
+try:
+    os.fchmod(fd, 0o777)
+except PermissionError:
+    print("refused")
+"""
+    command = ["/usr/bin/python3", "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        os.chown(first / "foo", 0, -1)
+        assert process.communicate("\n")[0] == "refused\n"
+    assert owner(first / "foo") == (0, 0, 0o755)
+    (first / "foo").rmdir()
+
+
+def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    names.create(b"secret", delegate(0, 0, 0o700))
+    mark = names.entry(b"secret").mark
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Of the next free descriptors, none may be used.
+    lowest = os.open("/", os.O_PATH)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+        assert error_of(others.delegations.of, b"secret", mark) == "EMFILE"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert others.delegations.of(b"secret", mark) == delegate(0, 0, 0o700)
+    names.remove(b"secret")
+
+
+def test_an_owner_by_option_does_not_own_the_machines_namespace(start: Start) -> None:
+    mounted = start("-o", f"uid={ALICE},fmask=000")
+    unnamed = mounted / f".netnsfs/unnamed/{os.stat('/proc/self/ns/net').st_ino}"
+    assert owner(unnamed) == (0, 0, 0o755)
+    assert owner(unnamed / "sysctl/ipv4/ip_forward") == (0, 0, 0o644)
+    assert owner(unnamed / "nsid") == (0, 0, 0o644)
+
+
+def test_revocation_is_not_lost_in_a_rename(
+    mnt: Mounted, foo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(bytes(RUN))
+    renaming = threading.Event()
+    attach = names.attach
+
+    def wait(name: bytes, fd: int, given: Owner | None = None) -> Namespace:
+        renaming.set()
+        time.sleep(0.3)
+        return attach(name, fd, given)
+
+    os.chown(foo, ALICE, -1)
+    monkeypatch.setattr(names, "attach", wait)
+    thread = threading.Thread(target=names.rename, args=(b"foo", b"bar"))
+    thread.start()
+    renaming.wait(10)
+    with suppress(FileNotFoundError):
+        os.chown(foo, 0, -1)
+        assert owner(mnt / "bar")[0] == 0
+    thread.join()
+    (mnt / "bar").rmdir()
+
+
+def test_metrics_of_a_closed_namespace_are_for_root(mnt: Mounted) -> None:
+    os.mkdir(mnt / "secret", 0o700)
+    (mnt / "open").mkdir()
+    lines = [f"'{name}' in read('{mnt.path}/.netnsfs/metrics')" for name in ("secret", "open")]
+    assert as_user(NOBODY, NOBODY, *lines) == [False, True]
+    assert as_user(0, 0, *lines) == [True, True]
+    clear(mnt)
+
+
+def test_the_corner_obeys_the_masks(start: Start) -> None:
+    mounted = start("-o", "fmask=077")
+    for name in ("metrics", "last_error"):
+        assert owner(mounted / ".netnsfs" / name)[2] == 0o400
+
+
+def test_processes_stay_hidden_from_who_inherits_a_descriptor(mnt: Mounted, foo: Path) -> None:
+    subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+    try:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", INHERIT, mnt.path], check=True, capture_output=True
+        )
+    finally:
+        subprocess.run(["umount", "/proc"], check=True)
+    assert done.stdout.split() == [b"True"]
+
+
+# The opener is gone when its child, another process, reads on.
+INHERIT = """
+import os, sys, time
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+fd = os.open(sys.argv[1] + "/.netnsfs/pid", os.O_RDONLY)
+opener = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == opener:
+    time.sleep(0.01)
+print(len(os.listdir(fd)) < 4)
+"""
+
+
+def test_a_busy_namespace_tells_no_process_ids(start: Start, spawn: Spawn) -> None:
+    mounted = start("-o", "keep_busy")
+    (mounted / "foo").mkdir()
+    inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
+    wait_for((mounted / "foo/pids").read_text)
+    assert error_of(os.rmdir, mounted / "foo") == "EBUSY"
+    told = (mounted / ".netnsfs/last_error").read_text()
+    assert "processes are inside" in told
+    assert str(inside.pid) not in told
+    inside.kill()
+    inside.wait()
+    clear(mounted)
+
+
+def test_addresses_of_the_kernel_are_for_nobody(foo: Path, spawn: Spawn) -> None:
+    holder = spawn("nsenter", f"--net={RUN}/foo", "/usr/bin/python3", "-c", LISTEN,
+                   stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout
+    holder.stdout.readline()
+    setting = Path("/proc/sys/kernel/kptr_restrict")
+    before = setting.read_text()
+    try:
+        setting.write_text("1")
+        read = f"read('{foo}/net/unix')"
+        (shown,) = as_user(NOBODY, NOBODY, read)
+    finally:
+        setting.write_text(before)
+    addresses = [line.split(":")[0] for line in str(shown).splitlines()[1:]]
+    assert set(addresses) == {"0" * 16}
+
+
+LISTEN = """
+import socket, time
+held = socket.socket(socket.AF_UNIX)
+held.bind("\\0netnsfs-test")
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_refused_chown_is_explained(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    assert error_of(os.chmod, mnt / "foo", 0o1777) == "EPERM"
+    told = (mnt / ".netnsfs/last_error").read_text()
+    assert told.startswith("setattr foo: only the bits of mode 0777")
+    clear(mnt)
