@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
 
 CAP_SYSLOG = 34
+_IN_MODIFY = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _PROC_SUPER_MAGIC = 0x9FA0
@@ -225,6 +226,23 @@ def locked(directory: bytes, seconds: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def watch(paths: Iterable[str]) -> int:
+    """Have writes to files noticed (inotify(7)).
+
+    Returns:
+        A descriptor that there is something to read from, without waiting, after a write.
+    """
+    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        raise _error()
+    for path in paths:
+        if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) < 0:
+            error = _error(os.fsencode(path))
+            os.close(fd)
+            raise error
+    return fd
 
 
 def drop_capability(number: int) -> None:

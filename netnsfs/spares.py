@@ -16,10 +16,12 @@ namespace. A spare is given out only if a new one would have copied the same. Wh
 - which devices it has (net.core.fb_tunnels_only_for_init_net).
 
 Found by changing every writable file of /proc/sys/net in turn, on Linux 6.18, and comparing
-all that a new namespace shows; the source told of what was left out of that. To look for
-changes with inotify was considered: it misses what is written through another mount of
-procfs. All these files are read at each birth, and again when a spare is to be given out,
-which takes a quarter of what it saves.
+all that a new namespace shows; the source told of what was left out of that.
+
+All these files are read at each birth, and again when a spare is to be given out. That takes
+a quarter of what it saves, so in a burst it is not done each time: a write to any of them is
+noticed by inotify at once, and what has another way (another mount of procfs, the neighbour
+tables by netlink) within hundredths of a second.
 
 A spare is as old as it is: the times of its directory are those of its birth.
 """
@@ -41,6 +43,7 @@ MOST = 512
 # After a mkdir, how long to wait for the next one before the places are filled.
 _QUIET_SECONDS = 0.1
 _RETRY_SECONDS = 10.0
+_READ_SECONDS = 0.02
 
 _NET = "/proc/sys/net/"
 _COPIED = (
@@ -57,6 +60,8 @@ _COPIED = (
     "core/fb_tunnels_only_for_init_net",
 )
 _COPIED_IF_INHERITED = ("ipv6/conf/all/*", "ipv6/conf/default/*")
+# It changes conf/all/forwarding and conf/default/forwarding.
+_BESIDE = _NET + "ipv4/ip_forward"
 _INHERIT = _NET + "core/devconf_inherit_init_net"
 # Of IPv4, 2 alone says no; of IPv6, 0 and 2 do.
 _NOT_INHERITED = (b"0\n", b"2\n")
@@ -89,21 +94,35 @@ class _Origin:
     """Where a new namespace copies from."""
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
-        for path in _paths():
-            try:
-                self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            except PermissionError:
-                # Some are for writing only.
-                continue
+        # Some are for writing only.
+        paths = [path for path in _paths() if os.stat(path).st_mode & 0o400]
+        # Held open, a file keeps the inode that is watched.
+        self._fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (*paths, _BESIDE)]
+        self._watch = linux.watch((*paths, _BESIDE))
+        self._read_at = 0.0
+        self._content: list[bytes] = []
 
     def read(self) -> list[bytes]:
         """What a namespace that is born now is given."""
-        return [os.pread(fd, 256, 0) for fd in self._fds]
+        self._read_at = time.monotonic()
+        self._content = [os.pread(fd, 256, 0) for fd in self._fds]
+        return self._content
+
+    def content(self) -> list[bytes]:
+        """The same, but read again only if it may have changed."""
+        if self._touched() or time.monotonic() > self._read_at + _READ_SECONDS:
+            return self.read()
+        return self._content
+
+    def _touched(self) -> bool:
+        try:
+            return bool(os.read(self._watch, 1 << 16))
+        except BlockingIOError:
+            return False
 
     def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
+        for fd in (*self._fds, self._watch):
+            os.close(fd)
 
 
 def _paths() -> list[str]:
@@ -167,7 +186,7 @@ class Spares:
     def _fitting(self) -> int | None:
         if not self._held or self._origin is None:
             return None
-        now = self._origin.read()
+        now = self._origin.content()
         while self._held:
             fd, born = self._held.popleft()
             if born == now:

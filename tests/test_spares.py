@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_spare_that_is_out_of_date_is_thrown_away(start: Start) -> None:
             assert content(mounted / "foo") == content(mounted / "fresh"), name
             for made in ("foo", "fresh"):
                 (mounted / made).rmdir()
+
+
+def test_a_change_by_another_mount_of_procfs_is_noticed(start: Start, tmp_path: Path) -> None:
+    other = tmp_path / "proc"
+    other.mkdir()
+    subprocess.run(["mount", "-t", "proc", "proc", other], check=True)
+    try:
+        mounted = start("-o", "spare=2")
+        full(mounted, 2)
+        path = other / "sys/net/ipv4/conf/default/log_martians"
+        before = path.read_text()
+        try:
+            path.write_text("7")
+            time.sleep(0.1)
+            (mounted / "foo").mkdir()
+            assert (mounted / "foo/sysctl/ipv4/conf/default/log_martians").read_text() == "7\n"
+        finally:
+            path.write_text(before)
+    finally:
+        subprocess.run(["umount", other], check=True)
+    (mounted / "foo").rmdir()
 
 
 def test_what_is_not_copied_keeps_spares_good(start: Start) -> None:
