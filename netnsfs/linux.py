@@ -247,16 +247,16 @@ def watch(paths: Iterable[str]) -> int:
 
 def drop_capability(number: int) -> None:
     """Give up a capability (capset(2)), for this thread and those that it starts."""
-    # struct __user_cap_header_struct, and __user_cap_data_struct twice: effective, permitted,
+    # struct __user_cap_header_struct, and twice __user_cap_data_struct: effective, permitted,
     # inheritable.
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     if _libc.capget(header, data):
         raise _error()
-    words = list(struct.unpack("=6I", data.raw))
-    for index in range(3):
-        words[number // 32 * 3 + index] &= ~(1 << number % 32)
-    if _libc.capset(header, struct.pack("=6I", *words)):
+    held = struct.unpack("=6I", data.raw)
+    first, bit = number // 32 * 3, 1 << number % 32
+    kept = [word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held)]
+    if kept != list(held) and _libc.capset(header, struct.pack("=6I", *kept)):
         raise _error()
 
 
