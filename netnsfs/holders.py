@@ -73,7 +73,7 @@ def scan() -> Iterator[Holder]:
     seen = {os.readlink(b"/proc/self/ns/mnt")}
     yield from _mounts(b"self", b"")
     own = b"%d" % os.getpid()
-    processes, extra = members.processes()
+    processes, extra, last_pid = members.processes()
     for pid in processes:
         leader = members.namespace_of_task(pid)
         if leader:
@@ -83,7 +83,7 @@ def scan() -> Iterator[Holder]:
             if extra > 0:
                 threads = os.stat(b"/proc/%b/task" % pid).st_nlink - members.ONE_THREAD
                 if threads > 0:
-                    extra -= threads
+                    extra = members.rest(extra, threads, last_pid)
                     yield from _threads(pid, leader)
             mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
             if mount_namespace not in seen:

@@ -52,7 +52,7 @@ def counts() -> Counter[bytes]:
 
 def _memberships() -> Iterator[tuple[bytes, Collection[bytes]]]:
     """Each process, and the links of the namespaces that its threads are in."""
-    processes_found, extra = processes()
+    processes_found, extra, last_pid = processes()
     # No helper functions, and no more path than needed: a scan is one or two system calls for
     # each process, and what is around them tells.
     proc = os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)
@@ -73,7 +73,7 @@ def _memberships() -> Iterator[tuple[bytes, Collection[bytes]]]:
                     pass_over(error)
                     continue
             if threads > 0:
-                extra -= threads
+                extra = rest(extra, threads, last_pid)
                 links = {*links, *_links_of_threads(pid).values()}
             yield pid, links
     finally:
@@ -95,8 +95,8 @@ def _links_of_threads(pid: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def processes() -> tuple[list[bytes], int]:
-    """The processes, and an upper bound of the number of threads beyond one for each.
+def processes() -> tuple[list[bytes], int, int]:
+    """The processes, an upper bound of the number of threads beyond one for each, the last PID.
 
     If no task was born while the processes were listed, the number of tasks before that
     counts all threads of all that are listed.
@@ -104,7 +104,17 @@ def processes() -> tuple[list[bytes], int]:
     tasks, last_pid = _load()
     found = [name for name in os.listdir(b"/proc") if name.isdigit()]
     unchanged = _load()[1] == last_pid
-    return found, tasks - len(found) if unchanged else sys.maxsize
+    return found, tasks - len(found) if unchanged else sys.maxsize, last_pid
+
+
+def rest(extra: int, threads: int, last_pid: int) -> int:
+    """What is left of the upper bound when some of those threads have been found.
+
+    Once nothing is: no bound, if a task was born since. It may be one of those that were
+    found in the place of one that was counted.
+    """
+    extra -= threads
+    return extra if extra > 0 or _load()[1] == last_pid else sys.maxsize
 
 
 def _load() -> tuple[int, int]:

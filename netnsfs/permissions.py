@@ -140,7 +140,7 @@ def has(caller: Caller, capability: int) -> bool:
         capability: its number (capabilities(7)).
 
     Raises:
-        OSError: this process, or the machine, is too short of something to tell.
+        OSError: that cannot be told.
     """
     task = f"/proc/{caller.pid}"
     try:
@@ -148,9 +148,7 @@ def has(caller: Caller, capability: int) -> bool:
             return False
         with open(f"{task}/status") as lines:
             held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
-    except OSError as error:
-        if error.errno in linux.SHORTAGE:
-            raise
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
     return bool(held >> capability & 1)
 

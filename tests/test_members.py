@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from conftest import RUN, ip, wait_for
 
-from netnsfs import members
+from netnsfs import holders, members
 from netnsfs.netns import Names
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -98,3 +100,32 @@ def threads(pid: str) -> list[str]:
         return os.listdir(f"/proc/{pid}/task")
     except OSError:
         return []
+
+
+@pytest.mark.parametrize("scan", [members.pids, lambda link: [*holders.of(int(link[5:-1]))]])
+def test_threads_that_start_during_a_scan_hide_no_others(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, scan: Callable[[bytes], list[object]]
+) -> None:
+    ip("netns", "add", "a")
+    # Its PID is higher than ours: it is looked at later.
+    process = spawn(
+        sys.executable, "-c", THREAD_INSIDE, str(RUN / "a"), *sys.path, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    expected = scan(link("a"))
+    processes, stop = members.processes, threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(300)]
+
+    def slow() -> Any:
+        found = processes()
+        for thread in threads:
+            thread.start()
+        return found
+
+    monkeypatch.setattr(members, "processes", slow)
+    assert scan(link("a")) == expected
+    stop.set()
+    for thread in threads:
+        thread.join()
+    ip("netns", "del", "a")

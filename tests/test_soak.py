@@ -74,7 +74,7 @@ def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str])
     crowd = Crowd(SECONDS)
     agree()
     remove_all()
-    wait_for(lambda: Usage(mnt).descriptors == before.descriptors)
+    wait_for(lambda: Usage(mnt).descriptors <= before.descriptors)
     after = Usage(mnt)
     with capsys.disabled():
         print(f"\n{crowd.done.total()} operations of {CLIENTS} clients in {SECONDS} s")
@@ -82,7 +82,7 @@ def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str])
         for action, seconds in sorted(crowd.longest.items()):
             print(f"{action}: {crowd.done[action]}, at most {seconds:.2f} s")
     assert first.unexpected + crowd.unexpected == {}
-    assert after.threads == before.threads
+    assert after.threads <= before.threads
     assert after.memory - before.memory < SLACK
     assert max(crowd.longest.values()) < HANG_SECONDS
 
@@ -116,4 +116,4 @@ def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str
         print(f"\n{NAMESPACES}: mkdir {made - began:.1f} s, ls -l {listed - made:.1f} s,")
         print(f"rmdir {removed - removing:.1f} s; {before}; then {full}; then {after}")
     assert after.descriptors == before.descriptors
-    assert after.threads == before.threads
+    assert after.threads <= before.threads
