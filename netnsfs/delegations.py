@@ -7,10 +7,10 @@ modes, in one piece. Placeholders of other tools do not have it.
 The placeholder is covered by the mount. A clone of the directory's mount without the mounts
 below it (open_tree(2)) shows it.
 
-An attribute of the directory itself, the generation, changes with every delegation. To look at
-it takes one system call; only when somebody else has changed it is the directory cloned, and
-are all placeholders looked at. What cannot be looked at is an error: a namespace that was
-closed to others must not open because the daemon is short of something.
+An attribute of the directory itself, the generation, changes with every delegation; inotify
+tells of that before the one who delegates goes on. Only when somebody else has changed it is
+the directory cloned, and are all placeholders looked at. What cannot be looked at is an error:
+a namespace that was closed to others must not open because the daemon is short of something.
 
 Whoever delegates holds the lock of the directory, which `ip netns add` takes too.
 """
@@ -58,6 +58,35 @@ class Delegations:
         self._attribute = f"{kind}.netnsfs"
         self._found: tuple[bytes | None, dict[bytes, _Given]] = (None, {})
         self._local = _Local()
+        self._stamp: object = None
+        self._watch: linux.Watch | None = None
+        self._watched: tuple[int, int] | None = None
+
+    def stamp(self) -> object:
+        """What changes with every delegation. For the event loop's thread alone."""
+        if self._watch is None:
+            return self.generation()
+        if self._watch.touched():
+            self._stamp = object()
+        return self._stamp
+
+    def settle(self) -> None:
+        """Have changes in the directory that is there now change the stamp.
+
+        What is found under a name afterwards, and is found to be unchanged later, is found in
+        that directory later too.
+        """
+        found = linux.stat(self._path)
+        if self._watched == (found.dev, found.ino):
+            return
+        try:
+            watch = self._watch or linux.Watch(linux.IN_ATTRIB)
+            watch.add(self._path)
+        except OSError:
+            # The machine has no more of these: without it, each look costs a system call.
+            self._watch = None
+            return
+        self._watched, self._watch = (found.dev, found.ino), watch
 
     def generation(self) -> bytes | None:
         """What changes with every delegation; None before the first."""

@@ -148,6 +148,7 @@ class Name:
         self._mounted = mark.dev == nsfs_device()
         self.name = name
         self.mark = mark
+        names.delegations.settle()
 
     def unchanged(self) -> bool:
         """Whether the same namespace file is still mounted there.
@@ -177,7 +178,7 @@ class Name:
 
     def stamp(self) -> Hashable:
         """See `Home.stamp`. Another name of the namespace may have another owner."""
-        return self._names.delegations.generation(), self.mark
+        return self._names.delegations.stamp(), self.mark
 
     def owner(self) -> Owner | None:
         """See `Home.owner`."""

@@ -162,6 +162,7 @@ class Operations(pyfuse3.Operations):
         self._costly = costly
         self._ready = ready
         self.journal = journal
+        self._counted = journal.requests
         self._numbers = itertools.count(_FIRST_NUMBER)
         self._handles: dict[int, tuple[tree.File, tree.Handle]] = {}
         self._listings: dict[int, _Listing] = {}
@@ -297,7 +298,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        self.journal.requests["lookup"] += 1
+        self._counted["lookup"] += 1
         try:
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
@@ -503,7 +504,7 @@ class Operations(pyfuse3.Operations):
     # Files
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        self.journal.requests["open"] += 1
+        self._counted["open"] += 1
         try:
             known = self._find(inode)
             node = known.node
@@ -531,7 +532,7 @@ class Operations(pyfuse3.Operations):
         await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        self.journal.requests["read"] += 1
+        self._counted["read"] += 1
         try:
             node, handle = self._file(fh)
             try:
@@ -547,7 +548,7 @@ class Operations(pyfuse3.Operations):
         return await self._change(node.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
-        self.journal.requests["release"] += 1
+        self._counted["release"] += 1
         try:
             _, handle = self._file(fh)
             del self._handles[fh]

@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -34,7 +34,8 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
 
 CAP_SYSLOG = 34
-_IN_MODIFY = 2
+IN_MODIFY = 2
+IN_ATTRIB = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 
 _PROC_SUPER_MAGIC = 0x9FA0
@@ -102,6 +103,7 @@ _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _quick = ctypes.PyDLL(None, use_errno=True)
 _statx = _quick.statx
 _getxattr = _quick.getxattr
+_read = _quick.read
 
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
@@ -228,21 +230,32 @@ def locked(directory: bytes, seconds: float) -> Iterator[None]:
         os.close(fd)
 
 
-def watch(paths: Iterable[str]) -> int:
-    """Have writes to files noticed (inotify(7)).
+class Watch:
+    """Notices changes of files (inotify(7)).
 
-    Returns:
-        A descriptor that there is something to read from, without waiting, after a write.
+    Args:
+        events: which, as in inotify_add_watch(2).
     """
-    fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if fd < 0:
-        raise _error()
-    for path in paths:
-        if _libc.inotify_add_watch(fd, os.fsencode(path), _IN_MODIFY) < 0:
-            error = _error(os.fsencode(path))
-            os.close(fd)
-            raise error
-    return fd
+
+    def __init__(self, events: int) -> None:
+        self._events = events
+        self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise _error()
+        self._buffer = (ctypes.c_char * 65536)()
+
+    def add(self, path: bytes) -> None:
+        """Watch one more file."""
+        if _libc.inotify_add_watch(self._fd, path, self._events) < 0:
+            raise _error(path)
+
+    def touched(self) -> bool:
+        """Whether something has happened since the last call. For one thread at a time."""
+        return bool(_read(self._fd, self._buffer, 65536) > 0)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        os.close(self._fd)
 
 
 def drop_capability(number: int) -> None:

@@ -98,7 +98,9 @@ class _Origin:
         paths = [path for path in _paths() if os.stat(path).st_mode & 0o400]
         # Held open, a file keeps the inode that is watched.
         self._fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (*paths, _BESIDE)]
-        self._watch = linux.watch((*paths, _BESIDE))
+        self._watch = linux.Watch(linux.IN_MODIFY)
+        for path in (*paths, _BESIDE):
+            self._watch.add(path.encode())
         self._read_at = 0.0
         self._content: list[bytes] = []
 
@@ -110,18 +112,13 @@ class _Origin:
 
     def content(self) -> list[bytes]:
         """The same, but read again only if it may have changed."""
-        if self._touched() or time.monotonic() > self._read_at + _READ_SECONDS:
+        if self._watch.touched() or time.monotonic() > self._read_at + _READ_SECONDS:
             return self.read()
         return self._content
 
-    def _touched(self) -> bool:
-        try:
-            return bool(os.read(self._watch, 1 << 16))
-        except BlockingIOError:
-            return False
-
     def close(self) -> None:
-        for fd in (*self._fds, self._watch):
+        self._watch.close()
+        for fd in self._fds:
             os.close(fd)
 
 
