@@ -64,9 +64,10 @@ class Delegations:
 
     def stamp(self) -> object:
         """What changes with every delegation. For the event loop's thread alone."""
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             return self.generation()
-        if self._watch.touched():
+        if watch.touched():
             self._stamp = object()
         return self._stamp
 

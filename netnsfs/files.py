@@ -148,6 +148,7 @@ class Name:
         self._mounted = mark.dev == nsfs_device()
         self.name = name
         self.mark = mark
+        self._packed = b""
         names.delegations.settle()
 
     def unchanged(self) -> bool:
@@ -156,7 +157,13 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
-        return linux.raw_stat(self._path) == self.mark and self._mounted
+        packed = linux.packed_stat(self._path)
+        if packed == self._packed:
+            return True
+        if linux.unpacked(packed) != self.mark or not self._mounted:
+            return False
+        self._packed = packed
+        return True
 
     def check(self, namespace: Namespace) -> None:
         """See `Home.check`."""

@@ -350,10 +350,22 @@ def raw_stat(
     path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
 ) -> tuple[int, ...]:
     """`stat` as a bare tuple, which equals the `Stat`: for where it is made by the thousand."""
+    return unpacked(packed_stat(path, dir_fd, flags))
+
+
+def packed_stat(
+    path: bytes, dir_fd: int = _AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
+) -> bytes:
+    """All that statx(2) tells, as it tells it: for where it only matters if it is the same."""
     buffer = _StatxBuffer()
     if _statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise _error(path)
-    return _STATX.unpack_from(buffer)
+    return buffer.raw
+
+
+def unpacked(packed: bytes) -> tuple[int, ...]:
+    """What `raw_stat` makes of it."""
+    return _STATX.unpack_from(packed)
 
 
 class EnteredError(OSError):
