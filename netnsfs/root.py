@@ -6,7 +6,6 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 
 from netnsfs import holders, linux, members, metrics, tree
@@ -313,6 +312,8 @@ class Root(tree.Directory):
         self._mount_point = config.mount_point
         self._keep_busy = config.keep_busy
         self._permissions = config.permissions
+        owner = config.permissions.owner()
+        self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
         self._directories = Directories(Settings(shown, config.permissions))
         self._unnamed = UnnamedDirectory(names, self._directories)
@@ -329,19 +330,13 @@ class Root(tree.Directory):
         )
 
     def attributes(self) -> tree.Attributes:
-        owner = self._permissions.owner()
-        attributes = tree.Attributes(
-            stat.S_IFDIR | owner.mode, seconds=1, uid=owner.uid, gid=owner.gid
-        )
-        with suppress(FileNotFoundError):
+        try:
             run = os.stat(self._names.path)
-            attributes = replace(
-                attributes,
-                atime_ns=run.st_atime_ns,
-                mtime_ns=run.st_mtime_ns,
-                ctime_ns=run.st_ctime_ns,
-            )
-        return attributes
+            times = run.st_atime_ns, run.st_mtime_ns, run.st_ctime_ns
+        except FileNotFoundError:
+            times = (tree.MOUNTED_NS,) * 3
+        owner = self._owner
+        return tree.Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
 
     def list(self) -> list[bytes]:
         return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
