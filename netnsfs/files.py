@@ -74,6 +74,9 @@ VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
 """Directories of procfs that show the namespace of the thread that looks."""
 
 _WRITABLE_VIEW = b"sysctl"
+# In /proc/sys/net/ipv4, what has directories by interface is conf and neigh; in /proc/net,
+# several of the directories have files by interface.
+_STEADY_LEVELS = {b"net": 1, b"sysctl": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +331,8 @@ class NamespaceDirectory(tree.Directory):
 
     def _view(self, name: bytes) -> views.View:
         closed = self._settings.permissions.dmask
-        return views.View(self.key, self.enter, self.of_file, closed, name == _WRITABLE_VIEW)
+        writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
+        return views.View(self.key, self.enter, self.of_file, closed, writable, steady)
 
     def of_file(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""

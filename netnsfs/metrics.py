@@ -11,14 +11,13 @@ a backslash of a name is doubled, so that no two names look the same.
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
 from netnsfs import linux, members
 from netnsfs.journal import Journal
-from netnsfs.netns import Names, namespace_of
+from netnsfs.netns import Names
 from netnsfs.spares import Spares
 from netnsfs.workers import may_block, on_own_thread, visit
 
@@ -35,6 +34,9 @@ _DEVICE_COUNTERS = (
     (10, "transmit_errors", "Errors of an interface in sending."),
     (11, "transmit_drops", "Packets that an interface was to send and has dropped."),
 )
+
+# Fragments of packets, and a protocol that nobody uses.
+_NO_SOCKETS = ("FRAG", "UDPLITE")
 
 _Sample = tuple[Sequence[str], float]
 
@@ -206,7 +208,7 @@ def _read(names: Names, name: bytes) -> Reading | None:
             raise
         return None
     try:
-        link = namespace_of(fd).link
+        link = b"net:[%d]" % os.fstat(fd).st_ino
         with visit():
             linux.setns(fd, linux.CLONE_NEWNET)
             devices = _content(b"dev")
@@ -223,9 +225,14 @@ def _read(names: Names, name: bytes) -> Reading | None:
 
 def _content(name: bytes) -> bytes:
     # A kernel without IPv6 has no sockstat6.
-    with suppress(FileNotFoundError), open(_OWN_NET + name, "rb", buffering=0) as file:
-        return file.read()
-    return b""
+    try:
+        fd = os.open(_OWN_NET + name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+    finally:
+        os.close(fd)
 
 
 def _devices(table: bytes) -> dict[str, list[int]]:
@@ -245,8 +252,7 @@ def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
         protocol, what, count, *_ = line.decode().split()
         if what == "used":
             used = int(count)
-        # The others are fragments of packets, by the queue.
-        elif not protocol.startswith("FRAG"):
+        elif not protocol.startswith(_NO_SOCKETS):
             protocols[protocol.rstrip(":")] = int(count)
     return used, protocols
 

@@ -42,6 +42,9 @@ class View:
             user and group ID of its owner.
         closed: permission bits that directories lack.
         writable: files may be written that the kernel lets be.
+        steady: how many levels there are whose names come and go with modules of the kernel
+            alone, and not with interfaces. The kernel may keep them: a file that is gone
+            nevertheless is found to be when it is opened.
     """
 
     key: Hashable
@@ -49,8 +52,9 @@ class View:
     show: Callable[[int], tuple[int, int, int]]
     closed: int
     writable: bool
+    steady: int
 
-    def node(self, path: bytes) -> tree.Node:
+    def node(self, path: bytes, level: int = 0) -> tree.Node:
         """A directory, file or link of procfs, as seen in the namespace.
 
         Raises:
@@ -58,7 +62,7 @@ class View:
         """
         found = self.inside(os.lstat, path)
         if stat.S_ISDIR(found.st_mode):
-            return _Directory(self, path, found)
+            return _Directory(self, path, found, level)
         if stat.S_ISLNK(found.st_mode):
             return _Link(self, path)
         return _File(self, path, found)
@@ -76,17 +80,19 @@ class View:
 
 
 class _Directory(tree.Directory):
-    def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
+    def __init__(self, view: View, path: bytes, found: os.stat_result, level: int) -> None:
         self.key = (view.key, path)
+        self.lasting = level < view.steady
         self._view = view
         self._path = path
         self._found = found
+        self._level = level
 
     def attributes(self) -> tree.Attributes:
         return tree.Attributes(self._found.st_mode & ~0o222 & ~self._view.closed)
 
     def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
-        return self._view.node(self._path + b"/" + name)
+        return self._view.node(self._path + b"/" + name, self._level + 1)
 
     def list(self) -> list[bytes]:
         return self._view.inside(os.listdir, self._path)
@@ -122,7 +128,11 @@ class _File(tree.File):
         if not self.writable:
             tree.refuse_writing(flags)
         accepted = os.O_ACCMODE | os.O_TRUNC
-        return _Open(self._view.inside(_open, self._path, flags & accepted), flags)
+        try:
+            return _Open(self._view.inside(_open, self._path, flags & accepted), flags)
+        except FileNotFoundError:
+            # Has the kernel look the name up again, which it may have kept.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
 
 def _open(path: bytes, flags: int) -> io.FileIO:
