@@ -3,7 +3,8 @@
 What procfs shows there depends on the thread that looks: /proc/thread-self/net on the
 namespace that it is in (/proc/net on that of the process's first thread), /proc/sys/net
 likewise. So names and files are looked up and opened by a worker that is in the namespace
-for that moment. An open file keeps its namespace, and is read and written from anywhere.
+for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys/net does not;
+both are read and written from anywhere.
 
 Nothing is kept open but for a user who has the same file open: a descriptor more, and a
 removed namespace would live on.
@@ -17,7 +18,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from netnsfs import tree
@@ -126,6 +128,15 @@ def _open(path: bytes, flags: int) -> io.FileIO:
     return io.FileIO(os.fsdecode(path), mode, opener=opener)
 
 
+@contextmanager
+def _gone_is_enodev() -> Iterator[None]:
+    # What the kernel says of an open sysctl whose namespace, or interface, is gone.
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise tree.gone() from error
+
+
 class _Open:
     """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
 
@@ -159,10 +170,11 @@ class _Open:
     def _pread(self, size: int, offset: int) -> bytes:
         # procfs gives what fits a page; to FUSE, less than asked for is the end.
         parts = []
-        while size and (part := os.pread(self._file.fileno(), size, offset)):
-            parts.append(part)
-            size -= len(part)
-            offset += len(part)
+        with _gone_is_enodev():
+            while size and (part := os.pread(self._file.fileno(), size, offset)):
+                parts.append(part)
+                size -= len(part)
+                offset += len(part)
         return b"".join(parts)
 
     def write(self, data: bytes, offset: int) -> int:
@@ -171,7 +183,8 @@ class _Open:
         if not self._file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
+        with _gone_is_enodev():
+            return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
 
     def close(self) -> None:
         """See `tree.Handle.close`."""
