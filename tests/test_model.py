@@ -460,7 +460,7 @@ class Machine(RuleBasedStateMachine):
     def use(self, held: Held, file: bytes) -> None:
         stands = self.model.entries.get(held.name) is held.entry
         stands = stands and self.model.space(held.name) is held.space
-        codes = ("",) if stands else ("", *GONE)
+        codes: tuple[str, ...] = ("",) if stands else ("", *GONE)
         if held.file != b".":
             self.same(held.space, held.file, codes, lambda: content_of(held.fd))
             return
