@@ -86,8 +86,8 @@ def type_at(path: Path) -> bytes:
 
 
 def _answers(path: Path) -> bool:
-    # Not while a dead mount is still there.
-    return type_at(path).startswith(b"fuse") and not error_of(os.statvfs, path)
+    # Not while a dead mount is still there, nor when it has just been taken away.
+    return not error_of(os.statvfs, path) and type_at(path).startswith(b"fuse")
 
 
 def fuse_mounts() -> list[bytes]:
