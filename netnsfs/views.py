@@ -18,8 +18,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from netnsfs import tree
@@ -128,15 +127,6 @@ def _open(path: bytes, flags: int) -> io.FileIO:
     return io.FileIO(os.fsdecode(path), mode, opener=opener)
 
 
-@contextmanager
-def _gone_is_enodev() -> Iterator[None]:
-    # What the kernel says of an open sysctl whose namespace, or interface, is gone.
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise tree.gone() from error
-
-
 class _Open:
     """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
 
@@ -170,11 +160,15 @@ class _Open:
     def _pread(self, size: int, offset: int) -> bytes:
         # procfs gives what fits a page; to FUSE, less than asked for is the end.
         parts = []
-        with _gone_is_enodev():
+        try:
             while size and (part := os.pread(self._file.fileno(), size, offset)):
                 parts.append(part)
                 size -= len(part)
                 offset += len(part)
+        except FileNotFoundError as error:
+            # An open sysctl, whose namespace or interface is gone. A write that gets it may
+            # have asked for what there is not.
+            raise tree.gone() from error
         return b"".join(parts)
 
     def write(self, data: bytes, offset: int) -> int:
@@ -183,8 +177,7 @@ class _Open:
         if not self._file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        with _gone_is_enodev():
-            return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
+        return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
 
     def close(self) -> None:
         """See `tree.Handle.close`."""
