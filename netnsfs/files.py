@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -68,6 +69,8 @@ NAMESPACE = {
 }
 
 _LINK = b"ns"
+# Where a directory is, if not under its own name: no names.
+_FIRST = b""
 _NO_NAME = b"/"
 
 VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
@@ -270,12 +273,16 @@ def _gone() -> OSError:
     return FileNotFoundError(errno.ENOENT, "the namespace is not there any more")
 
 
+_generations = count(1)
+
+
 class NamespaceDirectory(tree.Directory):
     """The directory of a live namespace.
 
     Attributes:
         namespace: which.
         home: where it was last found.
+        place: tells the directories of one namespace apart.
     """
 
     lasting = True
@@ -285,14 +292,15 @@ class NamespaceDirectory(tree.Directory):
         namespace: Namespace,
         home: Home,
         settings: Settings,
-        second: bytes | None = None,
+        place: bytes,
     ) -> None:
         self.namespace = namespace
         self.home = home
         self._settings = settings
-        self.key = (namespace.id, second)
-        self.number = 0 if second else namespace.inode
-        self.generation = namespace.id
+        self.place = place
+        self.number = namespace.inode if place == _FIRST else 0
+        self.generation = next(_generations)
+        self.key = (namespace.id, self.generation)
 
     @property
     def stamp(self) -> Hashable:
@@ -477,10 +485,10 @@ class Directories:
     def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
         with self._lock:
-            node = self._first(namespace, home)
+            node = self._node(namespace, home, _FIRST)
             other = isinstance(node.home, Name) and node.home.name != home.name
             if other and _stands(node):
-                node = self._second(namespace, home, home.name)
+                node = self._node(namespace, home, home.name)
             node.home = home
             self._by_name[home.name] = node
             return node
@@ -488,7 +496,7 @@ class Directories:
     def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
         with self._lock:
-            node = self._second(namespace, home, _NO_NAME)
+            node = self._node(namespace, home, _NO_NAME)
             node.home = home
             return node
 
@@ -500,15 +508,19 @@ class Directories:
                 node.home = home
                 self._by_name[home.name] = node
 
-    def _first(self, namespace: Namespace, home: Home) -> NamespaceDirectory:
-        node = self._by_key.get(namespace.id)
-        if node is None:
-            node = self._by_key[namespace.id] = NamespaceDirectory(
-                namespace, home, self._settings
-            )
-        return node
+    def removed(self, name: bytes) -> None:
+        """Take note that the kernel has removed the directory under a name.
 
-    def _second(self, namespace: Namespace, home: Home, place: bytes) -> NamespaceDirectory:
+        It lets nobody into that again. If the namespace is alive and is found elsewhere, and
+        somebody has the old directory open, it needs a new one.
+        """
+        with self._lock:
+            node = self._by_name.get(name)
+            if node and isinstance(node.home, Name) and node.home.name == name:
+                self._by_name.pop(name)
+                self._by_key.pop((node.namespace.id, node.place), None)
+
+    def _node(self, namespace: Namespace, home: Home, place: bytes) -> NamespaceDirectory:
         key = namespace.id, place
         node = self._by_key.get(key)
         if node is None:

@@ -370,6 +370,7 @@ class Root(tree.Directory):
         if self._keep_busy:
             self._refuse_busy(name)
         self._names.remove(name)
+        self._directories.removed(name)
 
     def _refuse_busy(self, name: bytes) -> None:
         if self._names.entry(name).kind != "mount" or not (ns := self._names.identify(name)):

@@ -294,7 +294,7 @@ class Snapshot:
                 else:
                     self.content = self._take()
             except FileNotFoundError as error:
-                raise _gone() from error
+                raise gone() from error
             self._unread = False
         return self.content[offset : offset + size]
 
@@ -309,14 +309,15 @@ class Snapshot:
         try:
             self._run(data)
         except FileNotFoundError as error:
-            raise _gone() from error
+            raise gone() from error
         return len(data)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _gone() -> OSError:
+def gone() -> OSError:
+    """What an open file answers when what it tells of is gone: ENODEV."""
     return OSError(errno.ENODEV, "it is gone")
 
 

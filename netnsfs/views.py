@@ -3,7 +3,8 @@
 What procfs shows there depends on the thread that looks: /proc/thread-self/net on the
 namespace that it is in (/proc/net on that of the process's first thread), /proc/sys/net
 likewise. So names and files are looked up and opened by a worker that is in the namespace
-for that moment. An open file keeps its namespace, and is read and written from anywhere.
+for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys/net does not;
+both are read and written from anywhere.
 
 Nothing is kept open but for a user who has the same file open: a descriptor more, and a
 removed namespace would live on.
@@ -179,10 +180,15 @@ class _Open:
     def _pread(self, size: int, offset: int) -> bytes:
         # procfs gives what fits a page; to FUSE, less than asked for is the end.
         parts = []
-        while size and (part := os.pread(self._file.fileno(), size, offset)):
-            parts.append(part)
-            size -= len(part)
-            offset += len(part)
+        try:
+            while size and (part := os.pread(self._file.fileno(), size, offset)):
+                parts.append(part)
+                size -= len(part)
+                offset += len(part)
+        except FileNotFoundError as error:
+            # An open sysctl, whose namespace or interface is gone. A write that gets it may
+            # have asked for what there is not.
+            raise tree.gone() from error
         return b"".join(parts)
 
     def write(self, data: bytes, offset: int) -> int:

@@ -92,7 +92,7 @@ def type_at(path: Path) -> bytes:
 
 
 def _answers(path: Path) -> bool:
-    # In this order: between the two, a start may take a dead mount away.
+    # Not while a dead mount is still there, nor when it has just been taken away.
     return not error_of(os.statvfs, path) and type_at(path).startswith(b"fuse")
 
 

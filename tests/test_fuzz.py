@@ -206,6 +206,7 @@ def outcome(path: Path, data: bytes, offset: int) -> tuple[str, int, bytes]:
         st.sampled_from([b"cubic", b"reno\n", b"x" * 70_000, b"1" * 5000, b" " * 4097, b"\0"]),
     ),
 )
+@example(name="ipv4/tcp_congestion_control", offset=0, data=b"absent")
 def sysctls(ours: Path, direct: Direct, name: str, offset: int, data: bytes) -> None:
     found = outcome(ours / "sysctl" / name, data, offset)
     assert found == direct.write(name, data, offset)

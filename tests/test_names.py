@@ -485,6 +485,22 @@ def test_what_has_lost_its_name_is_named_again(
         ip("netns", "del", "web")
 
 
+def test_a_directory_that_was_removed_while_open_is_made_anew(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
+    wait_for((foo / "pids").read_text)
+    shown, inode = (foo / "id").read_text(), os.stat(foo).st_ino
+    directory = os.open(foo, os.O_RDONLY)
+    foo.rmdir()
+    ip("netns", "attach", "new", str(inside.pid))
+    assert (mnt / "new/id").read_text() == shown
+    assert os.stat(mnt / "new").st_ino == inode
+    assert "id" in os.listdir(mnt / "new")
+    os.close(directory)
+    (mnt / "new").rmdir()
+
+
 def test_a_namespace_that_ends_is_gone(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     inside = spawn("unshare", "-n", "sleep", "60")
     wait_for(lambda: os.stat(f"/proc/{inside.pid}/ns/net").st_ino != own_inode())

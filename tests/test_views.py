@@ -178,6 +178,17 @@ def test_a_removed_namespace_while_a_file_is_open(mnt: Mounted) -> None:
     os.close(directory)
 
 
+def test_an_open_sysctl_of_what_is_gone(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    ip("-n", "foo", "link", "add", "eth9", "type", "veth", "peer", "eth8")
+    fd = os.open(mnt / "foo/sysctl/ipv4/conf/eth9/forwarding", os.O_RDONLY)
+    assert os.pread(fd, 9, 0) == b"0\n"
+    ip("-n", "foo", "link", "del", "eth9")
+    assert error_of(os.pread, fd, 9, 0) == "ENODEV"
+    os.close(fd)
+    (mnt / "foo").rmdir()
+
+
 def test_big_tables_stream(mnt: Mounted, spawn: Spawn) -> None:
     (mnt / "foo").mkdir()
     server = spawn(
