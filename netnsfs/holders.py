@@ -83,7 +83,7 @@ def scan() -> Iterator[Holder]:
             if extra > 0:
                 threads = os.stat(b"/proc/%b/task" % pid).st_nlink - members.ONE_THREAD
                 if threads > 0:
-                    extra = members.rest(extra, threads, last_pid)
+                    extra = members.rest(pid, extra, threads, last_pid)
                     yield from _threads(pid, leader)
             mount_namespace = os.readlink(b"/proc/%b/ns/mnt" % pid)
             if mount_namespace not in seen:
