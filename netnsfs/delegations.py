@@ -77,15 +77,15 @@ class Delegations:
         What is found under a name afterwards, and is found to be unchanged later, is found in
         that directory later too.
         """
-        found = linux.stat(self._path)
-        if self._watched == (found.dev, found.ino):
-            return
         try:
+            found = linux.stat(self._path)
+            if self._watched == (found.dev, found.ino):
+                return
             watch = self._watch or linux.Watch(linux.IN_ATTRIB)
             watch.add(self._path)
         except OSError:
-            # The machine has no more of these: without it, each look costs a system call.
-            self._watch = None
+            # The machine is short of something: without it, each look costs a system call.
+            self._watched = self._watch = None
             return
         self._watched, self._watch = (found.dev, found.ino), watch
 

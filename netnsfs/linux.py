@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+import weakref
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -235,6 +236,9 @@ class Watch:
 
     Args:
         events: which, as in inotify_add_watch(2).
+
+    Attributes:
+        close: call it to watch no longer.
     """
 
     def __init__(self, events: int) -> None:
@@ -243,6 +247,7 @@ class Watch:
         if self._fd < 0:
             raise _error()
         self._buffer = (ctypes.c_char * 65536)()
+        self.close = weakref.finalize(self, os.close, self._fd)
 
     def add(self, path: bytes) -> None:
         """Watch one more file."""
@@ -252,10 +257,6 @@ class Watch:
     def touched(self) -> bool:
         """Whether something has happened since the last call. For one thread at a time."""
         return bool(_read(self._fd, self._buffer, 65536) > 0)
-
-    def close(self) -> None:
-        """Watch no longer."""
-        os.close(self._fd)
 
 
 def drop_capability(number: int) -> None:
