@@ -67,7 +67,7 @@ class Reading(NamedTuple):
         link: what readlink(2) of /proc/PID/ns/net gives for a member.
         devices: the columns of /proc/net/dev, by interface.
         sockets: open sockets of all kinds.
-        protocols: sockets in use, by protocol.
+        protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
     """
 
     label: str
@@ -133,7 +133,7 @@ def _families(
     yield Family(
         "gauge",
         "netnsfs_sockets_in_use",
-        "Sockets in use, by protocol.",
+        "Sockets in use, by protocol, IPv6 and IPv4 together.",
         ["namespace", "protocol"],
         [
             ([reading.label, protocol], number)
@@ -247,13 +247,14 @@ def _devices(table: bytes) -> dict[str, list[int]]:
 
 def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
     """All sockets, and those in use by protocol, from /proc/net/sockstat and sockstat6."""
-    used, protocols = 0, {}
+    used, protocols = 0, dict[str, int]()
     for line in tables.splitlines():
         protocol, what, count, *_ = line.decode().split()
         if what == "used":
             used = int(count)
         elif not protocol.startswith(_NO_SOCKETS):
-            protocols[protocol.rstrip(":")] = int(count)
+            kind = protocol.removesuffix(":").removesuffix("6")
+            protocols[kind] = protocols.get(kind, 0) + int(count)
     return used, protocols
 
 
