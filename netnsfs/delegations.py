@@ -105,12 +105,10 @@ class Delegations:
             OSError: it cannot be looked at.
         """
         generation = self.generation()
-        if generation != self._found[0]:
-            may_block()
-            self._found = generation, self._scan()
-        given = self._found[1].get(name)
-        if given and given.mark != mark:
-            # Removed and made anew, or seen before it was mounted.
+        known, found = self._found
+        given = found.get(name)
+        # With another mark: removed and made anew, or seen before it was mounted.
+        if generation != known or (given and given.mark != mark):
             may_block()
             self._found = generation, self._scan()
             given = self._found[1].get(name)

@@ -67,7 +67,6 @@ NAME_MAX = 255
 # Inode numbers of namespaces, which nodes may wish for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
 
-# Errors that tell of the daemon, not of a name.
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ Label values are text and names need not be: a byte that is not UTF-8 is written
 a backslash of a name is doubled, so that no two names look the same.
 """
 
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -201,25 +200,19 @@ def _of_spares(spares: Spares) -> Iterator[Family]:
 def _read(names: Names, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
     try:
-        # Before the visit, for a link is followed by a thread that is born where we are.
-        fd = names.open(name)
-    except OSError as error:
-        if error.errno in linux.SHORTAGE:
-            raise
+        return names.look(name, partial(_inside, name))
+    except FileNotFoundError:
         return None
-    try:
-        link = b"net:[%d]" % os.fstat(fd).st_ino
-        with visit():
-            linux.setns(fd, linux.CLONE_NEWNET)
-            devices = _content(b"dev")
-            sockets = _content(b"sockstat") + _content(b"sockstat6")
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        return None
-    finally:
-        os.close(fd)
+
+
+def _inside(name: bytes, fd: int) -> Reading:
+    # Only now, for a link is followed by a thread that is born where we are.
+    with visit():
+        linux.setns(fd, linux.CLONE_NEWNET)
+        devices = _content(b"dev")
+        sockets = _content(b"sockstat") + _content(b"sockstat6")
     used, protocols = _sockets(sockets)
+    link = b"net:[%d]" % os.fstat(fd).st_ino
     return Reading(_label(name), link, _devices(devices), used, protocols)
 
 

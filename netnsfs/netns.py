@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from netnsfs import linux
 from netnsfs.delegations import LOCK_SECONDS, Delegations
@@ -50,6 +50,8 @@ from netnsfs.workers import (
     start_thread,
     visit,
 )
+
+T = TypeVar("T")
 
 NAME_MAX = 255
 LINK_SECONDS = 1.0
@@ -206,7 +208,15 @@ class Names:
         return Entry(kind, found)
 
     def identify(self, name: bytes) -> Namespace | None:
-        """The namespace that a name stands for, through links if need be.
+        """The namespace that a name stands for. Result and errors as for `look`."""
+        return self.look(name, namespace_of)
+
+    def look(self, name: bytes, see: Callable[[int], T]) -> T | None:
+        """What is to be seen by a descriptor of a name's file, through links if need be.
+
+        Args:
+            name: the name.
+            see: what looks; raises EINVAL for what is not of a network namespace.
 
         Returns:
             None for a stale name.
@@ -224,7 +234,7 @@ class Names:
                 raise
             return None
         try:
-            return namespace_of(fd)
+            return see(fd)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -33,6 +33,7 @@ import os
 import threading
 import time
 from collections import deque
+from contextlib import ExitStack
 
 from netnsfs import linux
 from netnsfs.workers import expendable, start_thread, visit
@@ -96,11 +97,17 @@ class _Origin:
     def __init__(self) -> None:
         # Some are for writing only.
         paths = [path for path in _paths() if os.stat(path).st_mode & 0o400]
-        # Held open, a file keeps the inode that is watched.
-        self._fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in (*paths, _BESIDE)]
-        self._watch = linux.Watch(linux.IN_MODIFY)
-        for path in (*paths, _BESIDE):
-            self._watch.add(path.encode())
+        self._fds: list[int] = []
+        with ExitStack() as opened:
+            self._watch = linux.Watch(linux.IN_MODIFY)
+            opened.callback(self._watch.close)
+            for path in (*paths, _BESIDE):
+                # Held open, a file keeps the inode that is watched.
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, fd)
+                self._fds.append(fd)
+                self._watch.add(path.encode())
+            self.close = opened.pop_all().close
         self._read_at = 0.0
         self._content: list[bytes] = []
 
@@ -115,11 +122,6 @@ class _Origin:
         if self._watch.touched() or time.monotonic() > self._read_at + _READ_SECONDS:
             return self.read()
         return self._content
-
-    def close(self) -> None:
-        self._watch.close()
-        for fd in self._fds:
-            os.close(fd)
 
 
 def _paths() -> list[str]:

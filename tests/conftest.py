@@ -147,6 +147,9 @@ def _clean_up() -> None:
     for target in [*fuse_mounts(), *nsfs_mounts()]:
         subprocess.run(["umount", "-l", target], check=False, capture_output=True)
     if RUN.exists():
+        # What delegations leave on the directory: with it, a rename takes a lock.
+        for attribute in os.listxattr(RUN):
+            os.removexattr(RUN, attribute)
         for name in os.listdir(RUN):
             path = RUN / name
             if path.is_dir() and not path.is_symlink():

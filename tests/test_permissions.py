@@ -545,20 +545,6 @@ print(len(os.listdir(fd)) < 4)
 """
 
 
-def test_a_busy_namespace_tells_no_process_ids(start: Start, spawn: Spawn) -> None:
-    mounted = start("-o", "keep_busy")
-    (mounted / "foo").mkdir()
-    inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
-    wait_for((mounted / "foo/pids").read_text)
-    assert error_of(os.rmdir, mounted / "foo") == "EBUSY"
-    told = (mounted / ".netnsfs/last_error").read_text()
-    assert "processes are inside" in told
-    assert str(inside.pid) not in told
-    inside.kill()
-    inside.wait()
-    clear(mounted)
-
-
 def test_addresses_of_the_kernel_are_for_nobody(foo: Path, spawn: Spawn) -> None:
     holder = spawn("nsenter", f"--net={RUN}/foo", "/usr/bin/python3", "-c", LISTEN,
                    stdout=subprocess.PIPE)  # fmt: skip
