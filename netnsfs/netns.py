@@ -137,6 +137,14 @@ def _cookie(fd: int) -> int:
         return linux.netns_cookie()
 
 
+def _has_ids() -> bool:
+    fd = os.open(_OWN, _OPEN)
+    try:
+        return linux.namespace_id(fd) is not None
+    finally:
+        os.close(fd)
+
+
 def nsfs_device() -> int:
     """The device number that all namespace files have."""
     global _nsfs_device
@@ -182,6 +190,7 @@ class Names:
         self.delegations = Delegations(path)
         self._hanging: dict[linux.Stat, threading.Thread] = {}
         self._prepared_mount = 0
+        self._quick = False
 
     def file(self, name: bytes) -> bytes:
         """The path of a name's file."""
@@ -317,6 +326,9 @@ class Names:
     def create(self, name: bytes, owner: Owner | None = None) -> tuple[Namespace, linux.Stat]:
         """Make a network namespace and bind it to a name, as `ip netns add` does.
 
+        With a spare, and nobody to give the name to, it waits for nothing: a file in memory
+        is made, and one mount. Then it may be called on the event loop's thread.
+
         Args:
             name: the name.
             owner: to whom the name is given.
@@ -329,6 +341,8 @@ class Names:
                 user.max_net_namespaces or fs.mount-max is reached or the directory is
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
+        if owner or not self._quick or not self.spares:
+            may_block()
         self._check_new(name)
         spare = self.spares.take()
         if spare is None:
@@ -339,6 +353,7 @@ class Names:
             os.close(spare)
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
+        self.spares.missed()
         with visit():
             with _explained("user.max_net_namespaces"):
                 linux.unshare(linux.CLONE_NEWNET)
@@ -364,7 +379,7 @@ class Names:
         except FileNotFoundError:
             raise
         except OSError:
-            self.remove(name)
+            self._remove(name)
             raise
         if mark.ino != made.inode:
             raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
@@ -381,6 +396,7 @@ class Names:
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
         """
+        may_block()
         self._check_new(name)
         namespace = namespace_of(fd)
         commit()
@@ -399,6 +415,7 @@ class Names:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
                 same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
         """
+        may_block()
         self._check_new(new)
         if self.entry(old).kind == "link":
             commit()
@@ -450,6 +467,9 @@ class Names:
                 mount; else as umount2(2), unlink(2).
         """
         may_block()
+        self._remove(name)
+
+    def _remove(self, name: bytes) -> None:
         top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = linux.stat(b"", top)
@@ -518,7 +538,6 @@ class Names:
             ) from None
 
     def _check_new(self, name: bytes) -> None:
-        may_block()
         check_name(name)
         self._prepare()
         if os.path.lexists(self.file(name)):
@@ -543,12 +562,15 @@ class Names:
     def _prepare(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
 
+        Only then can it take long.
+
         Mounts of a shared mount propagate, and so do their removals: without that, a
         namespace would live on in every mount namespace made while its name stood.
         """
         try:
             found = linux.stat(self.path)
         except FileNotFoundError:
+            may_block()
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             with suppress(FileExistsError):
                 os.mkdir(self.path, 0o755)
@@ -556,10 +578,16 @@ class Names:
             found = linux.stat(self.path)
         if found.mount == self._prepared_mount:
             return
+        may_block()
         # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
         with linux.locked(self.path, LOCK_SECONDS):
             self._share()
-        self._prepared_mount = linux.stat(self.path).mount
+        directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._quick = linux.fs_type(directory) == linux.TMPFS_MAGIC and _has_ids()
+            self._prepared_mount = linux.stat(b"", directory).mount
+        finally:
+            os.close(directory)
 
     def _share(self) -> None:
         # Looked at, not tried as ip netns does: with MS_REC, a change of propagation walks
