@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from weakref import WeakSet
 
 from netnsfs import holders, linux, members, metrics, tree
 from netnsfs.config import Config
@@ -29,6 +30,7 @@ _UNNAMED = b"unnamed"
 _PID = b"pid"
 _ROOT_INODE = 1
 _MOST_RETURNS = 40
+_MOST_TEXTS = 16
 
 
 def _absent(name: bytes, why: str = "there is no such name") -> OSError:
@@ -238,7 +240,8 @@ class Metrics(tree.File):
     """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes.
 
     A text is shared by all who had asked for it when it was begun, so that many readers cost
-    as much as two.
+    as much as two. Each open file keeps its text, which can be long: nobody but root may have
+    more than a few.
     """
 
     key = label = b"metrics"
@@ -249,6 +252,7 @@ class Metrics(tree.File):
         self._journal = journal
         self._permissions = permissions
         self._latest: dict[bool, tuple[float, bytes]] = {}
+        self._open: dict[int, WeakSet[tree.Snapshot]] = {}
 
     def attributes(self) -> tree.Attributes:
         mode, _, _ = self._permissions.of_file(0o444, ROOT)
@@ -259,7 +263,12 @@ class Metrics(tree.File):
         tree.refuse_writing(flags)
         may_block()
         sees_all = has(caller, CAP_DAC_READ_SEARCH)
-        return tree.Snapshot(flags, partial(self._text, sees_all))
+        mine = self._open.setdefault(caller.uid, WeakSet())
+        if caller.uid and len(mine) >= _MOST_TEXTS:
+            raise OSError(errno.EMFILE, "close some of those that are open")
+        snapshot = tree.Snapshot(flags, partial(self._text, sees_all))
+        mine.add(snapshot)
+        return snapshot
 
     def _text(self, sees_all: bool) -> bytes:
         may_block()

@@ -505,6 +505,17 @@ def test_revocation_is_not_lost_in_a_rename(
     (mnt / "bar").rmdir()
 
 
+def test_nobody_makes_the_daemon_hold_many_texts(mnt: Mounted) -> None:
+    path = f"{mnt.path}/.netnsfs/metrics"
+    opened, again = f"[os.open('{path}', 0) for _ in range(16)][0]", f"os.open('{path}', 0)"
+    first, refused, closed, anew = as_user(
+        NOBODY, NOBODY, opened, again, "os.close(3)", f"os.close({again})"
+    )
+    assert (first, refused, closed, anew) == (3, "EMFILE", "", "")
+    assert as_user(NOBODY, NOBODY, opened) == [3]
+    assert as_user(0, 0, opened, f"os.close({again})") == [3, ""]
+
+
 def test_metrics_of_a_closed_namespace_are_for_root(mnt: Mounted) -> None:
     os.mkdir(mnt / "secret", 0o700)
     (mnt / "open").mkdir()
