@@ -3,7 +3,8 @@
     python crowd.py SEED SECONDS
 
 The names are few, so that clients meet. At the end it prints, as JSON, how often it did what,
-the longest that each took, and errors that nobody could expect.
+the longest that each took (of a listing, each of its calls), and errors that nobody could
+expect.
 """
 
 import errno
@@ -32,6 +33,13 @@ EXPECTED.add(errno.EIO)
 BESIDES = {"mv": errno.EINVAL, "ln": errno.EINVAL}
 
 held: list[int] = []
+done: Counter[str] = Counter()
+longest: dict[str, float] = {}
+
+
+def took(label: str, began: float) -> None:
+    done[label] += 1
+    longest[label] = max(longest.get(label, 0), time.monotonic() - began)
 
 
 def name() -> Path:
@@ -92,9 +100,14 @@ def write(file: str, data: bytes) -> None:
 
 def ls() -> None:
     directory = random.choice((MNT, name(), name() / "net", CORNER, CORNER / "pid"))
-    for entry in os.scandir(directory):
+    began = time.monotonic()
+    entries = list(os.scandir(directory))
+    took("ls", began)
+    for entry in entries:
+        began = time.monotonic()
         with suppress(FileNotFoundError):
             entry.stat()
+        took("stat", began)
 
 
 def pid() -> None:
@@ -131,8 +144,6 @@ ACTIONS: dict[Callable[[], None], int] = {
 
 def main(seed: int, seconds: float) -> None:
     random.seed(seed)
-    done: Counter[str] = Counter()
-    longest: dict[str, float] = {}
     unexpected: Counter[str] = Counter()
     end = time.monotonic() + seconds
     while (began := time.monotonic()) < end:
@@ -143,8 +154,8 @@ def main(seed: int, seconds: float) -> None:
         except OSError as error:
             if error.errno not in EXPECTED | {BESIDES.get(label)}:
                 unexpected[f"{label}: {error} {(CORNER / 'last_error').read_text()}"] += 1
-        done[label] += 1
-        longest[label] = max(longest.get(label, 0), time.monotonic() - began)
+        if action is not ls:
+            took(label, began)
     print(json.dumps({"done": done, "longest": longest, "unexpected": unexpected}))
 
 

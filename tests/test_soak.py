@@ -22,7 +22,8 @@ NAMESPACES = 10_000 if LONG else 500
 
 # What may come and go with the allocator and the interpreter, in KiB.
 SLACK = 2048
-HANG_SECONDS = 30
+# The long form is for a machine that has nothing else to do.
+SLOW_SECONDS = 1 if LONG else 30
 
 
 class Crowd:
@@ -84,7 +85,9 @@ def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str])
     assert first.unexpected + crowd.unexpected == {}
     assert after.threads <= before.threads
     assert after.memory - before.memory < SLACK
-    assert max(crowd.longest.values()) < HANG_SECONDS
+    # The time of an `ip` is mostly that of its start.
+    asked = {act: seconds for act, seconds in crowd.longest.items() if act[:3] != "ip_"}
+    assert max(asked.values()) < SLOW_SECONDS
 
 
 def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str]) -> None:
