@@ -484,14 +484,27 @@ class Directories:
 
     def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
+        gone = None
+        while True:
+            with self._lock:
+                node = self._node(namespace, home, _FIRST)
+                first = node.home
+                if not isinstance(first, Name) or first.name == home.name or first is gone:
+                    return self._found(node, home)
+            # Not with the lock: it may be a link, which takes long to follow.
+            if _stands(first, namespace):
+                return self.beside(namespace, home)
+            gone = first
+
+    def beside(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+        """The directory of a namespace under a name that is not its first."""
         with self._lock:
-            node = self._node(namespace, home, _FIRST)
-            other = isinstance(node.home, Name) and node.home.name != home.name
-            if other and _stands(node):
-                node = self._node(namespace, home, home.name)
-            node.home = home
-            self._by_name[home.name] = node
-            return node
+            return self._found(self._node(namespace, home, home.name), home)
+
+    def _found(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
+        node.home = home
+        self._by_name[home.name] = node
+        return node
 
     def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
@@ -530,9 +543,9 @@ class Directories:
         return node
 
 
-def _stands(node: NamespaceDirectory) -> bool:
+def _stands(home: Home, namespace: Namespace) -> bool:
     try:
-        node.check()
+        home.check(namespace)
     except OSError:
         return False
     return True

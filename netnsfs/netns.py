@@ -532,7 +532,7 @@ class Names:
                 raise
             if self.entry(name).kind == "mount":
                 # Somebody who was making it has just mounted it.
-                return self.remove(name)
+                return self._remove(name)
             raise PermissionError(
                 errno.EPERM, "something else is mounted there", name
             ) from None

@@ -22,7 +22,7 @@ from netnsfs.permissions import (
     Viewer,
     has,
 )
-from netnsfs.workers import asked, may_block
+from netnsfs.workers import WouldBlock, asked, may_block
 
 RESERVED = b".netnsfs"
 
@@ -371,7 +371,12 @@ class Root(tree.Directory):
         self._refuse_reserved(name)
         owner = self._permissions.born(mode, caller)
         namespace, mark = self._names.create(name, owner)
-        return self._directories.under_name(namespace, Name(self._names, name, mark))
+        home = Name(self._names, name, mark)
+        try:
+            return self._directories.under_name(namespace, home)
+        except WouldBlock:
+            # Somebody has found it already, by a link, and it is made: no second try.
+            return self._directories.beside(namespace, home)
 
     def rmdir(self, name: bytes) -> None:
         if name == RESERVED:
