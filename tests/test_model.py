@@ -459,9 +459,13 @@ class Machine(RuleBasedStateMachine):
     def use_held(self, data: st.DataObject, file: bytes) -> None:
         self.use(data.draw(st.sampled_from(self.held)), file)
 
+    def stands(self, held: Held) -> bool:
+        """Whether what is held is still what the name stands for."""
+        entry = self.model.entries.get(held.name)
+        return entry is held.entry and self.model.space(held.name) is held.space
+
     def use(self, held: Held, file: bytes) -> None:
-        stands = self.model.entries.get(held.name) is held.entry
-        stands = stands and self.model.space(held.name) is held.space
+        stands = self.stands(held)
         codes: tuple[str, ...] = ("",) if stands else ("", *GONE)
         if held.file != b".":
             self.same(held.space, held.file, codes, lambda: content_of(held.fd))
@@ -634,8 +638,10 @@ class Machine(RuleBasedStateMachine):
             self.held.remove(held)
             directory = held.file == b"."
             found = error_of(os.listdir if directory else content_of, held.fd)
-            # Of a directory that it has removed, the kernel itself says that nothing is in it.
-            assert found in DEAD or (directory and os.listdir(held.fd) == [])
+            # Of what is gone, the kernel may answer by itself: of a directory that it has
+            # removed, that nothing is in it.
+            gone = ("", "ENOENT", *GONE) if directory else GONE
+            assert found in (DEAD if self.stands(held) else (*DEAD, *gone))
             os.close(held.fd)
 
     # After every step
