@@ -163,7 +163,7 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
-        packed = linux.packed_stat(self._path)
+        packed = self._names.packed(self.name)
         if packed == self._packed:
             return True
         if linux.unpacked(packed) != self.mark or not self._mounted:
@@ -493,13 +493,9 @@ class Directories:
                     return self._found(node, home)
             # Not with the lock: it may be a link, which takes long to follow.
             if _stands(first, namespace):
-                return self.beside(namespace, home)
+                with self._lock:
+                    return self._found(self._node(namespace, home, home.name), home)
             gone = first
-
-    def beside(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
-        """The directory of a namespace under a name that is not its first."""
-        with self._lock:
-            return self._found(self._node(namespace, home, home.name), home)
 
     def _found(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
         node.home = home

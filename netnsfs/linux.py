@@ -37,12 +37,20 @@ SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 CAP_SYSLOG = 34
 IN_MODIFY = 2
 IN_ATTRIB = 4
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
 _CAPABILITY_VERSION_3 = 0x20080522
 
 TMPFS_MAGIC = 0x01021994
 _PROC_SUPER_MAGIC = 0x9FA0
 _MAX_LINKS = 40
 _STEP = os.O_PATH | os.O_CLOEXEC
+_RESOLVE_CACHED = 0x20
+# struct open_how: flags, mode, resolve.
+_CACHED = struct.pack("=QQQ", _STEP | os.O_NOFOLLOW, 0, _RESOLVE_CACHED)
+_CACHED_TARGET = struct.pack("=QQQ", _STEP, 0, _RESOLVE_CACHED)
 
 # linux/nsfs.h
 _NS_GET_NSTYPE = 0xB703
@@ -56,6 +64,7 @@ _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_FSCONFIG = 431
 _SYS_FSPICK = 433
+_SYS_OPENAT2 = 437
 _SYS_PIDFD_GETFD = 438
 _SYS_MOUNT_SETATTR = 442
 _RENAME_NOREPLACE = 1
@@ -100,16 +109,20 @@ _libc.renameat2.argtypes = (
 _libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 # Once or more in each request: without argtypes, whose checks take as long as the call. PyDLL
-# keeps the interpreter lock: statx of a file in memory takes a microsecond, and giving the
-# lock away and fetching it back takes as long again.
+# keeps the interpreter lock, for what waits for nothing: statx of an open file takes a
+# microsecond, and giving the lock away and fetching it back takes as long again.
 _quick = ctypes.PyDLL(None, use_errno=True)
-_statx = _quick.statx
-_getxattr = _quick.getxattr
+_statx = _libc.statx
+_statx_open = _quick.statx
+_getxattr = _libc.getxattr
 _read = _quick.read
+_quick_syscall = _quick.syscall
 
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _StatxBuffer = ctypes.c_char * 256
+# struct inotify_event: watch, mask, cookie, length of the name.
+_EVENT = struct.Struct("=iIII")
 _AttributeBuffer = ctypes.c_char * 64
 
 
@@ -259,6 +272,19 @@ class Watch:
         """Whether something has happened since the last call. For one thread at a time."""
         return bool(_read(self._fd, self._buffer, 65536) > 0)
 
+    def events(self) -> Iterator[tuple[int, bytes]]:
+        """What has happened since the last call: each event's mask, and the name it is of.
+
+        For one thread at a time.
+        """
+        while (end := _read(self._fd, self._buffer, 65536)) > 0:
+            told, at = self._buffer.raw[:end], 0
+            while at < end:
+                _, mask, _, length = _EVENT.unpack_from(told, at)
+                name = told[at + _EVENT.size : at + _EVENT.size + length]
+                yield mask, name.rstrip(b"\0")
+                at += _EVENT.size + length
+
 
 def drop_capability(number: int) -> None:
     """Give up a capability (capset(2)), for this thread and those that it starts."""
@@ -360,9 +386,40 @@ def packed_stat(
 ) -> bytes:
     """All that statx(2) tells, as it tells it: for where it only matters if it is the same."""
     buffer = _StatxBuffer()
-    if _statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
+    statx = _statx if path else _statx_open
+    if statx(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise _error(path)
     return buffer.raw
+
+
+def open_cached(path: bytes, follow: bool = False) -> int:
+    """An O_PATH descriptor of a file, without waiting for anything.
+
+    What the kernel does not have in its cache it would look for in the directory, with the
+    lock of that.
+
+    Args:
+        path: the file.
+        follow: whether it is meant to be what a link leads to.
+
+    Raises:
+        BlockingIOError: EAGAIN, that is not to be had (openat2(2), RESOLVE_CACHED).
+        OSError: as open(2) does.
+    """
+    how = _CACHED_TARGET if follow else _CACHED
+    fd: int = _quick_syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
+    if fd < 0:
+        raise _error(path)
+    return fd
+
+
+def packed_stat_cached(path: bytes) -> bytes:
+    """`packed_stat` without waiting for anything. Errors as for `open_cached`."""
+    fd = open_cached(path)
+    try:
+        return packed_stat(b"", fd)
+    finally:
+        os.close(fd)
 
 
 def unpacked(packed: bytes) -> tuple[int, ...]:

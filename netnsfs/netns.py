@@ -16,6 +16,9 @@ All calls are plain and blocking, and safe against other processes that do the s
 same moment, with or without netnsfs: nothing is remembered but which mount of the
 directory is known to be shared, and which links hang.
 
+`entry`, `packed` and `times`, which most requests need, answer on the event loop's thread too.
+There they look at nothing but what the kernel has in its cache, and leave the rest to a worker.
+
 How `create` differs from `ip netns add`, and why:
 
 1. The namespace is made before the file, so that others see the bare placeholder for
@@ -41,9 +44,11 @@ from typing import NamedTuple, TypeVar
 from netnsfs import linux
 from netnsfs.delegations import LOCK_SECONDS, Delegations
 from netnsfs.permissions import Owner
+from netnsfs.presence import Presence
 from netnsfs.spares import Spares
 from netnsfs.workers import (
     Job,
+    WouldBlock,
     commit,
     may_block,
     on_own_thread,
@@ -137,14 +142,6 @@ def _cookie(fd: int) -> int:
         return linux.netns_cookie()
 
 
-def _has_ids() -> bool:
-    fd = os.open(_OWN, _OPEN)
-    try:
-        return linux.namespace_id(fd) is not None
-    finally:
-        os.close(fd)
-
-
 def nsfs_device() -> int:
     """The device number that all namespace files have."""
     global _nsfs_device
@@ -171,6 +168,18 @@ def reopen(path_fd: int) -> int:
     return os.open(f"/proc/self/fd/{path_fd}", _OPEN)
 
 
+def _reach(path: bytes, follow: bool = False) -> int:
+    """An O_PATH descriptor, on the event loop's thread only of what the kernel has at hand."""
+    try:
+        return linux.open_cached(path, follow)
+    except OSError as error:
+        if error.errno not in linux.SHORTAGE:
+            raise
+    may_block()
+    flags = os.O_PATH | os.O_CLOEXEC
+    return os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+
+
 class Names:
     """The names in one run directory.
 
@@ -188,9 +197,10 @@ class Names:
         self.spares = Spares(0) if spares is None else spares
         self.avoid: Collection[int] = ()
         self.delegations = Delegations(path)
+        self._presence: Presence | None = None
+        self._unsure = False
         self._hanging: dict[linux.Stat, threading.Thread] = {}
         self._prepared_mount = 0
-        self._quick = False
 
     def file(self, name: bytes) -> bytes:
         """The path of a name's file."""
@@ -198,6 +208,7 @@ class Names:
 
     def list(self) -> list[bytes]:
         """All names, as `ip netns list` shows them; none if the directory is missing."""
+        may_block()
         try:
             return os.listdir(self.path)
         except FileNotFoundError:
@@ -209,12 +220,52 @@ class Names:
         Raises:
             OSError: ENOENT, ENAMETOOLONG.
         """
-        found = linux.stat(self.file(name))
+        found = linux.Stat._make(linux.unpacked(self.packed(name)))
         if found.dev == nsfs_device():
             kind = "mount"
         else:
             kind = "link" if stat.S_ISLNK(found.mode) else "other"
         return Entry(kind, found)
+
+    def packed(self, name: bytes) -> bytes:
+        """What `linux.packed_stat` gives for a name. Errors as for `entry`."""
+        path = self.file(name)
+        try:
+            return linux.packed_stat_cached(path)
+        except OSError as error:
+            if error.errno not in linux.SHORTAGE:
+                raise
+        try:
+            may_block()
+        except WouldBlock:
+            if self._presence and self._presence.lacks(name):
+                raise FileNotFoundError(errno.ENOENT, "there is no such name", name) from None
+            self._unsure = self._presence is None or self._presence.lost
+            raise
+        try:
+            return linux.packed_stat(path)
+        except FileNotFoundError:
+            self._learn()
+            raise
+
+    def _learn(self) -> None:
+        if self._unsure:
+            with suppress(OSError):
+                self._presence = Presence(self.path)
+                self._unsure = False
+
+    def times(self) -> tuple[int, int, int]:
+        """Times of the directory (access, modification, change), nanoseconds since the epoch.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        fd = _reach(self.path, follow=True)
+        try:
+            found = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
 
     def identify(self, name: bytes) -> Namespace | None:
         """The namespace that a name stands for. Result and errors as for `look`."""
@@ -260,7 +311,11 @@ class Names:
         """
         entry = self.entry(name)
         if entry.kind == "mount":
-            return os.open(self.file(name), _OPEN | os.O_NOFOLLOW)
+            found = _reach(self.file(name))
+            try:
+                return reopen(found)
+            finally:
+                os.close(found)
         if entry.kind == "other":
             raise OSError(errno.EINVAL, "stale: no namespace is mounted there", name)
         may_block()
@@ -326,9 +381,6 @@ class Names:
     def create(self, name: bytes, owner: Owner | None = None) -> tuple[Namespace, linux.Stat]:
         """Make a network namespace and bind it to a name, as `ip netns add` does.
 
-        With a spare, and nobody to give the name to, it waits for nothing: a file in memory
-        is made, and one mount. Then it may be called on the event loop's thread.
-
         Args:
             name: the name.
             owner: to whom the name is given.
@@ -341,8 +393,6 @@ class Names:
                 user.max_net_namespaces or fs.mount-max is reached or the directory is
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
-        if owner or not self._quick or not self.spares:
-            may_block()
         self._check_new(name)
         spare = self.spares.take()
         if spare is None:
@@ -353,7 +403,6 @@ class Names:
             os.close(spare)
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
-        self.spares.missed()
         with visit():
             with _explained("user.max_net_namespaces"):
                 linux.unshare(linux.CLONE_NEWNET)
@@ -379,7 +428,7 @@ class Names:
         except FileNotFoundError:
             raise
         except OSError:
-            self._remove(name)
+            self.remove(name)
             raise
         if mark.ino != made.inode:
             raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
@@ -396,7 +445,6 @@ class Names:
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
         """
-        may_block()
         self._check_new(name)
         namespace = namespace_of(fd)
         commit()
@@ -415,7 +463,6 @@ class Names:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
                 same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
         """
-        may_block()
         self._check_new(new)
         if self.entry(old).kind == "link":
             commit()
@@ -467,9 +514,6 @@ class Names:
                 mount; else as umount2(2), unlink(2).
         """
         may_block()
-        self._remove(name)
-
-    def _remove(self, name: bytes) -> None:
         top = os.open(self.file(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             found = linux.stat(b"", top)
@@ -532,12 +576,13 @@ class Names:
                 raise
             if self.entry(name).kind == "mount":
                 # Somebody who was making it has just mounted it.
-                return self._remove(name)
+                return self.remove(name)
             raise PermissionError(
                 errno.EPERM, "something else is mounted there", name
             ) from None
 
     def _check_new(self, name: bytes) -> None:
+        may_block()
         check_name(name)
         self._prepare()
         if os.path.lexists(self.file(name)):
@@ -562,15 +607,12 @@ class Names:
     def _prepare(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
 
-        Only then can it take long.
-
         Mounts of a shared mount propagate, and so do their removals: without that, a
         namespace would live on in every mount namespace made while its name stood.
         """
         try:
             found = linux.stat(self.path)
         except FileNotFoundError:
-            may_block()
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             with suppress(FileExistsError):
                 os.mkdir(self.path, 0o755)
@@ -578,16 +620,10 @@ class Names:
             found = linux.stat(self.path)
         if found.mount == self._prepared_mount:
             return
-        may_block()
         # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
         with linux.locked(self.path, LOCK_SECONDS):
             self._share()
-        directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._quick = linux.fs_type(directory) == linux.TMPFS_MAGIC and _has_ids()
-            self._prepared_mount = linux.stat(b"", directory).mount
-        finally:
-            os.close(directory)
+        self._prepared_mount = linux.stat(self.path).mount
 
     def _share(self) -> None:
         # Looked at, not tried as ip netns does: with MS_REC, a change of propagation walks

@@ -22,7 +22,7 @@ from netnsfs.permissions import (
     Viewer,
     has,
 )
-from netnsfs.workers import WouldBlock, asked, may_block
+from netnsfs.workers import asked, may_block
 
 RESERVED = b".netnsfs"
 
@@ -340,8 +340,7 @@ class Root(tree.Directory):
 
     def attributes(self) -> tree.Attributes:
         try:
-            run = os.stat(self._names.path)
-            times = run.st_atime_ns, run.st_mtime_ns, run.st_ctime_ns
+            times = self._names.times()
         except FileNotFoundError:
             times = (tree.MOUNTED_NS,) * 3
         owner = self._owner
@@ -371,12 +370,7 @@ class Root(tree.Directory):
         self._refuse_reserved(name)
         owner = self._permissions.born(mode, caller)
         namespace, mark = self._names.create(name, owner)
-        home = Name(self._names, name, mark)
-        try:
-            return self._directories.under_name(namespace, home)
-        except WouldBlock:
-            # Somebody has found it already, by a link, and it is made: no second try.
-            return self._directories.beside(namespace, home)
+        return self._directories.under_name(namespace, Name(self._names, name, mark))
 
     def rmdir(self, name: bytes) -> None:
         if name == RESERVED:

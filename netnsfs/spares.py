@@ -175,14 +175,12 @@ class Spares:
         with self._lock:
             self._taken = time.monotonic()
             fd = self._fitting()
-            self.hits += fd is not None
+            if fd is None:
+                self.misses += self._count > 0
+            else:
+                self.hits += 1
         self._wanted.set()
         return fd
-
-    def missed(self) -> None:
-        """Count that a namespace had to be made because there was no spare."""
-        with self._lock:
-            self.misses += self._count > 0
 
     def _fitting(self) -> int | None:
         if not self._held or self._origin is None:

@@ -8,7 +8,7 @@ import netnsfs
 LAYERS = (
     "__init__",
     "journal linux tree",
-    "permissions workers",
+    "permissions presence workers",
     "config delegations spares",
     "netns members nsid",
     "holders metrics pool views",

@@ -4,24 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import MNT, RUN, Mounted, Start, ip, wait_for
-
-from netnsfs.config import Config
-from netnsfs.journal import Journal
-from netnsfs.netns import Names
-from netnsfs.permissions import ROOT, Owner
-from netnsfs.root import Root
-from netnsfs.spares import Spares
-from netnsfs.tree import Node
-from netnsfs.workers import WouldBlock, never_block, on_own_thread
 
 SYSCTL = Path("/proc/sys/net")
 
@@ -167,84 +156,6 @@ def test_nobody_finds_a_spare(start: Start) -> None:
     for mounted in (first, second):
         listed = {int(name) for name in os.listdir(mounted / ".netnsfs/unnamed")}
         assert not listed & (spares - {here})
-
-
-def test_only_with_a_spare_it_waits_for_nothing() -> None:
-    spares = Spares(1)
-    names = Names(bytes(RUN), spares)
-    waits = []
-
-    def event_loop() -> None:
-        never_block()
-        for name, owner in ((b"foo", None), (b"foo", ROOT), (b"bar", ROOT), (b"bar", None)):
-            try:
-                names.create(name, owner)
-                waits.append((name, owner, False))
-            except WouldBlock:
-                waits.append((name, owner, True))
-
-    def in_thread() -> list[tuple[bytes, Owner | None, bool]]:
-        thread = threading.Thread(target=event_loop)
-        thread.start()
-        thread.join()
-        found = waits.copy()
-        waits.clear()
-        return found
-
-    all_wait = [(b"foo", None, True), (b"foo", ROOT, True), (b"bar", ROOT, True)]
-    assert in_thread() == [*all_wait, (b"bar", None, True)]
-    names.create(b"first")
-    assert in_thread() == [*all_wait, (b"bar", None, True)]
-    on_own_thread(spares._fill)
-    assert in_thread() == [(b"foo", None, False), *all_wait[1:], (b"bar", None, True)]
-    assert spares._origin
-    spares._origin.close()
-    assert sorted(names.list()) == [b"first", b"foo"]
-    assert (spares.hits, spares.misses) == (1, 1)
-    for name in names.list():
-        names.remove(name)
-
-
-def test_what_is_made_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    spares = Spares(1)
-    names = Names(bytes(RUN), spares)
-    root = Root(names, Journal(), Config(mount_point=bytes(MNT)))
-    caller = Someone()
-    names.create(b"first")
-    os.symlink(RUN / "foo", RUN / "link")
-    on_own_thread(spares._fill)
-    create, found = names.create, list[Node]()
-
-    def found_by_the_link_first(name: bytes, owner: Owner | None) -> object:
-        made = create(name, owner)
-        thread = threading.Thread(target=lambda: found.append(root.lookup(b"link", caller)))
-        thread.start()
-        thread.join()
-        return made
-
-    def event_loop() -> None:
-        never_block()
-        found.append(root.mkdir(b"foo", 0o755, caller))
-
-    monkeypatch.setattr(names, "create", found_by_the_link_first)
-    thread = threading.Thread(target=event_loop)
-    thread.start()
-    thread.join()
-    by_link, by_name = found
-    assert spares.hits == 1
-    assert by_link.number == names.entry(b"foo").mark.ino
-    assert by_name.number == 0
-    assert spares._origin
-    spares._origin.close()
-    for name in names.list():
-        names.remove(name)
-
-
-@dataclass
-class Someone:
-    pid: int = 1
-    uid: int = 0
-    umask: int = 0o022
 
 
 def test_spares_end_with_the_daemon(start: Start) -> None:
