@@ -81,8 +81,8 @@ class Delegations:
             found = linux.stat(self._path)
             if self._watched == (found.dev, found.ino):
                 return
-            watch = self._watch or linux.Watch(linux.IN_ATTRIB)
-            watch.add(self._path)
+            watch = self._watch or linux.Watch()
+            watch.add(self._path, linux.IN_ATTRIB)
         except OSError:
             # The machine is short of something: without it, each look costs a system call.
             self._watched = self._watch = None

@@ -155,6 +155,7 @@ class Name:
         self.name = name
         self.mark = mark
         self._packed = b""
+        self._state: object = None
         names.delegations.settle()
 
     def unchanged(self) -> bool:
@@ -163,12 +164,15 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
-        packed = self._names.packed(self.name)
-        if packed == self._packed:
+        state = self._names.state()
+        if state is not None and state is self._state:
             return True
-        if linux.unpacked(packed) != self.mark or not self._mounted:
-            return False
-        self._packed = packed
+        packed = self._names.packed(self.name)
+        if packed != self._packed:
+            if linux.unpacked(packed) != self.mark or not self._mounted:
+                return False
+            self._packed = packed
+        self._state = state
         return True
 
     def check(self, namespace: Namespace) -> None:

@@ -41,6 +41,8 @@ IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100
 IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
 _CAPABILITY_VERSION_3 = 0x20080522
 
 TMPFS_MAGIC = 0x01021994
@@ -116,6 +118,7 @@ _statx = _libc.statx
 _statx_open = _quick.statx
 _getxattr = _libc.getxattr
 _read = _quick.read
+_poll = _quick.poll
 _quick_syscall = _quick.syscall
 
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
@@ -123,6 +126,8 @@ _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _StatxBuffer = ctypes.c_char * 256
 # struct inotify_event: watch, mask, cookie, length of the name.
 _EVENT = struct.Struct("=iIII")
+# struct pollfd: descriptor, events, what there is.
+_POLLFD = struct.Struct("=ihh")
 _AttributeBuffer = ctypes.c_char * 64
 
 
@@ -248,24 +253,24 @@ def locked(directory: bytes, seconds: float) -> Iterator[None]:
 class Watch:
     """Notices changes of files (inotify(7)).
 
-    Args:
-        events: which, as in inotify_add_watch(2).
-
     Attributes:
         close: call it to watch no longer.
     """
 
-    def __init__(self, events: int) -> None:
-        self._events = events
+    def __init__(self) -> None:
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise _error()
         self._buffer = (ctypes.c_char * 65536)()
         self.close = weakref.finalize(self, os.close, self._fd)
 
-    def add(self, path: bytes) -> None:
-        """Watch one more file."""
-        if _libc.inotify_add_watch(self._fd, path, self._events) < 0:
+    def fileno(self) -> int:
+        """The descriptor, which can be read when something has happened."""
+        return self._fd
+
+    def add(self, path: bytes, events: int) -> None:
+        """Watch one more file, for events as in inotify_add_watch(2)."""
+        if _libc.inotify_add_watch(self._fd, path, events) < 0:
             raise _error(path)
 
     def touched(self) -> bool:
@@ -284,6 +289,23 @@ class Watch:
                 name = told[at + _EVENT.size : at + _EVENT.size + length]
                 yield mask, name.rstrip(b"\0")
                 at += _EVENT.size + length
+
+
+class Poll:
+    """Tells at once whether any of some open files is ready (poll(2)).
+
+    Args:
+        files: their descriptors, and for what.
+    """
+
+    def __init__(self, *files: tuple[int, int]) -> None:
+        packed = b"".join(_POLLFD.pack(fd, events, 0) for fd, events in files)
+        self._files = ctypes.create_string_buffer(packed, len(packed))
+        self._count = len(files)
+
+    def ready(self) -> bool:
+        """Whether one is, or that cannot be told."""
+        return bool(_poll(self._files, self._count, 0))
 
 
 def drop_capability(number: int) -> None:

@@ -48,9 +48,9 @@ from netnsfs.presence import Presence
 from netnsfs.spares import Spares
 from netnsfs.workers import (
     Job,
-    WouldBlock,
     commit,
     may_block,
+    on_event_loop,
     on_own_thread,
     start_thread,
     visit,
@@ -235,18 +235,32 @@ class Names:
         except OSError as error:
             if error.errno not in linux.SHORTAGE:
                 raise
-        try:
-            may_block()
-        except WouldBlock:
-            if self._presence and self._presence.lacks(name):
-                raise FileNotFoundError(errno.ENOENT, "there is no such name", name) from None
-            self._unsure = self._presence is None or self._presence.lost
-            raise
+        if on_event_loop() and (presence := self._known()) and presence.lacks(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
+        may_block()
         try:
             return linux.packed_stat(path)
         except FileNotFoundError:
             self._learn()
             raise
+
+    def state(self) -> object:
+        """What stays the same for as long as no name and no mount changes.
+
+        Returns:
+            None if that is not known here.
+        """
+        if not on_event_loop() or not (presence := self._known()):
+            return None
+        return presence.state()
+
+    def _known(self) -> Presence | None:
+        """For the event loop's thread; if there is nothing, a worker will learn it."""
+        presence = self._presence
+        if presence and not presence.lost:
+            return presence
+        self._unsure = True
+        return None
 
     def _learn(self) -> None:
         if self._unsure:
@@ -585,6 +599,7 @@ class Names:
         may_block()
         check_name(name)
         self._prepare()
+        self._learn()
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 

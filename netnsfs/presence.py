@@ -1,31 +1,37 @@
-"""Which names stand in a directory, known without looking.
+"""Which names stand in a directory, and whether anything has changed there, without looking.
 
 To look for a name that is not there, the kernel takes the lock of the directory. Whoever lists
 the directory holds that lock too, for as long as they like: the list may be written to memory
 that a file is mapped to, and that file may be one of ours. So the event loop must not look.
 
-inotify(7) tells it instead. The kernel queues each event while it still has the lock of the
-directory, so a name that somebody has been told of is known here. Only a directory in memory is
-watched: nothing comes into it but through this kernel.
+inotify(7) tells it of names instead. The kernel queues each event while it still has the lock
+of the directory, so a name that somebody has been told of is known here. Of mounts,
+/proc/self/mountinfo tells, which can be polled (proc_pid_mountinfo(5)): a mount that somebody
+was told of has been counted. One call asks for both.
+
+Only a directory in memory is watched: nothing comes into it but through this kernel.
 """
 
 import errno
 import os
+import select
+import weakref
 
 from netnsfs import linux
 
 _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
 _WENT = linux.IN_DELETE | linux.IN_MOVED_FROM
+_MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF
 
 
 class Presence:
     """The names in a directory.
 
     Args:
-        path: the directory.
+        path: the directory, without links on the way.
 
     Raises:
-        OSError: EOPNOTSUPP if it is not in memory; else as open(2), inotify_init1(2).
+        OSError: EOPNOTSUPP if it cannot be watched; else as open(2), inotify_init1(2).
 
     Attributes:
         lost: it is not known any more.
@@ -34,33 +40,55 @@ class Presence:
     def __init__(self, path: bytes) -> None:
         self._path = path
         self.lost = False
+        self._state = object()
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if linux.fs_type(directory) != linux.TMPFS_MAGIC:
-                raise OSError(errno.EOPNOTSUPP, "the directory is not in memory", path)
+            in_memory = linux.fs_type(directory) == linux.TMPFS_MAGIC
+            if not in_memory or os.path.realpath(path) != path:
+                raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
             found = linux.stat(b"", directory)
             self._directory = found.dev, found.ino
-            self._watch = linux.Watch(_CAME | _WENT)
-            self._watch.add(b"/proc/self/fd/%d" % directory)
+            self._watch = linux.Watch()
+            self._watch.add(b"/proc/self/fd/%d" % directory, _CAME | _WENT | _MOVED)
+            while (path := os.path.dirname(path)) != b"/":
+                self._watch.add(path, _MOVED)
+            mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, mounts)
+            self._poll = linux.Poll(
+                (self._watch.fileno(), select.POLLIN), (mounts, select.POLLPRI)
+            )
             self._names = {os.fsencode(name) for name in os.listdir(directory)}
         finally:
             os.close(directory)
 
+    # At once, and for one thread alone:
+
+    def state(self) -> object:
+        """What stays the same for as long as no name and no mount changes."""
+        if self._poll.ready():
+            self._state = object()
+            self._catch_up()
+        return self._state
+
     def lacks(self, name: bytes) -> bool:
-        """Whether a name is known not to stand. At once; for one thread alone."""
+        """Whether a name is known not to stand."""
+        self._catch_up()
+        return not self.lost and name not in self._names and self._is_there()
+
+    def _catch_up(self) -> None:
         for mask, changed in self._watch.events():
+            self._state = object()
             if mask & _CAME:
                 self._names.add(changed)
             elif mask & _WENT:
                 self._names.discard(changed)
             else:
-                # Too many events, or the directory is gone.
+                # Too many events, or the directory is not where it was.
                 self.lost = True
-        return not self.lost and name not in self._names and self._is_there()
 
     def _is_there(self) -> bool:
         try:
-            directory = linux.open_cached(self._path, follow=True)
+            directory = linux.open_cached(self._path)
         except OSError:
             return False
         try:

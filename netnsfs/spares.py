@@ -99,14 +99,14 @@ class _Origin:
         paths = [path for path in _paths() if os.stat(path).st_mode & 0o400]
         self._fds: list[int] = []
         with ExitStack() as opened:
-            self._watch = linux.Watch(linux.IN_MODIFY)
+            self._watch = linux.Watch()
             opened.callback(self._watch.close)
             for path in (*paths, _BESIDE):
                 # Held open, a file keeps the inode that is watched.
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
                 self._fds.append(fd)
-                self._watch.add(path.encode())
+                self._watch.add(path.encode(), linux.IN_MODIFY)
             self.close = opened.pop_all().close
         self._read_at = 0.0
         self._content: list[bytes] = []

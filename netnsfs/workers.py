@@ -122,6 +122,11 @@ def never_block() -> None:
     _local.never_blocks = True
 
 
+def on_event_loop() -> bool:
+    """Whether the calling thread is the event loop's."""
+    return _local.never_blocks
+
+
 def may_block() -> None:
     """Stands at the top of every call that can take long.
 

@@ -126,6 +126,58 @@ def test_sigterm_lets_a_handler_finish_that_can(slowfs: Mounted, spawn: Spawn) -
     assert "dropped" not in slowfs.messages()
 
 
+LISTER = """
+import ctypes, mmap, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.getdents64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+directory, file = os.open("/run/netns", os.O_RDONLY), os.open(sys.argv[1], os.O_RDONLY)
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    at = libc.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, file, 0)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.lseek(directory, 0, 0)
+    assert libc.getdents64(directory, at, 4096) > 0
+    libc.munmap(at, 4096)
+"""
+WRITER = """
+import os, time
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    os.close(os.open("/run/netns/other", os.O_CREAT | os.O_EXCL, 0))
+    os.unlink("/run/netns/other")
+"""
+CLIENT = """
+import os, sys, time
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    assert not os.path.lexists(sys.argv[1] + "/absent")
+    assert "foo" in os.listdir(sys.argv[1])
+    os.mkdir(sys.argv[1] + "/new")
+    os.rmdir(sys.argv[1] + "/new")
+"""
+
+
+@pytest.mark.machine
+def test_who_lists_the_names_into_a_file_of_ours_stops_nobody(
+    start: Start, spawn: Spawn, fusectl: Path
+) -> None:
+    mounted = start("-o", "spare=8")
+    (mounted / "foo").mkdir()
+    at, device = str(mounted.path), os.stat(mounted.path).st_dev
+    scripts = (LISTER, f"{at}/foo/inode"), (WRITER, ""), (CLIENT, at)
+    running = [spawn(sys.executable, "-c", script, path) for script, path in scripts]
+    try:
+        assert [process.wait(20) for process in running] == [0, 0, 0]
+    except subprocess.TimeoutExpired:
+        # Nothing else ends it, not even SIGKILL.
+        (fusectl / str(os.minor(device)) / "abort").write_text("1")
+        raise
+    (mounted / "foo").rmdir()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_unmount_and_exit_0(mnt: Mounted, number: signal.Signals) -> None:
     mnt.process.send_signal(number)

@@ -1,0 +1,139 @@
+"""What is known of a directory without looking."""
+
+import os
+import subprocess
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from netnsfs import linux
+from netnsfs.presence import Presence
+
+ABOVE = Path("/run/above")
+DIRECTORY = ABOVE / "names"
+
+
+@pytest.fixture
+def presence() -> Iterator[Presence]:
+    DIRECTORY.mkdir(parents=True)
+    (DIRECTORY / "old").touch()
+    # What pytest keeps must not keep the descriptors.
+    made = [Presence(bytes(DIRECTORY))]
+    yield weakref.proxy(made[0])
+    made.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_directory() -> Iterator[None]:
+    yield
+    subprocess.run(["umount", DIRECTORY], check=False, capture_output=True)
+    subprocess.run(["rm", "-r", ABOVE], check=True)
+
+
+def test_names_come_and_go(presence: Presence) -> None:
+    assert not presence.lacks(b"old")
+    assert presence.lacks(b"new")
+    (DIRECTORY / "new").touch()
+    assert not presence.lacks(b"new")
+    (DIRECTORY / "new").rename(DIRECTORY / "newer")
+    assert [presence.lacks(name) for name in (b"new", b"newer")] == [True, False]
+    (DIRECTORY / "newer").unlink()
+    (DIRECTORY / "directory").mkdir()
+    (DIRECTORY / "link").symlink_to("nowhere")
+    assert [presence.lacks(name) for name in (b"newer", b"directory", b"link")] == [
+        True,
+        False,
+        False,
+    ]
+    (ABOVE / "elsewhere").touch()
+    (ABOVE / "elsewhere").rename(DIRECTORY / b"\xff\n".decode("utf-8", "surrogateescape"))
+    assert not presence.lacks(b"\xff\n")
+
+
+def bind() -> None:
+    linux.mount(bytes(DIRECTORY / "old"), bytes(DIRECTORY / "old"), linux.MS_BIND)
+
+
+def unmount() -> None:
+    linux.umount(bytes(DIRECTORY / "old"), linux.MNT_DETACH)
+
+
+def test_the_state_is_another_after_each_change(presence: Presence) -> None:
+    changes: list[Callable[[], None]] = [
+        (DIRECTORY / "new").touch,
+        (DIRECTORY / "new").unlink,
+        bind,
+        unmount,
+        bind,
+        lambda: linux.umount(bytes(DIRECTORY / "old"), 0),
+    ]
+    for change in changes:
+        before = presence.state()
+        assert presence.state() is before
+        change()
+        after = presence.state()
+        assert after is not before
+        assert presence.state() is after
+
+
+def test_what_one_question_has_heard_the_other_knows(presence: Presence) -> None:
+    before = presence.state()
+    (DIRECTORY / "new").touch()
+    assert not presence.lacks(b"new")
+    assert presence.state() is not before
+
+
+def cover() -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", DIRECTORY], check=True)
+
+
+def rename_above() -> None:
+    ABOVE.rename("/run/other")
+    ABOVE.mkdir()
+    Path("/run/other").rename(ABOVE / "other")
+
+
+def remove() -> None:
+    (DIRECTORY / "old").unlink()
+    DIRECTORY.rmdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: DIRECTORY.rename(ABOVE / "other"),
+        rename_above,
+        remove,
+        cover,
+    ],
+    ids=["renamed", "parent renamed", "removed", "covered"],
+)
+def test_a_directory_that_is_another_is_noticed(
+    presence: Presence, change: Callable[[], object]
+) -> None:
+    before = presence.state()
+    change()
+    assert not presence.lacks(b"new")
+    assert presence.lost
+    assert presence.state() is not before
+
+
+def test_too_many_events_are_noticed(presence: Presence) -> None:
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    for _ in range(most // 2 + 1):
+        (DIRECTORY / "new").touch()
+        (DIRECTORY / "new").unlink()
+    assert not presence.lacks(b"new")
+    assert presence.lost
+
+
+def test_only_a_directory_in_memory_is_watched(tmp_path: Path) -> None:
+    DIRECTORY.mkdir(parents=True)
+    (ABOVE / "link").symlink_to("names")
+    for path in (Path("/proc/self"), ABOVE / "link", ABOVE / "absent"):
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match=r"watched|No such"):
+            Presence(bytes(path))
+        assert len(os.listdir("/proc/self/fd")) == before
