@@ -34,6 +34,10 @@ UMOUNT_NOFOLLOW = 8
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
 
+NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
+"""What `open_cached` fails with where a call that may wait can tell more: EAGAIN above all; in
+some containers there is no openat2(2)."""
+
 CAP_SYSLOG = 34
 IN_MODIFY = 2
 IN_ATTRIB = 4

@@ -168,16 +168,15 @@ def reopen(path_fd: int) -> int:
     return os.open(f"/proc/self/fd/{path_fd}", _OPEN)
 
 
-def _reach(path: bytes, follow: bool = False) -> int:
+def _reach(path: bytes) -> int:
     """An O_PATH descriptor, on the event loop's thread only of what the kernel has at hand."""
     try:
-        return linux.open_cached(path, follow)
+        return linux.open_cached(path)
     except OSError as error:
-        if error.errno not in linux.SHORTAGE:
+        if error.errno not in linux.NOT_AT_HAND:
             raise
     may_block()
-    flags = os.O_PATH | os.O_CLOEXEC
-    return os.open(path, flags if follow else flags | os.O_NOFOLLOW)
+    return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 class Names:
@@ -233,7 +232,7 @@ class Names:
         try:
             return linux.packed_stat_cached(path)
         except OSError as error:
-            if error.errno not in linux.SHORTAGE:
+            if error.errno not in linux.NOT_AT_HAND:
                 raise
         if on_event_loop() and (presence := self._known()) and presence.lacks(name):
             raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
@@ -274,10 +273,15 @@ class Names:
         Raises:
             OSError: ENOENT.
         """
-        fd = _reach(self.path, follow=True)
         try:
+            fd = linux.open_cached(self.path, follow=True)
+        except OSError as error:
+            if error.errno not in linux.NOT_AT_HAND:
+                raise
+            may_block()
+            found = os.stat(self.path)
+        else:
             found = os.fstat(fd)
-        finally:
             os.close(fd)
         return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
 

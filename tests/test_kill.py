@@ -194,7 +194,7 @@ def test_killed_at_each_step(start: Start, change: Change, of_worker: bool) -> N
 def begin(start: Start, of_worker: bool) -> tuple[Mounted, int]:
     """A daemon, and the thread of it to look at."""
     mounted = start()
-    worker = tracing.worker(mounted)
+    worker = tracing.workers(mounted)["worker"]
     return mounted, worker if of_worker else mounted.process.pid
 
 

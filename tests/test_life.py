@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import MNT, Mounted, Start, daemon, error_of, type_at, unmount, wait_for
 
+from netnsfs import linux
+
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -187,7 +189,7 @@ def over_proc(*mount: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "/proc"], check=True)
+        linux.umount(b"/proc", linux.MNT_DETACH)
 
 
 HIDEPID = ("-t", "proc", "-o", "hidepid=2", "proc")

@@ -725,7 +725,11 @@ class Machine(RuleBasedStateMachine):
             with suppress(FileNotFoundError):
                 target = os.readlink(f"{directory}/{fd}")
                 kept = target.startswith(("net:", "/proc/")) and target != home
-                if kept and not self.serves_spares(mounted, fd, target):
+                if (
+                    kept
+                    and not target.endswith("/mountinfo")
+                    and not self.serves_spares(mounted, fd, target)
+                ):
                     return False
         return True
 

@@ -26,15 +26,16 @@ class Call(NamedTuple):
         return f"inject={self.name}:{what}:when={self.number}"
 
 
-def worker(mounted: Mounted) -> int:
-    """The thread that makes the changes, as long as there is never more than one at a time."""
+def workers(mounted: Mounted) -> dict[str, int]:
+    """The threads of a daemon that has not been asked yet, as long as there are no more.
+
+    That is, as long as there is never more than one request at a time: the one that makes the
+    changes ("worker"), and the one that looks ("looker").
+    """
+    looker = _started(mounted, (mounted / ".netnsfs/unnamed/1").lstat)
     # A change that is refused, and touches nothing.
-    return _started(mounted, (mounted / "x").symlink_to, "/nowhere")
-
-
-def looker(mounted: Mounted) -> int:
-    """The same, for what changes nothing."""
-    return _started(mounted, (mounted / ".netnsfs/unnamed/1").lstat)
+    worker = _started(mounted, (mounted / "x").symlink_to, "/nowhere")
+    return {"worker": worker, "looker": looker}
 
 
 def _started(mounted: Mounted, refused: Callable[..., object], *args: object) -> int:
