@@ -281,8 +281,10 @@ class Names:
             may_block()
             found = os.stat(self.path)
         else:
-            found = os.fstat(fd)
-            os.close(fd)
+            try:
+                found = os.fstat(fd)
+            finally:
+                os.close(fd)
         return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
 
     def identify(self, name: bytes) -> Namespace | None:
