@@ -287,7 +287,7 @@ class Watch:
         For one thread at a time.
         """
         while (end := _read(self._fd, self._buffer, 65536)) > 0:
-            told, at = self._buffer.raw[:end], 0
+            told, at = ctypes.string_at(self._buffer, end), 0
             while at < end:
                 _, mask, _, length = _EVENT.unpack_from(told, at)
                 name = told[at + _EVENT.size : at + _EVENT.size + length]

@@ -14,7 +14,7 @@ the namespace that it leads to.
 
 All calls are plain and blocking, and safe against other processes that do the same at the
 same moment, with or without netnsfs: nothing is remembered but which mount of the
-directory is known to be shared, and which links hang.
+directory is known to be shared, which links hang, and what `presence` has been told of.
 
 `entry`, `packed` and `times`, which most requests need, answer on the event loop's thread too.
 There they look at nothing but what the kernel has in its cache, and leave the rest to a worker.
