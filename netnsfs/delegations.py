@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.permissions import Owner
-from netnsfs.workers import may_block
+from netnsfs.workers import WouldBlock, may_block
 
 LOCK_SECONDS = 5.0
 
@@ -66,7 +66,10 @@ class Delegations:
         """What changes with every delegation. For the event loop's thread alone."""
         watch = self._watch
         if watch is None:
-            return self.generation()
+            try:
+                return self.generation()
+            except WouldBlock:
+                return object()
         if watch.touched():
             self._stamp = object()
         return self._stamp
@@ -90,8 +93,26 @@ class Delegations:
         self._watched, self._watch = (found.dev, found.ino), watch
 
     def generation(self) -> bytes | None:
-        """What changes with every delegation; None before the first."""
-        return linux.attribute(self._path, self._attribute.encode())
+        """What changes with every delegation; None before the first.
+
+        Raises:
+            WouldBlock: on the event loop's thread, if the kernel has to look for it.
+        """
+        name = self._attribute.encode()
+        try:
+            directory = linux.open_cached(self._path, follow=True)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in linux.NOT_AT_HAND:
+                raise
+            may_block()
+            return linux.attribute(self._path, name)
+        try:
+            # What is open stays in the kernel's cache.
+            return linux.attribute(self._path, name)
+        finally:
+            os.close(directory)
 
     def of(self, name: bytes, mark: linux.Stat) -> Owner | None:
         """To whom a name was given.

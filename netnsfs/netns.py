@@ -60,6 +60,7 @@ T = TypeVar("T")
 
 NAME_MAX = 255
 LINK_SECONDS = 1.0
+_LEARN_SECONDS = 1.0
 
 _MOST_STACKED = 1000
 
@@ -198,6 +199,7 @@ class Names:
         self.delegations = Delegations(path)
         self._presence: Presence | None = None
         self._unsure = False
+        self._learn_at = 0.0
         self._hanging: dict[linux.Stat, threading.Thread] = {}
         self._prepared_mount = 0
 
@@ -262,10 +264,15 @@ class Names:
         return None
 
     def _learn(self) -> None:
-        if self._unsure:
-            with suppress(OSError):
+        if self._unsure and time.monotonic() >= self._learn_at:
+            try:
                 self._presence = Presence(self.path)
                 self._unsure = False
+            except FileNotFoundError:
+                pass
+            except OSError:
+                # To give inotify(7) back takes the kernel a while.
+                self._learn_at = time.monotonic() + _LEARN_SECONDS
 
     def times(self) -> tuple[int, int, int]:
         """Times of the directory (access, modification, change), nanoseconds since the epoch.

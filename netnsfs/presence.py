@@ -20,8 +20,13 @@ import weakref
 from netnsfs import linux
 
 _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
-_WENT = linux.IN_DELETE | linux.IN_MOVED_FROM
-_MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF
+_WENT = linux.IN_DELETE
+# Two names that are exchanged, or what a rename leaves behind, are not told of as such.
+_RENAMED = linux.IN_MOVED_FROM
+_MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
+
+# Who keeps making and removing names must not keep the reader.
+_MOST_EVENTS = 20_000
 
 
 class Presence:
@@ -31,7 +36,8 @@ class Presence:
         path: the directory, without links on the way.
 
     Raises:
-        OSError: EOPNOTSUPP if it cannot be watched; else as open(2), inotify_init1(2).
+        OSError: EOPNOTSUPP if it cannot be watched, EAGAIN if not now; else as open(2),
+            inotify_init1(2).
 
     Attributes:
         lost: it is not known any more.
@@ -41,15 +47,16 @@ class Presence:
         self._path = path
         self.lost = False
         self._state = object()
+        self._checked = True
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             in_memory = linux.fs_type(directory) == linux.TMPFS_MAGIC
             if not in_memory or os.path.realpath(path) != path:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
             found = linux.stat(b"", directory)
-            self._directory = found.dev, found.ino
+            self._directory = found.dev, found.ino, found.mount
             self._watch = linux.Watch()
-            self._watch.add(b"/proc/self/fd/%d" % directory, _CAME | _WENT | _MOVED)
+            self._watch.add(b"/proc/self/fd/%d" % directory, _CAME | _WENT | _RENAMED | _MOVED)
             while (path := os.path.dirname(path)) != b"/":
                 self._watch.add(path, _MOVED)
             mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -60,14 +67,20 @@ class Presence:
             self._names = {os.fsencode(name) for name in os.listdir(directory)}
         finally:
             os.close(directory)
+        if not self._is_there():
+            raise OSError(errno.EAGAIN, "the directory is another now", self._path)
 
     # At once, and for one thread alone:
 
     def state(self) -> object:
         """What stays the same for as long as no name and no mount changes."""
         if self._poll.ready():
-            self._state = object()
             self._catch_up()
+            self._checked = False
+        if not self._checked:
+            # What is mounted may hide the directory, or show it elsewhere.
+            self._checked = self._is_there()
+            self._state = object()
         return self._state
 
     def lacks(self, name: bytes) -> bool:
@@ -76,14 +89,17 @@ class Presence:
         return not self.lost and name not in self._names and self._is_there()
 
     def _catch_up(self) -> None:
-        for mask, changed in self._watch.events():
+        for number, (mask, changed) in enumerate(self._watch.events()):
             self._state = object()
+            if number == _MOST_EVENTS:
+                self.lost = True
+                break
             if mask & _CAME:
                 self._names.add(changed)
             elif mask & _WENT:
                 self._names.discard(changed)
             else:
-                # Too many events, or the directory is not where it was.
+                # Events are lost, or names were renamed, or the directory is not where it was.
                 self.lost = True
 
     def _is_there(self) -> bool:
@@ -95,5 +111,5 @@ class Presence:
             found = linux.stat(b"", directory)
         finally:
             os.close(directory)
-        self.lost = (found.dev, found.ino) != self._directory
+        self.lost |= (found.dev, found.ino, found.mount) != self._directory
         return not self.lost
