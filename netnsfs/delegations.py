@@ -103,9 +103,7 @@ class Delegations:
             directory = linux.open_cached(self._path, follow=True)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            if error.errno not in linux.NOT_AT_HAND:
-                raise
+        if directory is None:
             may_block()
             return linux.attribute(self._path, name)
         try:

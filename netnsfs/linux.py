@@ -34,9 +34,9 @@ UMOUNT_NOFOLLOW = 8
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
 
-NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
-"""What `open_cached` fails with where a call that may wait can tell more: EAGAIN above all; in
-some containers there is no openat2(2)."""
+# Where a call that may wait can tell more: EAGAIN above all; in some containers there is no
+# openat2(2).
+_NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
 
 CAP_SYSLOG = 34
 IN_MODIFY = 2
@@ -419,7 +419,7 @@ def packed_stat(
     return buffer.raw
 
 
-def open_cached(path: bytes, follow: bool = False) -> int:
+def open_cached(path: bytes, follow: bool = False) -> int | None:
     """An O_PATH descriptor of a file, without waiting for anything.
 
     What the kernel does not have in its cache it would look for in the directory, with the
@@ -429,22 +429,35 @@ def open_cached(path: bytes, follow: bool = False) -> int:
         path: the file.
         follow: whether it is meant to be what a link leads to.
 
+    Returns:
+        None if that is not to be had (openat2(2), RESOLVE_CACHED).
+
     Raises:
-        BlockingIOError: EAGAIN, that is not to be had (openat2(2), RESOLVE_CACHED).
         OSError: as open(2) does.
     """
     how = _CACHED_TARGET if follow else _CACHED
     fd: int = _quick_syscall(_SYS_OPENAT2, _AT_FDCWD, path, how, len(how))
-    if fd < 0:
-        raise _error(path)
-    return fd
+    if fd >= 0:
+        return fd
+    _pass_over(_error(path))
+    return None
 
 
-def packed_stat_cached(path: bytes) -> bytes:
-    """`packed_stat` without waiting for anything. Errors as for `open_cached`."""
+def _pass_over(error: OSError) -> None:
+    if error.errno not in _NOT_AT_HAND:
+        raise error
+
+
+def packed_stat_cached(path: bytes) -> bytes | None:
+    """`packed_stat` without waiting for anything. Otherwise as `open_cached`."""
     fd = open_cached(path)
+    if fd is None:
+        return None
     try:
         return packed_stat(b"", fd)
+    except OSError as error:
+        _pass_over(error)
+        return None
     finally:
         os.close(fd)
 

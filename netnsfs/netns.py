@@ -171,11 +171,9 @@ def reopen(path_fd: int) -> int:
 
 def _reach(path: bytes) -> int:
     """An O_PATH descriptor, on the event loop's thread only of what the kernel has at hand."""
-    try:
-        return linux.open_cached(path)
-    except OSError as error:
-        if error.errno not in linux.NOT_AT_HAND:
-            raise
+    fd = linux.open_cached(path)
+    if fd is not None:
+        return fd
     may_block()
     return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
@@ -231,11 +229,9 @@ class Names:
     def packed(self, name: bytes) -> bytes:
         """What `linux.packed_stat` gives for a name. Errors as for `entry`."""
         path = self.file(name)
-        try:
-            return linux.packed_stat_cached(path)
-        except OSError as error:
-            if error.errno not in linux.NOT_AT_HAND:
-                raise
+        packed = linux.packed_stat_cached(path)
+        if packed is not None:
+            return packed
         if on_event_loop() and (presence := self._known()) and presence.lacks(name):
             raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
         may_block()
@@ -280,11 +276,8 @@ class Names:
         Raises:
             OSError: ENOENT.
         """
-        try:
-            fd = linux.open_cached(self.path, follow=True)
-        except OSError as error:
-            if error.errno not in linux.NOT_AT_HAND:
-                raise
+        fd = linux.open_cached(self.path, follow=True)
+        if fd is None:
             may_block()
             found = os.stat(self.path)
         else:

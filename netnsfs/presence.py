@@ -104,12 +104,11 @@ class Presence:
 
     def _is_there(self) -> bool:
         try:
-            directory = linux.open_cached(self._path)
+            packed = linux.packed_stat_cached(self._path)
         except OSError:
             return False
-        try:
-            found = linux.stat(b"", directory)
-        finally:
-            os.close(directory)
+        if packed is None:
+            return False
+        found = linux.Stat._make(linux.unpacked(packed))
         self.lost |= (found.dev, found.ino, found.mount) != self._directory
         return not self.lost

@@ -160,7 +160,7 @@ def test_too_many_events_are_noticed(presence: Presence) -> None:
     assert presence.lost
 
 
-def test_only_a_directory_in_memory_is_watched(tmp_path: Path) -> None:
+def test_only_a_directory_in_memory_is_watched() -> None:
     DIRECTORY.mkdir(parents=True)
     (ABOVE / "link").symlink_to("names")
     for path in (Path("/proc/self"), ABOVE / "link", ABOVE / "absent"):
