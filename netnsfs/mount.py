@@ -38,7 +38,7 @@ from netnsfs import linux, tree
 from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import Operations
 from netnsfs.journal import Journal
-from netnsfs.pool import Pool
+from netnsfs.pool import Lull, Pool
 from netnsfs.trace import trace
 from netnsfs.workers import never_block, start_thread
 
@@ -59,6 +59,8 @@ MOST_KEPT = 1000
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 _MOST_LINKS = 40
+# MISC_MAJOR, FUSE_MINOR (linux/major.h, linux/miscdevice.h).
+_FUSE_DEVICE = os.makedev(10, 229)
 
 QUEUE_SECONDS = 30.0
 """How long it waits for a worker to be free."""
@@ -234,9 +236,10 @@ async def _serve(
     mounted: Callable[[int], None],
     ready: Callable[[], None],
 ) -> None:
-    looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS)
-    changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS)
-    costly = Pool(1, HANDLER_SECONDS, QUEUE_SECONDS)
+    lull = Lull()
+    looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS, lull)
+    changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS, lull)
+    costly = Pool(1, HANDLER_SECONDS, QUEUE_SECONDS, lull)
     operations = Operations(root, looks, changes, costly, ready, journal)
     if config.debug:
         trace(operations)
@@ -244,7 +247,10 @@ async def _serve(
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with trio.open_signal_receiver(*SIGNALS) as signals:
+        before = _devices()
         _init(operations, config)
+        for device in _devices() - before:
+            lull.heed(device)
         ours = _netnsfs_at(config.mount_point)
         if ours is None:
             pyfuse3.close(unmount=False)
@@ -264,6 +270,7 @@ async def _serve(
             looks.close()
             changes.close()
             costly.close()
+            lull.close()
             pyfuse3.close(unmount=False)
             detach()
 
@@ -291,6 +298,16 @@ def _init(operations: Operations, config: Config) -> None:
             captured.seek(0)
             reason = captured.read().strip().replace("\n", "; ") or str(error)
     raise Failure(f"cannot mount: {reason}", EXIT_MOUNT)
+
+
+def _devices() -> set[int]:
+    """Our descriptors of /dev/fuse: pyfuse3 does not tell which it uses."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if os.fstat(fd).st_rdev == _FUSE_DEVICE:
+                found.add(fd)
+    return found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 
 from netnsfs import fuse, tree
 from netnsfs.journal import Journal
-from netnsfs.pool import Pool
+from netnsfs.pool import Lull, Pool
 from netnsfs.workers import WouldBlock
 
 CTX = cast(pyfuse3.RequestContext, None)
@@ -64,9 +64,11 @@ def root() -> Root:
 
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
-    pool = Pool(1, 5, 5)
+    lull = Lull()
+    pool = Pool(1, 5, 5, lull)
     yield fuse.Operations(root, pool, pool, pool, lambda: None, Journal())
     pool.close()
+    lull.close()
 
 
 async def code(awaitable: Any) -> str:

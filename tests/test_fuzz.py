@@ -29,7 +29,7 @@ from netnsfs import fuse, linux
 from netnsfs.config import Config
 from netnsfs.journal import Journal
 from netnsfs.netns import Names
-from netnsfs.pool import Pool
+from netnsfs.pool import Lull, Pool
 from netnsfs.root import Root
 from netnsfs.workers import never_block, on_own_thread, visit
 
@@ -543,7 +543,8 @@ requests = st.lists(
 def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
         never_block()
-        pool = Pool(2, 10, 10)
+        lull = Lull()
+        pool = Pool(2, 10, 10, lull)
         journal = Journal()
         root = Root(names, journal, Config(b"/mnt/nowhere"))
         operations = fuse.Operations(root, pool, pool, pool, lambda: None, journal)
@@ -555,6 +556,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
                 await made.close()
         finally:
             pool.close()
+            lull.close()
 
     failures: list[BaseException] = []
 

@@ -4,14 +4,15 @@ import errno
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import pytest
 import trio
 from conftest import wait_for
 
 from netnsfs import linux, workers
-from netnsfs.pool import Pool
+from netnsfs import pool as pool_module
+from netnsfs.pool import Lull, Pool
 
 
 def own() -> str:
@@ -19,8 +20,26 @@ def own() -> str:
 
 
 @pytest.fixture
-async def pool() -> AsyncIterator[Pool]:
-    pool = Pool(limit=2, seconds=0.3, queue_seconds=2)
+def asking() -> Iterator[tuple[int, int]]:
+    """A descriptor that requests come by, and one to make a request."""
+    pipe = os.pipe()
+    yield pipe
+    for end in pipe:
+        os.close(end)
+
+
+@pytest.fixture(params=["loop", "in place"])
+def lull(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lull]:
+    lull = Lull()
+    if request.param == "in place":
+        lull.heed(asking[0])
+    yield lull
+    lull.close()
+
+
+@pytest.fixture
+async def pool(lull: Lull) -> AsyncIterator[Pool]:
+    pool = Pool(limit=2, seconds=0.3, queue_seconds=2, lull=lull)
     yield pool
     pool.close()
 
@@ -58,9 +77,10 @@ async def test_a_stranded_thread_is_replaced(
 
 
 async def test_jobs_queued_behind_a_stranded_thread_are_done(
+    lull: Lull,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Pool(limit=1, seconds=5, queue_seconds=5)
+    pool = Pool(limit=1, seconds=5, queue_seconds=5, lull=lull)
 
     def fail(fd: int, nstype: int) -> None:
         time.sleep(0.05)
@@ -139,13 +159,86 @@ async def test_a_job_that_has_committed_is_waited_for(pool: Pool) -> None:
     assert await pool.run(work) == "done"
 
 
-async def test_a_job_has_its_time_from_when_it_starts() -> None:
-    pool = Pool(limit=1, seconds=0.6, queue_seconds=5)
+async def test_a_job_has_its_time_from_when_it_starts(lull: Lull) -> None:
+    pool = Pool(limit=1, seconds=0.6, queue_seconds=5, lull=lull)
     async with trio.open_nursery() as nursery:
         # The second waits for half a second before it starts.
         nursery.start_soon(pool.run, time.sleep, 0.5)
         nursery.start_soon(pool.run, time.sleep, 0.4)
     pool.close()
+
+
+async def others_run(job: Awaitable[object]) -> bool:
+    """Whether another task had its turn meanwhile."""
+    turns: list[int] = []
+
+    async def other() -> None:
+        turns.append(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await job
+        return bool(turns)
+
+
+async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
+    pool: Pool, lull: Lull, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
+    lull.heed(asking[0])
+    assert not await others_run(pool.run(time.sleep, 0.01))
+    os.write(asking[1], b"request")
+    assert await others_run(pool.run(time.sleep, 0.01))
+
+
+async def test_a_request_ends_the_wait_in_place(
+    pool: Pool, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
+    answered = threading.Event()
+
+    async def serve() -> None:
+        await trio.lowlevel.wait_readable(asking[0])
+        answered.set()
+
+    def work() -> bool:
+        os.write(asking[1], b"request")
+        return answered.wait(0.2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        assert await pool.run(work)
+
+
+async def test_who_waits_already_is_not_kept_waiting(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 20)
+    release = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run, release.wait)
+        await trio.sleep(0.05)
+        assert await others_run(pool.run(time.sleep, 0.001))
+        release.set()
+
+
+async def test_no_end_of_a_job_is_missed(pool: Pool, asking: tuple[int, int]) -> None:
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            os.write(asking[1], b".")
+            os.read(asking[0], 1)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        with trio.fail_after(30):
+            for number in range(2000):
+                assert await pool.run(divmod, number, 7) == divmod(number, 7)
+    finally:
+        over.set()
+        asker.join()
 
 
 async def test_a_cancelled_job_does_not_commit(pool: Pool) -> None:
