@@ -17,7 +17,8 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from netnsfs import holders, linux, members, nsid, tree, views
-from netnsfs.netns import Names, Namespace, namespace_of, nsfs_device
+from netnsfs.netns import Names
+from netnsfs.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import CAP_SYS_PTRACE, ROOT, Owner, Permissions, Viewer, has
 from netnsfs.workers import may_block
 

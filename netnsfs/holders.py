@@ -21,7 +21,7 @@ import stat
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from netnsfs import linux, members, netns
+from netnsfs import linux, members, nsfs
 from netnsfs.spares import is_spare
 from netnsfs.workers import may_block
 
@@ -61,7 +61,7 @@ class Holder(NamedTuple):
         else:
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         try:
-            return netns.reopen(target)
+            return nsfs.reopen(target)
         finally:
             os.close(target)
 
@@ -119,7 +119,7 @@ def _escaped(path: bytes) -> bytes:
 
 
 def _descriptors(pid: bytes) -> Iterator[Holder]:
-    nsfs = netns.nsfs_device()
+    device = nsfs.nsfs_device()
     directory = b"/proc/%b/fd/" % pid
     for number in os.listdir(directory):
         try:
@@ -127,7 +127,7 @@ def _descriptors(pid: bytes) -> Iterator[Holder]:
             mode, _, _, _, major, minor, _ = linux.raw_stat(
                 directory + number, flags=linux.FOLLOW
             )
-            if major << 32 | minor == nsfs:
+            if major << 32 | minor == device:
                 yield from _descriptor(pid, number)
             elif stat.S_ISSOCK(mode):
                 yield _socket(pid, number)

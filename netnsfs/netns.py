@@ -43,6 +43,7 @@ from typing import NamedTuple, TypeVar
 
 from netnsfs import linux
 from netnsfs.delegations import LOCK_SECONDS, Delegations
+from netnsfs.nsfs import Namespace, namespace_of, nsfs_device, open_own, reopen
 from netnsfs.permissions import Owner
 from netnsfs.presence import Presence
 from netnsfs.spares import Spares
@@ -67,31 +68,6 @@ _MOST_STACKED = 1000
 # How long to wait for somebody who is between placeholder and mount, or between detach and
 # unlink.
 _PAUSES = (0.01, 0.05)
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-_OWN = b"/proc/thread-self/ns/net"
-
-
-class Namespace(NamedTuple):
-    """A network namespace at one moment.
-
-    Attributes:
-        inode: number of its nsfs inode, which the kernel gives to the next namespace as
-            soon as this one is gone.
-        id: its 64-bit ID, never given again until reboot.
-        atime_ns, mtime_ns, ctime_ns: times of the nsfs inode, nanoseconds since the epoch.
-    """
-
-    inode: int
-    id: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @property
-    def link(self) -> bytes:
-        """What readlink(2) of /proc/PID/ns/net gives for a member of it (namespaces(7))."""
-        return b"net:[%d]" % self.inode
 
 
 class Entry(NamedTuple):
@@ -118,55 +94,6 @@ def check_name(name: bytes) -> None:
         raise OSError(errno.ENAMETOOLONG, "a name has at most 255 bytes", name)
     if not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
         raise OSError(errno.EINVAL, "not a name for a namespace", name)
-
-
-def namespace_of(fd: int) -> Namespace:
-    """The network namespace that a descriptor of its nsfs file designates.
-
-    Raises:
-        OSError: EINVAL if it is not of a network namespace.
-    """
-    found = os.fstat(fd)
-    if linux.stat(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
-        raise OSError(errno.EINVAL, "not a network namespace")
-    ns_id = linux.namespace_id(fd)
-    if ns_id is None:
-        ns_id = on_own_thread(_cookie, fd)
-    return Namespace(
-        found.st_ino, ns_id, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
-    )
-
-
-def _cookie(fd: int) -> int:
-    with visit():
-        linux.setns(fd, linux.CLONE_NEWNET)
-        return linux.netns_cookie()
-
-
-def nsfs_device() -> int:
-    """The device number that all namespace files have."""
-    global _nsfs_device
-    if not _nsfs_device:
-        fd = os.open(_OWN, os.O_PATH | os.O_CLOEXEC)
-        _nsfs_device = linux.stat(b"", fd).dev
-        os.close(fd)
-    return _nsfs_device
-
-
-_nsfs_device = 0
-
-
-def reopen(path_fd: int) -> int:
-    """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
-
-    Opening anything else could have effects, or never end.
-
-    Raises:
-        OSError: EINVAL if it is not on nsfs.
-    """
-    if linux.stat(b"", path_fd).dev != nsfs_device():
-        raise OSError(errno.EINVAL, "not a network namespace")
-    return os.open(f"/proc/self/fd/{path_fd}", _OPEN)
 
 
 def _reach(path: bytes) -> int:
@@ -413,34 +340,30 @@ class Names:
                 user.max_net_namespaces or fs.mount-max is reached or the directory is
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
-        self._check_new(name)
+        self._prepare(name)
         spare = self.spares.take()
-        if spare is None:
-            return on_own_thread(self._create, name, owner)
-        try:
-            return self._name_new(spare, name, owner)
-        finally:
-            os.close(spare)
+        if spare is not None:
+            return self._name_new(*spare, name, owner)
+        self._refuse_existing(name)
+        return on_own_thread(self._create, name, owner)
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
         with visit():
             with _explained("user.max_net_namespaces"):
                 linux.unshare(linux.CLONE_NEWNET)
-            # Open until the bind: an nsfs inode lives, with its times, while it is in use.
-            fd = os.open(_OWN, _OPEN)
-            try:
-                return self._name_new(fd, name, owner)
-            finally:
-                os.close(fd)
+            return self._name_new(*open_own(), name, owner)
 
     def _name_new(
-        self, fd: int, name: bytes, owner: Owner | None
+        self, fd: int, made: Namespace, name: bytes, owner: Owner | None
     ) -> tuple[Namespace, linux.Stat]:
-        made = namespace_of(fd)
-        commit()
-        source = b"/proc/thread-self/fd/%d" % fd
-        self._bind(lambda target: linux.mount(source, target, linux.MS_BIND), name, owner)
-        return made, self._mark_of_new(name, made)
+        # Open until the end: an nsfs inode keeps number and times while it is in use.
+        try:
+            commit()
+            source = b"/proc/thread-self/fd/%d" % fd
+            self._bind(lambda target: linux.mount(source, target, linux.MS_BIND), name, owner)
+            return made, self._mark_of_new(name, made)
+        finally:
+            os.close(fd)
 
     def _mark_of_new(self, name: bytes, made: Namespace) -> linux.Stat:
         try:
@@ -465,7 +388,8 @@ class Names:
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
         """
-        self._check_new(name)
+        self._prepare(name)
+        self._refuse_existing(name)
         namespace = namespace_of(fd)
         commit()
         # `fd` may have been opened by another name, whose mount would be a peer of this one's.
@@ -483,7 +407,8 @@ class Names:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
                 same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
         """
-        self._check_new(new)
+        self._prepare(new)
+        self._refuse_existing(new)
         if self.entry(old).kind == "link":
             commit()
             return linux.rename_noreplace(self.file(old), self.file(new))
@@ -601,11 +526,7 @@ class Names:
                 errno.EPERM, "something else is mounted there", name
             ) from None
 
-    def _check_new(self, name: bytes) -> None:
-        may_block()
-        check_name(name)
-        self._prepare()
-        self._learn()
+    def _refuse_existing(self, name: bytes) -> None:
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
@@ -625,7 +546,13 @@ class Names:
         finally:
             os.close(fd)
 
-    def _prepare(self) -> None:
+    def _prepare(self, name: bytes) -> None:
+        may_block()
+        check_name(name)
+        self._prepare_directory()
+        self._learn()
+
+    def _prepare_directory(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
 
         Mounts of a shared mount propagate, and so do their removals: without that, a

@@ -13,7 +13,8 @@ from netnsfs import holders, linux, members, metrics, tree
 from netnsfs.config import Config
 from netnsfs.files import VIEWS, Directories, Name, Settings, Unnamed
 from netnsfs.journal import Journal
-from netnsfs.netns import Names, Namespace, namespace_of, reopen
+from netnsfs.netns import Names
+from netnsfs.nsfs import Namespace, namespace_of, reopen
 from netnsfs.permissions import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_ADMIN,

@@ -34,8 +34,10 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from netnsfs import linux
+from netnsfs.nsfs import Namespace, open_own
 from netnsfs.workers import expendable, start_thread, visit
 
 MOST = 512
@@ -114,7 +116,10 @@ class _Origin:
     def read(self) -> list[bytes]:
         """What a namespace that is born now is given."""
         self._read_at = time.monotonic()
-        self._content = [os.pread(fd, 256, 0) for fd in self._fds]
+        content = [os.pread(fd, 256, 0) for fd in self._fds]
+        # What is the same list is soon seen to be equal.
+        if content != self._content:
+            self._content = content
         return self._content
 
     def content(self) -> list[bytes]:
@@ -132,6 +137,12 @@ def _paths() -> list[str]:
     return [path for pattern in patterns for path in sorted(glob.glob(_NET + pattern))]
 
 
+class _Spare(NamedTuple):
+    fd: int
+    namespace: Namespace
+    born: list[bytes]
+
+
 class Spares:
     """The spares of one file system.
 
@@ -146,7 +157,7 @@ class Spares:
     def __init__(self, count: int) -> None:
         self._count = count
         self._lock = threading.Lock()
-        self._held: deque[tuple[int, list[bytes]]] = deque()
+        self._held: deque[_Spare] = deque()
         self._origin: _Origin | None = None
         self._wanted = threading.Event()
         self._taken = 0.0
@@ -166,32 +177,31 @@ class Spares:
             self._wanted.set()
             start_thread(self._keep_filled, "netnsfs-spares")
 
-    def take(self) -> int | None:
-        """A descriptor of a namespace that is as a new one would be, for the caller to close.
+    def take(self) -> tuple[int, Namespace] | None:
+        """A namespace that is as a new one would be.
 
         Returns:
-            None if there is none.
+            A descriptor of it that the caller closes, and what it is; None if there is none.
         """
         with self._lock:
             self._taken = time.monotonic()
-            fd = self._fitting()
-            if fd is None:
+            spare = self._fitting()
+            if spare is None:
                 self.misses += self._count > 0
             else:
                 self.hits += 1
         self._wanted.set()
-        return fd
+        return spare and (spare.fd, spare.namespace)
 
-    def _fitting(self) -> int | None:
+    def _fitting(self) -> _Spare | None:
         if not self._held or self._origin is None:
             return None
         now = self._origin.content()
         while self._held:
-            fd, born = self._held.popleft()
-            if born == now:
-                fcntl.fcntl(fd, fcntl.F_SETFL, 0)
-                return fd
-            os.close(fd)
+            spare = self._held.popleft()
+            if spare.born == now:
+                return spare
+            os.close(spare.fd)
         return None
 
     def _keep_filled(self) -> None:
@@ -214,17 +224,13 @@ class Spares:
         if before:
             before.close()
         while len(self._held) < self._count:
-            born, fd = origin.read(), _make()
+            born = origin.read()
+            with visit():
+                linux.unshare(linux.CLONE_NEWNET)
+                spare = _Spare(*open_own(), born)
+            fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
             with self._lock:
                 if born == origin.read():
-                    self._held.append((fd, born))
+                    self._held.append(spare)
                 else:
-                    os.close(fd)
-
-
-def _make() -> int:
-    with visit():
-        linux.unshare(linux.CLONE_NEWNET)
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    fcntl.fcntl(fd, fcntl.F_SETFL, _MARK)
-    return fd
+                    os.close(spare.fd)

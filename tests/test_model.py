@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 )
 from model import RESERVED, Entry, Model, Space
 
-from netnsfs import linux, netns, nsid
+from netnsfs import linux, nsfs, nsid
 from netnsfs.spares import is_spare
 
 SECOND = Path("/mnt/second")
@@ -204,7 +204,7 @@ def look(path: bytes) -> Space:
     """The namespace that a file is of, from the kernel itself."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        found = netns.namespace_of(fd)
+        found = nsfs.namespace_of(fd)
         number = nsid.show(fd).strip()
         return Space(found.inode, found.id, int(number) if number.isdigit() else None)
     finally:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import RUN, Mounted, Start, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
 
-from netnsfs import linux, netns
+from netnsfs import linux
 from netnsfs.netns import Names
+from netnsfs.nsfs import Namespace
 from netnsfs.permissions import Owner
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -126,7 +127,7 @@ def test_mv_of_a_name_that_is_removed_halfway(monkeypatch: pytest.MonkeyPatch) -
     names.create(b"old")
     attach = names.attach
 
-    def interfere(name: bytes, fd: int, owner: Owner | None) -> netns.Namespace:
+    def interfere(name: bytes, fd: int, owner: Owner | None) -> Namespace:
         made = attach(name, fd, owner)
         ip("netns", "del", "old")
         return made

@@ -17,7 +17,8 @@ from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
 
 from netnsfs import linux
 from netnsfs.delegations import Delegations
-from netnsfs.netns import Names, Namespace
+from netnsfs.netns import Names
+from netnsfs.nsfs import Namespace
 from netnsfs.permissions import Owner, Permissions, delegate
 
 ALICE, STAFF, NOBODY = 4711, 4712, 65534
