@@ -94,7 +94,7 @@ def is_spare(pid: bytes, fd: bytes) -> bool:
 
 
 class _Origin:
-    """Where a new namespace copies from."""
+    """Where a new namespace copies from. For one thread at a time."""
 
     def __init__(self) -> None:
         # Some are for writing only.
@@ -111,7 +111,13 @@ class _Origin:
                 self._watch.add(path.encode(), linux.IN_MODIFY)
             self.close = opened.pop_all().close
         self._read_at = 0.0
+        self._writes = 0
         self._content: list[bytes] = []
+
+    def writes(self) -> int:
+        """Another number after every write that is noticed. To be followed by `read`."""
+        self._writes += self._watch.touched()
+        return self._writes
 
     def read(self) -> list[bytes]:
         """What a namespace that is born now is given."""
@@ -124,7 +130,8 @@ class _Origin:
 
     def content(self) -> list[bytes]:
         """The same, but read again only if it may have changed."""
-        if self._watch.touched() or time.monotonic() > self._read_at + _READ_SECONDS:
+        before = self._writes
+        if self.writes() != before or time.monotonic() > self._read_at + _READ_SECONDS:
             return self.read()
         return self._content
 
@@ -224,13 +231,14 @@ class Spares:
         if before:
             before.close()
         while len(self._held) < self._count:
-            born = origin.read()
+            with self._lock:
+                writes, born = origin.writes(), origin.read()
             with visit():
                 linux.unshare(linux.CLONE_NEWNET)
                 spare = _Spare(*open_own(), born)
             fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
             with self._lock:
-                if born == origin.read():
+                if (writes, born) == (origin.writes(), origin.read()):
                     self._held.append(spare)
                 else:
                     os.close(spare.fd)

@@ -4,13 +4,19 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import MNT, RUN, Mounted, Start, ip, wait_for
+
+from netnsfs import linux
+from netnsfs.spares import Spares
+from netnsfs.workers import expendable
 
 SYSCTL = Path("/proc/sys/net")
 
@@ -132,6 +138,43 @@ def test_a_change_by_another_mount_of_procfs_is_noticed(start: Start, tmp_path: 
     finally:
         subprocess.run(["umount", other], check=True)
     (mounted / "foo").rmdir()
+
+
+def test_a_spare_born_during_a_change_that_was_taken_back_is_thrown_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unshare = linux.unshare
+    births: list[int] = []
+    change = changed(*COPIED[0])
+
+    def meddle(flags: int) -> None:
+        births.append(flags)
+        if len(births) > 1:
+            return unshare(flags)
+        # The change is taken back by a thread that is still in the machine's own namespace.
+        with ThreadPoolExecutor(1) as elsewhere:
+            elsewhere.submit(change.__enter__).result()
+            try:
+                unshare(flags)
+            finally:
+                elsewhere.submit(change.__exit__, None, None, None).result()
+
+    monkeypatch.setattr(linux, "unshare", meddle)
+    spares = Spares(1)
+
+    def fill() -> None:
+        with expendable():
+            spares._fill()
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    thread.join()
+    assert len(births) == 2
+    taken = spares.take()
+    assert taken
+    os.close(taken[0])
+    assert spares._origin
+    spares._origin.close()
 
 
 def test_what_is_not_copied_keeps_spares_good(start: Start) -> None:
