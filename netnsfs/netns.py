@@ -340,12 +340,11 @@ class Names:
                 user.max_net_namespaces or fs.mount-max is reached or the directory is
                 full; else as unshare(2), open(2), mount(2). Nothing is left behind.
         """
-        self._prepare(name)
+        self._check_new(name)
         spare = self.spares.take()
-        if spare is not None:
-            return self._name_new(*spare, name, owner)
-        self._refuse_existing(name)
-        return on_own_thread(self._create, name, owner)
+        if spare is None:
+            return on_own_thread(self._create, name, owner)
+        return self._name_new(*spare, name, owner)
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
         with visit():
@@ -388,8 +387,7 @@ class Names:
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
         """
-        self._prepare(name)
-        self._refuse_existing(name)
+        self._check_new(name)
         namespace = namespace_of(fd)
         commit()
         # `fd` may have been opened by another name, whose mount would be a peer of this one's.
@@ -407,8 +405,7 @@ class Names:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
                 same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
         """
-        self._prepare(new)
-        self._refuse_existing(new)
+        self._check_new(new)
         if self.entry(old).kind == "link":
             commit()
             return linux.rename_noreplace(self.file(old), self.file(new))
@@ -526,7 +523,11 @@ class Names:
                 errno.EPERM, "something else is mounted there", name
             ) from None
 
-    def _refuse_existing(self, name: bytes) -> None:
+    def _check_new(self, name: bytes) -> None:
+        may_block()
+        check_name(name)
+        self._prepare()
+        self._learn()
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
@@ -546,13 +547,7 @@ class Names:
         finally:
             os.close(fd)
 
-    def _prepare(self, name: bytes) -> None:
-        may_block()
-        check_name(name)
-        self._prepare_directory()
-        self._learn()
-
-    def _prepare_directory(self) -> None:
+    def _prepare(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
 
         Mounts of a shared mount propagate, and so do their removals: without that, a

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 MAX_LOST = 64
 
-# A signal, or a limit of time that ends, is heeded that much later.
+# Signals and limits of time are heeded that much later, for each job of a request.
 _LULL_MS = 2
 
 log = logging.getLogger(__name__)
