@@ -7,10 +7,10 @@ modes, in one piece. Placeholders of other tools do not have it.
 The placeholder is covered by the mount. A clone of the directory's mount without the mounts
 below it (open_tree(2)) shows it.
 
-An attribute of the directory itself, the generation, changes with every delegation; inotify
-tells of that before the one who delegates goes on. Only when somebody else has changed it is
-the directory cloned, and are all placeholders looked at. What cannot be looked at is an error:
-a namespace that was closed to others must not open because the daemon is short of something.
+An attribute of the directory itself, the generation, changes with every delegation. Only when
+somebody else has changed it is the directory cloned, and are all placeholders looked at. What
+cannot be looked at is an error: a namespace that was closed to others must not open because the
+daemon is short of something.
 
 Whoever delegates holds the lock of the directory, which `ip netns add` takes too.
 """
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.permissions import Owner
-from netnsfs.workers import WouldBlock, may_block
+from netnsfs.workers import may_block
 
 LOCK_SECONDS = 5.0
 
@@ -58,39 +58,6 @@ class Delegations:
         self._attribute = f"{kind}.netnsfs"
         self._found: tuple[bytes | None, dict[bytes, _Given]] = (None, {})
         self._local = _Local()
-        self._stamp: object = None
-        self._watch: linux.Watch | None = None
-        self._watched: tuple[int, int] | None = None
-
-    def stamp(self) -> object:
-        """What changes with every delegation. For the event loop's thread alone."""
-        watch = self._watch
-        if watch is None:
-            try:
-                return self.generation()
-            except WouldBlock:
-                return object()
-        if watch.touched():
-            self._stamp = object()
-        return self._stamp
-
-    def settle(self) -> None:
-        """Have changes in the directory that is there now change the stamp.
-
-        What is found under a name afterwards, and is found to be unchanged later, is found in
-        that directory later too.
-        """
-        try:
-            found = linux.stat(self._path)
-            if self._watched == (found.dev, found.ino):
-                return
-            watch = self._watch or linux.Watch()
-            watch.add(self._path, linux.IN_ATTRIB)
-        except OSError:
-            # The machine is short of something: without it, each look costs a system call.
-            self._watched = self._watch = None
-            return
-        self._watched, self._watch = (found.dev, found.ino), watch
 
     def generation(self) -> bytes | None:
         """What changes with every delegation; None before the first.

@@ -157,7 +157,6 @@ class Name:
         self.mark = mark
         self._packed = b""
         self._state: object = None
-        names.delegations.settle()
 
     def unchanged(self) -> bool:
         """Whether the same namespace file is still mounted there.
@@ -196,7 +195,7 @@ class Name:
 
     def stamp(self) -> Hashable:
         """See `Home.stamp`. Another name of the namespace may have another owner."""
-        return self._names.delegations.stamp(), self.mark
+        return self._names.stamp(), self.mark
 
     def owner(self) -> Owner | None:
         """See `Home.owner`."""

@@ -49,6 +49,7 @@ from netnsfs.presence import Presence
 from netnsfs.spares import Spares
 from netnsfs.workers import (
     Job,
+    WouldBlock,
     commit,
     may_block,
     on_event_loop,
@@ -135,6 +136,7 @@ class Names:
     def list(self) -> list[bytes]:
         """All names, as `ip netns list` shows them; none if the directory is missing."""
         may_block()
+        self._learn()
         try:
             return os.listdir(self.path)
         except FileNotFoundError:
@@ -177,6 +179,18 @@ class Names:
         if not on_event_loop() or not (presence := self._known()):
             return None
         return presence.state()
+
+    def stamp(self) -> object:
+        """What changes with every delegation. For the event loop's thread alone."""
+        presence = self._known()
+        if presence:
+            presence.state()
+            if not presence.lost:
+                return presence.attributes
+        try:
+            return self.delegations.generation()
+        except WouldBlock:
+            return object()
 
     def _known(self) -> Presence | None:
         """For the event loop's thread; if there is nothing, a worker will learn it."""

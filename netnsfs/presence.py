@@ -5,9 +5,10 @@ the directory holds that lock too, for as long as they like: the list may be wri
 that a file is mapped to, and that file may be one of ours. So the event loop must not look.
 
 inotify(7) tells it of names instead. The kernel queues each event while it still has the lock
-of the directory, so a name that somebody has been told of is known here. Of mounts,
-/proc/self/mountinfo tells, which can be polled (proc_pid_mountinfo(5)): a mount that somebody
-was told of has been counted. One call asks for both.
+of the directory, so a name that somebody has been told of is known here. It tells of changed
+attributes before the one who changes them goes on. Of mounts, /proc/self/mountinfo tells, which
+can be polled (proc_pid_mountinfo(5)): a mount that somebody was told of has been counted. One
+call asks for both.
 
 Only a directory in memory is watched: nothing comes into it but through this kernel.
 """
@@ -23,7 +24,9 @@ _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
 _WENT = linux.IN_DELETE
 # Two names that are exchanged, or what a rename leaves behind, are not told of as such.
 _RENAMED = linux.IN_MOVED_FROM
+_CHANGED = linux.IN_ATTRIB
 _MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
+_WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 
 # Who keeps making and removing names must not keep the reader.
 _MOST_EVENTS = 20_000
@@ -41,11 +44,14 @@ class Presence:
 
     Attributes:
         lost: it is not known any more.
+        attributes: another object after each change of the directory's attributes that has been
+            heard of.
     """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
         self.lost = False
+        self.attributes = object()
         self._state = object()
         self._checked = True
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -56,7 +62,7 @@ class Presence:
             found = linux.stat(b"", directory)
             self._directory = found.dev, found.ino, found.mount
             self._watch = linux.Watch()
-            self._watch.add(b"/proc/self/fd/%d" % directory, _CAME | _WENT | _RENAMED | _MOVED)
+            self._watch.add(b"/proc/self/fd/%d" % directory, _WATCHED)
             while (path := os.path.dirname(path)) != b"/":
                 self._watch.add(path, _MOVED)
             mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -98,6 +104,8 @@ class Presence:
                 self._names.add(changed)
             elif mask & _WENT:
                 self._names.discard(changed)
+            elif mask & _CHANGED:
+                self.attributes = object()
             else:
                 # Events are lost, or names were renamed, or the directory is not where it was.
                 self.lost = True

@@ -107,6 +107,19 @@ def test_what_one_question_has_heard_the_other_knows(presence: Presence) -> None
     assert presence.state() is not before
 
 
+def test_changed_attributes_of_the_directory_are_told(presence: Presence) -> None:
+    before = presence.attributes
+    (DIRECTORY / "new").mkdir()
+    bind()
+    presence.state()
+    assert presence.attributes is before
+    os.setxattr(DIRECTORY, "trusted.netnsfs-test", b"1")
+    presence.state()
+    assert presence.attributes is not before
+    assert not presence.lost
+    linux.umount(bytes(DIRECTORY / "old"), linux.MNT_DETACH)
+
+
 def cover() -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", DIRECTORY], check=True)
 
