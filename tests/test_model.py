@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -225,7 +225,10 @@ def content_of(fd: int) -> bytes:
 
 @dataclass(eq=False)
 class Held:
-    """An open descriptor of a file in a namespace's directory, or of the directory itself."""
+    """An open descriptor of a file in a namespace's directory, or of the directory itself.
+
+    What is read of it first was fixed at open: `opened` is how the namespace was then.
+    """
 
     fd: int
     index: int
@@ -233,6 +236,7 @@ class Held:
     entry: Entry
     space: Space
     file: bytes
+    opened: Space | None
 
 
 class Machine(RuleBasedStateMachine):
@@ -452,7 +456,8 @@ class Machine(RuleBasedStateMachine):
             return
         fd = os.open(self.at(index, name, file), os.O_RDONLY)
         entry = self.model.entries[name]
-        self.held.append(Held(fd, index, name, entry, space, file))
+        opened = replace(space) if file in (b"nsid", b"pids") else None
+        self.held.append(Held(fd, index, name, entry, space, file, opened))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), file=st.sampled_from(FILES))
@@ -468,7 +473,9 @@ class Machine(RuleBasedStateMachine):
         stands = self.stands(held)
         codes: tuple[str, ...] = ("",) if stands else ("", *GONE)
         if held.file != b".":
-            self.same(held.space, held.file, codes, lambda: content_of(held.fd))
+            space = held.opened or held.space
+            if self.same(space, held.file, codes, lambda: content_of(held.fd)):
+                held.opened = None
             return
         codes = ("",) if stands else ("", "ENOENT", *GONE)
         assert error_of(os.listdir, held.fd) in codes
@@ -479,12 +486,13 @@ class Machine(RuleBasedStateMachine):
 
     def same(
         self, space: Space, file: bytes, codes: tuple[str, ...], read: Callable[[], bytes]
-    ) -> None:
-        """What can still be read is never another namespace's."""
+    ) -> bool:
+        """Whether it can still be read. What can is never another namespace's."""
         found: list[bytes] = []
         assert error_of(lambda: found.append(read())) in codes
         for one in found:
             self.compare(one, file, space)
+        return bool(found)
 
     def same_link(self, held: Held, codes: tuple[str, ...]) -> None:
         found: list[bytes] = []

@@ -1,7 +1,7 @@
 """A crowd of clients at everything at once, and many namespaces at once: nothing grows.
 
-For two minutes; with NETNSFS_LONG for half an hour, and with ten thousand namespaces. The figures
-are printed.
+For two minutes; with NETNSFS_LONG for half an hour, and with ten thousand namespaces. The
+figures are printed.
 """
 
 import json
