@@ -16,10 +16,15 @@ import pytest
 from conftest import LONG, MNT, RUN, Mounted, ip, nsfs_mounts, wait_for
 from test_races import agree, resident
 
+from netnsfs.mount import CHANGES, LOOKS
+
 CROWD = Path(__file__).with_name("crowd.py")
 CLIENTS = 16
 FIRST_SECONDS, SECONDS = 60, 1740 if LONG else 60
 NAMESPACES = 10_000 if LONG else 500
+
+# All workers, and the event loop's.
+MOST_THREADS = LOOKS + CHANGES + 1 + 1
 
 # What may come and go with the allocator and the interpreter, in KiB.
 SLACK = 2048
@@ -50,16 +55,33 @@ class Crowd:
 
 
 class Usage:
-    """What the daemon uses: memory in KiB, descriptors, threads."""
+    """What the daemon uses: memory in KiB, threads, the ways home that they have, descriptors.
+
+    A worker is started when so many jobs are to be done at once for the first time, and opens
+    its way home when it enters a namespace for the first time.
+    """
 
     def __init__(self, mounted: Mounted) -> None:
         proc = Path(f"/proc/{mounted.process.pid}")
         self.memory = resident(mounted.process.pid)
-        self.descriptors = len(os.listdir(proc / "fd"))
         self.threads = len(os.listdir(proc / "task"))
+        home = os.readlink(proc / "ns/net")
+        opened = [target(proc / "fd" / fd) for fd in os.listdir(proc / "fd")]
+        self.homes = opened.count(home)
+        self.descriptors = len(opened) - self.homes
 
     def __str__(self) -> str:
-        return f"{self.memory} KiB, {self.descriptors} descriptors, {self.threads} threads"
+        return (
+            f"{self.memory} KiB, {self.threads} threads, {self.homes} ways home, "
+            f"{self.descriptors} other descriptors"
+        )
+
+
+def target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
 
 
 def remove_all() -> None:
@@ -84,7 +106,7 @@ def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str])
         for action, seconds in sorted(crowd.longest.items()):
             print(f"{action}: {crowd.done[action]}, at most {seconds:.2f} s")
     assert first.unexpected + crowd.unexpected == {}
-    assert after.threads <= before.threads
+    assert after.homes < after.threads <= MOST_THREADS
     assert after.memory - before.memory < SLACK
     # The time of an `ip` is mostly that of its start.
     asked = {act: seconds for act, seconds in crowd.longest.items() if act[:3] != "ip_"}
