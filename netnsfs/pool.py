@@ -15,7 +15,7 @@ MAX_LOST of them hang.
 What a worker does takes mostly less time than two passes of the event loop, one to go on
 and one to come back. So while nobody else waits for anything, the loop's thread waits for the
 job where it stands (`Lull`), as it would in epoll_wait(2): the next request wakes it just the
-same, and then it goes on as a loop.
+same, and then it goes on as a loop. Which of the two it is when a job ends, a lock decides.
 """
 
 import errno
@@ -48,7 +48,7 @@ class _Turn:
 
     Attributes:
         job: the job.
-        done: set when it has ended, unless it was waited for in place.
+        done: set when the event loop's thread knows that it has ended.
         lock: held to look at the following two.
         in_place: the event loop's thread waits for nothing but it and requests.
         ended: it was waited for in place when it ended.

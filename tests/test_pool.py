@@ -188,7 +188,7 @@ async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
     lull.heed(asking[0])
     assert not await others_run(pool.run(time.sleep, 0.01))
     os.write(asking[1], b"request")
-    assert await others_run(pool.run(time.sleep, 0.01))
+    assert await others_run(pool.run(time.sleep, 0.1))
 
 
 async def test_a_request_ends_the_wait_in_place(
@@ -218,7 +218,7 @@ async def test_who_waits_already_is_not_kept_waiting(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run, release.wait)
         await trio.sleep(0.05)
-        assert await others_run(pool.run(time.sleep, 0.001))
+        assert await others_run(pool.run(time.sleep, 0.05))
         release.set()
 
 
