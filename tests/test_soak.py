@@ -90,6 +90,7 @@ def remove_all() -> None:
     assert nsfs_mounts() == []
 
 
+@pytest.mark.timeout(FIRST_SECONDS + SECONDS + 300)
 def test_a_crowd_at_everything(mnt: Mounted, capsys: pytest.CaptureFixture[str]) -> None:
     first = Crowd(FIRST_SECONDS)
     agree()
