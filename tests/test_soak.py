@@ -143,4 +143,5 @@ def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str
         print(f"\n{NAMESPACES}: mkdir {made - began:.1f} s, ls -l {listed - made:.1f} s,")
         print(f"rmdir {removed - removing:.1f} s; {before}; then {full}; then {after}")
     assert after.descriptors == before.descriptors
+    assert after.homes == before.homes
     assert after.threads <= before.threads
