@@ -57,6 +57,8 @@ class Delegations:
         kind = "trusted" if linux.in_initial_user_namespace() else "user"
         self._attribute = f"{kind}.netnsfs"
         self._found: tuple[bytes | None, dict[bytes, _Given]] = (None, {})
+        # A stamp, and what was found and was true then.
+        self._checked: tuple[object, object] = (None, None)
         self._local = _Local()
 
     def generation(self) -> bytes | None:
@@ -79,25 +81,31 @@ class Delegations:
         finally:
             os.close(directory)
 
-    def of(self, name: bytes, mark: linux.Stat) -> Owner | None:
+    def of(self, name: bytes, mark: linux.Stat, stamp: object = None) -> Owner | None:
         """To whom a name was given.
 
         Args:
             name: the name.
             mark: what stands under it.
+            stamp: the same object for as long as there have been no new delegations, if that
+                is known.
 
         Raises:
             WouldBlock: on the event loop's thread, if there have been new ones.
             OSError: it cannot be looked at.
         """
-        generation = self.generation()
-        known, found = self._found
-        given = found.get(name)
+        found = self._found
+        given = found[1].get(name)
         # With another mark: removed and made anew, or seen before it was mounted.
-        if generation != known or (given and given.mark != mark):
-            may_block()
-            self._found = generation, self._scan()
-            given = self._found[1].get(name)
+        other = given is not None and given.mark != mark
+        before, checked = self._checked
+        if other or stamp is None or stamp is not before or found is not checked:
+            generation = self.generation()
+            if other or generation != found[0]:
+                may_block()
+                found = self._found = generation, self._scan()
+                given = found[1].get(name)
+            self._checked = stamp, found
         return given.owner if given and given.mark == mark else None
 
     def _scan(self) -> dict[bytes, _Given]:
@@ -125,11 +133,16 @@ class Delegations:
                 yield
 
     @contextmanager
-    def giving(self, name: bytes, placeholder: int, owner: Owner) -> Iterator[None]:
+    def giving(
+        self, name: bytes, mark: linux.Stat, placeholder: int, owner: Owner
+    ) -> Iterator[None]:
         """Give a name to somebody; the block mounts the namespace on its placeholder.
+
+        Nobody sees the namespace under that name before it is known to whom it belongs.
 
         Args:
             name: the name.
+            mark: what will stand under it.
             placeholder: a descriptor of its placeholder.
             owner: to whom.
 
@@ -139,8 +152,8 @@ class Delegations:
         with self._locked():
             self._mark(placeholder, owner)
             self._announce()
+            self._found[1][name] = _Given(mark, owner)
             yield
-            self._remember(name, owner)
 
     def change(self, name: bytes, mark: linux.Stat, owner: Owner) -> None:
         """Give a name to somebody.
@@ -162,7 +175,7 @@ class Delegations:
                 self._announce()
             self._mark(placeholder, owner)
             self._announce()
-            self._remember(name, owner)
+            self._found[1][name] = _Given(mark, owner)
 
     def refresh(self) -> None:
         """Have everyone look again: who was killed may have marked what nobody has heard of.
@@ -191,9 +204,6 @@ class Delegations:
         known, found = self._found
         if known == before:
             self._found = after, found
-
-    def _remember(self, name: bytes, owner: Owner) -> None:
-        self._found[1][name] = _Given(linux.stat(b"%b/%b" % (self._path, name)), owner)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -199,7 +199,7 @@ class Name:
 
     def owner(self) -> Owner | None:
         """See `Home.owner`."""
-        return self._names.delegations.of(self.name, self.mark)
+        return self._names.owner(self.name, self.mark)
 
     def give(self, owner: Owner) -> None:
         """See `Home.give`. There is nothing below a symbolic link to keep it on."""

@@ -82,8 +82,8 @@ _FSCONFIG_CMD_RECONFIGURE = 7
 
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
-_MOVE_MOUNT_F_EMPTY_PATH = 4
-_MOVE_MOUNT_T_SYMLINKS = 0x10
+# MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+_MOVE_MOUNT_FLAGS = 4 | 0x40
 # struct mount_attr: set, clear, propagation, user namespace.
 _MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
 
@@ -122,6 +122,7 @@ _quick = ctypes.PyDLL(None, use_errno=True)
 _statx = _libc.statx
 _statx_open = _quick.statx
 _getxattr = _libc.getxattr
+_libc_syscall = _libc.syscall
 _read = _quick.read
 _poll = _quick.poll
 _quick_syscall = _quick.syscall
@@ -131,6 +132,9 @@ _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _StatxBuffer = ctypes.c_char * 256
 # struct inotify_event: watch, mask, cookie, length of the name.
 _EVENT = struct.Struct("=iIII")
+# With a name of 255 bytes, padded.
+_LONGEST_EVENT = _EVENT.size + 256
+_WATCH_BUFFER = 65536
 # struct pollfd: descriptor, events, what there is.
 _POLLFD = struct.Struct("=ihh")
 _AttributeBuffer = ctypes.c_char * 64
@@ -147,23 +151,36 @@ def mount(source: bytes | None, target: bytes, flags: int) -> None:
         raise _error(target)
 
 
-def bind_apart(source: bytes, target: bytes) -> None:
-    """A bind mount that is no peer of the mount that `source` is reached by.
+def bind_mount(source: int) -> int:
+    """A bind mount of an open file, yet to be mounted anywhere (open_tree(2), Linux 5.2).
 
-    What mount(2) makes of a shared mount is its peer: whatever is mounted on the one later is
-    mounted on the other too.
+    Args:
+        source: a descriptor of the file.
 
-    Raises:
-        OSError: as mount(2), open_tree(2), mount_setattr(2), move_mount(2).
+    Returns:
+        A descriptor of the mount, which ends with it if `move_mount` has not been called.
     """
-    tree = open_tree(source)
-    try:
-        private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
-        _syscall(source, _SYS_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, *private)
-        flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_SYMLINKS
-        _syscall(target, _SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, target, flags)
-    finally:
-        os.close(tree)
+    flags = _AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC
+    made: int = _libc_syscall(_SYS_OPEN_TREE, source, b"", flags)
+    if made < 0:
+        raise _error()
+    return made
+
+
+def make_private(mount: int) -> None:
+    """Make an open mount that is mounted nowhere nobody's peer (mount_setattr(2), Linux 5.12).
+
+    What is made of a shared mount is its peer: whatever is mounted on the one later is mounted
+    on the other too.
+    """
+    private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
+    _syscall(None, _SYS_MOUNT_SETATTR, mount, b"", _AT_EMPTY_PATH, *private)
+
+
+def move_mount(mount: int, target: int) -> None:
+    """Mount an open mount on an open file: no path is walked (move_mount(2), Linux 5.2)."""
+    if _libc_syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", _MOVE_MOUNT_FLAGS):
+        raise _error()
 
 
 def _syscall(path: bytes | None, number: int, *arguments: int | bytes | None) -> int:
@@ -266,7 +283,7 @@ class Watch:
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise _error()
-        self._buffer = (ctypes.c_char * 65536)()
+        self._buffer = (ctypes.c_char * _WATCH_BUFFER)()
         self.close = weakref.finalize(self, os.close, self._fd)
 
     def fileno(self) -> int:
@@ -280,15 +297,18 @@ class Watch:
 
     def touched(self) -> bool:
         """Whether something has happened since the last call. For one thread at a time."""
-        return bool(_read(self._fd, self._buffer, 65536) > 0)
+        return bool(_read(self._fd, self._buffer, _WATCH_BUFFER) > 0)
 
     def events(self) -> Iterator[tuple[int, bytes]]:
         """What has happened since the last call: each event's mask, and the name it is of.
 
         For one thread at a time.
         """
-        while (end := _read(self._fd, self._buffer, 65536)) > 0:
-            told, at = ctypes.string_at(self._buffer, end), 0
+        end = _WATCH_BUFFER
+        # There was no room for one more, or there is no more.
+        while end > _WATCH_BUFFER - _LONGEST_EVENT:
+            end = _read(self._fd, self._buffer, _WATCH_BUFFER)
+            told, at = ctypes.string_at(self._buffer, max(0, end)), 0
             while at < end:
                 _, mask, _, length = _EVENT.unpack_from(told, at)
                 name = told[at + _EVENT.size : at + _EVENT.size + length]

@@ -21,9 +21,9 @@ There they look at nothing but what the kernel has in its cache, and leave the r
 
 How `create` differs from `ip netns add`, and why:
 
-1. The namespace is made before the file, so that others see the bare placeholder for
-   microseconds instead of for the whole unshare(2).
-2. The bind mount goes through the descriptor of the placeholder, not through its path. If
+1. The namespace and its mount are made before the file, so that others see the bare
+   placeholder for microseconds instead of for the whole unshare(2).
+2. The mount is moved to the descriptor of the placeholder, not to its path. If
    somebody removes the name in between and makes it anew, the mount fails with ENOENT
    instead of stacking on theirs.
 3. Roll-back removes the name only while it is still our placeholder.
@@ -36,9 +36,8 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 from netnsfs import linux
@@ -157,12 +156,12 @@ class Names:
 
     def packed(self, name: bytes) -> bytes:
         """What `linux.packed_stat` gives for a name. Errors as for `entry`."""
+        if on_event_loop() and (presence := self._known()) and presence.lacks(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
         path = self.file(name)
         packed = linux.packed_stat_cached(path)
         if packed is not None:
             return packed
-        if on_event_loop() and (presence := self._known()) and presence.lacks(name):
-            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
         may_block()
         try:
             return linux.packed_stat(path)
@@ -182,15 +181,26 @@ class Names:
 
     def stamp(self) -> object:
         """What changes with every delegation. For the event loop's thread alone."""
+        heard = self._heard()
+        if heard is not None:
+            return heard
+        try:
+            return self.delegations.generation()
+        except WouldBlock:
+            return object()
+
+    def owner(self, name: bytes, mark: linux.Stat) -> Owner | None:
+        """To whom a name was given. Arguments and errors as for `Delegations.of`."""
+        return self.delegations.of(name, mark, self._heard() if on_event_loop() else None)
+
+    def _heard(self) -> object:
+        """The same object for as long as no delegation is heard of, or None."""
         presence = self._known()
         if presence:
             presence.state()
             if not presence.lost:
                 return presence.attributes
-        try:
-            return self.delegations.generation()
-        except WouldBlock:
-            return object()
+        return None
 
     def _known(self) -> Presence | None:
         """For the event loop's thread; if there is nothing, a worker will learn it."""
@@ -362,8 +372,10 @@ class Names:
 
     def _create(self, name: bytes, owner: Owner | None) -> tuple[Namespace, linux.Stat]:
         with visit():
-            with _explained("user.max_net_namespaces"):
+            try:
                 linux.unshare(linux.CLONE_NEWNET)
+            except OSError as error:
+                raise _explained(error, "user.max_net_namespaces") from None
             return self._name_new(*open_own(), name, owner)
 
     def _name_new(
@@ -372,23 +384,9 @@ class Names:
         # Open until the end: an nsfs inode keeps number and times while it is in use.
         try:
             commit()
-            source = b"/proc/thread-self/fd/%d" % fd
-            self._bind(lambda target: linux.mount(source, target, linux.MS_BIND), name, owner)
-            return made, self._mark_of_new(name, made)
+            return made, self._bind(fd, name, owner, apart=False)
         finally:
             os.close(fd)
-
-    def _mark_of_new(self, name: bytes, made: Namespace) -> linux.Stat:
-        try:
-            mark = linux.stat(self.file(name))
-        except FileNotFoundError:
-            raise
-        except OSError:
-            self.remove(name)
-            raise
-        if mark.ino != made.inode:
-            raise FileNotFoundError(errno.ENOENT, "it was removed at once", name)
-        return mark
 
     def attach(self, name: bytes, fd: int, owner: Owner | None = None) -> Namespace:
         """Bind an existing namespace to a name, as `ip netns attach` does.
@@ -405,7 +403,7 @@ class Names:
         namespace = namespace_of(fd)
         commit()
         # `fd` may have been opened by another name, whose mount would be a peer of this one's.
-        self._bind(partial(linux.bind_apart, b"/proc/thread-self/fd/%d" % fd), name, owner)
+        self._bind(fd, name, owner, apart=True)
         return namespace
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -545,21 +543,36 @@ class Names:
         if os.path.lexists(self.file(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
-    def _bind(self, mount: Callable[[bytes], None], name: bytes, owner: Owner | None) -> None:
-        path = self.file(name)
-        with _explained("the run directory"):
-            fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+    def _bind(self, fd: int, name: bytes, owner: Owner | None, apart: bool) -> linux.Stat:
+        mount = linux.bind_mount(fd)
         try:
-            given = self.delegations.giving(name, fd, owner) if owner else nullcontext()
-            with given, _explained("fs.mount-max"):
-                mount(b"/proc/thread-self/fd/%d" % fd)
-        except OSError:
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.lstat(path)):
-                    os.unlink(path)
-            raise
+            if apart:
+                linux.make_private(mount)
+            mark = linux.stat(b"", mount)
+            self._put(mount, name, mark, owner)
         finally:
-            os.close(fd)
+            os.close(mount)
+        return mark
+
+    def _put(self, mount: int, name: bytes, mark: linux.Stat, owner: Owner | None) -> None:
+        path = self.file(name)
+        try:
+            placeholder = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
+        except OSError as error:
+            raise _explained(error, "the run directory") from None
+        try:
+            if owner:
+                with self.delegations.giving(name, mark, placeholder, owner):
+                    linux.move_mount(mount, placeholder)
+            else:
+                linux.move_mount(mount, placeholder)
+        except OSError as error:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(placeholder), os.lstat(path)):
+                    os.unlink(path)
+            raise _explained(error, "fs.mount-max") from None
+        finally:
+            os.close(placeholder)
 
     def _prepare(self) -> None:
         """Make the run directory, and make it a shared mount, once per mount of it.
@@ -605,17 +618,13 @@ class Names:
         )
 
 
-@contextmanager
-def _explained(limit: str) -> Iterator[None]:
+def _explained(error: OSError, limit: str) -> OSError:
     """Say in ENOSPC, which looks like a full disk, what is full."""
+    if error.errno != errno.ENOSPC:
+        return error
     try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        try:
-            with open("/proc/sys/" + limit.replace(".", "/")) as file:
-                text = f"{limit} is {file.read().strip()} and reached: raise it with sysctl -w"
-        except OSError:
-            text = f"{limit} is full"
-        raise OSError(errno.ENOSPC, f"{text}, or remove a namespace", error.filename) from None
+        with open("/proc/sys/" + limit.replace(".", "/")) as file:
+            text = f"{limit} is {file.read().strip()} and reached: raise it with sysctl -w"
+    except OSError:
+        text = f"{limit} is full"
+    return OSError(errno.ENOSPC, f"{text}, or remove a namespace", error.filename)

@@ -27,6 +27,7 @@ MOST_CALLS = 1_000_000 if LONG else 20
 
 FAILING = {
     *("unshare", "setns", "mount", "umount2", "openat", "unlink", "flock", "renameat2"),
+    *("open_tree", "mount_setattr", "move_mount"),
     *("statx", "newfstatat", "readlink", "readlinkat", "socket", "sendto", "recvfrom"),
 }
 

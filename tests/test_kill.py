@@ -25,6 +25,7 @@ UNNAMED = MNT / ".netnsfs/unnamed"
 
 CHANGES = {
     *("unshare", "setns", "mount", "umount2", "unlink", "unlinkat", "renameat2", "mkdir"),
+    *("open_tree", "mount_setattr", "move_mount"),
     *("chmod", "fchmod", "setxattr", "fsetxattr", "flock", "clone3", "writev"),
 }
 

@@ -120,7 +120,7 @@ def test_create_refuses_what_exists_before_it_makes_anything(
     names.remove(b"stale")
 
 
-@pytest.mark.parametrize("call", ["mount", "unshare"])
+@pytest.mark.parametrize("call", ["unshare", "bind_mount", "move_mount"])
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC, errno.EPERM])
 def test_a_failed_create_leaves_nothing(
     names: Names, monkeypatch: pytest.MonkeyPatch, call: str, code: int
@@ -174,15 +174,15 @@ def test_a_name_remade_by_another_before_the_bind_is_left_alone(
 ) -> None:
     names.create(b"warm")
     names.remove(b"warm")
-    mount = linux.mount
+    move_mount = linux.move_mount
 
-    def interfere(source: bytes, target: bytes, flags: int) -> None:
+    def interfere(mount: int, target: int) -> None:
         ip("netns", "del", "foo")
         ip("netns", "add", "foo")
-        mount(source, target, flags)
+        move_mount(mount, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(linux, "mount", interfere)
+        patch.setattr(linux, "move_mount", interfere)
         assert error_of(names.create, b"foo") == "ENOENT"
     assert nsfs_mounts() == [bytes(RUN / "foo")]
     assert names.identify(b"foo") is not None

@@ -295,6 +295,39 @@ def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
     names.remove(b"foo")
 
 
+def test_nobody_sees_a_given_name_before_its_owner_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(bytes(RUN))
+    seen = []
+    move_mount = linux.move_mount
+
+    def look(mount: int, target: int) -> None:
+        move_mount(mount, target)
+        seen.append(names.owner(b"foo", names.entry(b"foo").mark))
+
+    monkeypatch.setattr(linux, "move_mount", look)
+    private = delegate(ALICE, ALICE, 0o700)
+    names.create(b"foo", private)
+    assert seen == [private]
+    names.remove(b"foo")
+
+
+def test_what_was_found_holds_as_long_as_the_stamp() -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    _, mark = names.create(b"foo")
+    first, second = object(), object()
+    assert others.delegations.of(b"foo", mark, first) is None
+    private = delegate(ALICE, ALICE, 0o700)
+    names.delegations.change(b"foo", mark, private)
+    assert others.delegations.of(b"foo", mark, first) is None
+    assert others.delegations.of(b"foo", mark, second) == private
+    names.remove(b"foo")
+    _, anew = names.create(b"foo")
+    assert others.delegations.of(b"foo", anew, second) is None
+    names.remove(b"foo")
+
+
 def test_masks_and_delegations_by_the_table() -> None:
     plain, caller = Permissions(), _Caller()
     assert plain.born(0o755, caller) is None
