@@ -259,10 +259,7 @@ class Operations(pyfuse3.Operations):
     async def _change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
         """A call that changes something: if it fails, people want to know why."""
         try:
-            try:
-                return function(*args)
-            except WouldBlock:
-                return await self._changes.run(function, *args)
+            return await self._changes.run(function, *args)
         except OSError as error:
             self.journal.refused(function.__name__, name, error)
             raise

@@ -48,7 +48,8 @@ class _Turn:
 
     Attributes:
         job: the job.
-        done: set when the event loop's thread knows that it has ended.
+        done: set when the event loop's thread knows that it has ended, if somebody waits for
+            that otherwise than in place.
         lock: held to look at the following two.
         in_place: the event loop's thread waits for nothing but it and requests.
         ended: it was waited for in place when it ended.
@@ -58,7 +59,7 @@ class _Turn:
 
     def __init__(self, job: Job[Any], in_place: bool) -> None:
         self.job = job
-        self.done = trio.Event()
+        self.done: trio.Event | None = None
         self.lock = threading.Lock()
         self.in_place = in_place
         self.ended = False
@@ -156,6 +157,7 @@ class Pool:
             if turn.in_place and self._lull.wait(turn):
                 self._finished(turn)
             else:
+                turn.done = trio.Event()
                 await self._wait(job, turn.done)
         finally:
             self._lull.waiting -= 1
@@ -230,7 +232,8 @@ class Pool:
         self._jobs -= 1
         self._lost -= job.abandoned and job.started
         self._threads -= job.stranded
-        turn.done.set()
+        if turn.done is not None:
+            turn.done.set()
         # What waits in the queue has been refused already if there is no thread at all.
         with suppress(OSError):
             self._staff(self._jobs)
