@@ -91,8 +91,8 @@ class Presence:
 
     def lacks(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
-        self._catch_up()
-        return not self.lost and name not in self._names and self._is_there()
+        self.state()
+        return self._checked and not self.lost and name not in self._names
 
     def _catch_up(self) -> None:
         for number, (mask, changed) in enumerate(self._watch.events()):
