@@ -190,11 +190,13 @@ class Spares:
         Returns:
             A descriptor of it that the caller closes, and what it is; None if there is none.
         """
+        if not self._count:
+            return None
         with self._lock:
             self._taken = time.monotonic()
             spare = self._fitting()
             if spare is None:
-                self.misses += self._count > 0
+                self.misses += 1
             else:
                 self.hits += 1
         self._wanted.set()

@@ -13,8 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MOUNTED_NS = time.time_ns()
 
@@ -24,8 +23,7 @@ USUAL_SIZE = 4096
 _FSTAT_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat(2) shows of a node.
 
     Attributes:
