@@ -123,6 +123,8 @@ _statx = _libc.statx
 _statx_open = _quick.statx
 _getxattr = _libc.getxattr
 _libc_syscall = _libc.syscall
+# Not every C library has it.
+_malloc_trim = getattr(_libc, "malloc_trim", None)
 _read = _quick.read
 _poll = _quick.poll
 _quick_syscall = _quick.syscall
@@ -331,6 +333,12 @@ class Poll:
     def ready(self) -> bool:
         """Whether one is, or that cannot be told."""
         return bool(_poll(self._files, self._count, 0))
+
+
+def give_memory_back() -> None:
+    """Give free memory of this process back to the kernel (malloc_trim(3))."""
+    if _malloc_trim:
+        _malloc_trim(0)
 
 
 def drop_capability(number: int) -> None:

@@ -13,7 +13,10 @@ them. What is done about that:
 4. The kernel keeps what it was told of until it is short of memory, also below a directory
    that is gone if a file was open in it. A daemon would grow by each. So once there is much
    of it, the kernel is made to forget what is not in use.
-5. close() unmounts by path, whatever is mounted there by now, and does not after an abort
+5. libfuse has a buffer of a megabyte for each request that is read at once. What is kept of
+   others between them makes the C library keep what is free, ever more of it. So it is made to
+   give that back.
+6. close() unmounts by path, whatever is mounted there by now, and does not after an abort
    of the connection (umount -f). So it only closes the session, once, and the mount is
    detached here if it is still there, recognised by its mount ID.
 """
@@ -52,7 +55,7 @@ HEARTBEAT_SECONDS = 0.5
 PROBE_SECONDS = 2.0
 LOCK_SECONDS = 10.0
 
-FORGET_SECONDS = 20.0
+KEEP_SMALL_SECONDS = 20.0
 MOST_KEPT = 1000
 """How often, and from how many nodes on, the kernel is made to forget those not in use."""
 
@@ -349,11 +352,15 @@ def _detach(mount_point: bytes, ours: _Ours) -> None:
 
 
 async def _keep_small(operations: Operations, pool: Pool, forget: Callable[[], None]) -> None:
+    answered = 0
     while True:
-        await trio.sleep(FORGET_SECONDS)
+        await trio.sleep(KEEP_SMALL_SECONDS)
         if operations.known > MOST_KEPT:
             with suppress(OSError):
                 await pool.run(forget)
+        if answered != (answered := operations.journal.requests.total()):
+            with suppress(OSError):
+                await pool.run(linux.give_memory_back)
 
 
 def _forget_unused(mount_point: bytes, ours: _Ours) -> None:

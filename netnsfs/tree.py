@@ -3,9 +3,9 @@
 What the tree holds is defined in `files`; how the kernel asks for it, in `fuse`. Between
 the two stand these classes, and they know neither FUSE nor namespaces.
 
-Methods are plain calls that raise OSError. The adapter makes them on the event loop; one
-that can take long raises WouldBlock there (see `workers.may_block`), and the adapter makes
-the same call again on a worker thread.
+Methods are plain calls that raise OSError. The adapter makes those that change something on a
+worker thread, all others on the event loop; one that can take long raises WouldBlock there
+(see `workers.may_block`), and the adapter makes the same call again on a worker thread.
 """
 
 import errno
