@@ -150,10 +150,14 @@ class Delegations:
             OSError: EPERM if it cannot be kept.
         """
         with self._locked():
-            self._mark(placeholder, owner)
-            self._announce()
-            self._found[1][name] = _Given(mark, owner)
-            yield
+            try:
+                self._mark(placeholder, owner)
+                self._found[1][name] = _Given(mark, owner)
+                self._announce()
+                yield
+            except BaseException:
+                self._found[1].pop(name, None)
+                raise
 
     def change(self, name: bytes, mark: linux.Stat, owner: Owner) -> None:
         """Give a name to somebody.
@@ -174,8 +178,8 @@ class Delegations:
                 # Killed after the first mark, nobody would look for it.
                 self._announce()
             self._mark(placeholder, owner)
-            self._announce()
             self._found[1][name] = _Given(mark, owner)
+            self._announce()
 
     def refresh(self) -> None:
         """Have everyone look again: who was killed may have marked what nobody has heard of.

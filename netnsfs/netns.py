@@ -361,8 +361,10 @@ class Names:
 
         Raises:
             OSError: EEXIST if the name stands, live or stale; ENOSPC if
-                user.max_net_namespaces or fs.mount-max is reached or the directory is
-                full; else as unshare(2), open(2), mount(2). Nothing is left behind.
+                user.max_net_namespaces, user.max_mnt_namespaces (a mount that is mounted
+                nowhere yet counts there) or fs.mount-max is reached or the directory is
+                full; else as unshare(2), open(2), open_tree(2), move_mount(2). Nothing is
+                left behind.
         """
         self._check_new(name)
         spare = self.spares.take()
@@ -544,7 +546,10 @@ class Names:
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
     def _bind(self, fd: int, name: bytes, owner: Owner | None, apart: bool) -> linux.Stat:
-        mount = linux.bind_mount(fd)
+        try:
+            mount = linux.bind_mount(fd)
+        except OSError as error:
+            raise _explained(error, "user.max_mnt_namespaces") from None
         try:
             if apart:
                 linux.make_private(mount)

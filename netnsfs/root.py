@@ -31,6 +31,8 @@ _UNNAMED = b"unnamed"
 _PID = b"pid"
 _ROOT_INODE = 1
 _MOST_RETURNS = 40
+# At a name that keeps changing.
+_MOST_LOOKS = 10
 _MOST_TEXTS = 16
 
 
@@ -359,10 +361,14 @@ class Root(tree.Directory):
         known = self._directories.named(name)
         if known is not None:
             return known
-        # First the entry, then the namespace: if the name is made anew in between, the next
-        # look sees that the entry has changed.
-        entry = self._names.entry(name)
-        namespace = self._names.identify(name)
+        for _ in range(_MOST_LOOKS):
+            entry = self._names.entry(name)
+            namespace = self._names.identify(name)
+            if self._names.entry(name) == entry:
+                break
+        else:
+            # Of another entry, the namespace may be another's.
+            namespace = None
         if namespace is None:
             return StaleDirectory(name, entry.mark)
         return self._directories.under_name(namespace, Name(self._names, name, entry.mark))

@@ -144,20 +144,21 @@ from pathlib import Path
 from netnsfs.netns import Names
 names = Names(os.fsencode(sys.argv[1]))
 names.create(b"first")
-limit = Path("/proc/sys/user/max_net_namespaces")
+limit = Path("/proc/sys/user", sys.argv[2])
 limit.write_text("1")
 try:
     names.create(b"x")
 except OSError as error:
-    print(error.errno, names.list())
+    print(error.errno, names.list(), error.strerror)
 """
 
 
-def test_limit_of_namespaces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", ["max_net_namespaces", "max_mnt_namespaces"])
+def test_limit_of_namespaces(tmp_path: Path, limit: str) -> None:
     # In a user namespace: the limit of the machine is not ours to change.
-    command = ["unshare", "-Urnm", sys.executable, "-c", LIMITED, f"{tmp_path}/run"]
+    command = ["unshare", "-Urnm", sys.executable, "-c", LIMITED, f"{tmp_path}/run", limit]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{errno.ENOSPC} [b'first']\n"
+    assert done.stdout.startswith(f"{errno.ENOSPC} [b'first'] user.{limit} is 1 and reached")
 
 
 @pytest.mark.machine

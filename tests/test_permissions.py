@@ -1,5 +1,6 @@
 """Who may do what: as others than root, through the mount."""
 
+import errno
 import json
 import os
 import resource
@@ -16,10 +17,13 @@ import pytest
 from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
 
 from netnsfs import linux
+from netnsfs.config import Config
 from netnsfs.delegations import Delegations
+from netnsfs.journal import Journal
 from netnsfs.netns import Names
 from netnsfs.nsfs import Namespace
 from netnsfs.permissions import Owner, Permissions, delegate
+from netnsfs.root import Root
 
 ALICE, STAFF, NOBODY = 4711, 4712, 65534
 
@@ -310,6 +314,63 @@ def test_nobody_sees_a_given_name_before_its_owner_is_known(
     private = delegate(ALICE, ALICE, 0o700)
     names.create(b"foo", private)
     assert seen == [private]
+    names.remove(b"foo")
+
+
+def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, marks = Names(bytes(RUN)), []
+    names.create(b"before")
+    names.remove(b"before")
+
+    def fail(mount: int, target: int) -> None:
+        marks.append(linux.stat(b"", mount))
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "move_mount", fail)
+        assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "ENOMEM"
+    assert names.delegations.of(b"foo", marks[0]) is None
+    assert names.list() == []
+
+
+def test_a_name_that_is_mounted_between_two_looks_has_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    tree = Root(names, Journal(), Config(bytes(MNT)))
+    others.create(b"foo")
+    others.remove(b"foo")
+    (RUN / "foo").touch()
+    identify = names.identify
+
+    def late(name: bytes) -> Namespace | None:
+        if names.entry(name).kind == "other":
+            (RUN / "foo").unlink()
+            others.create(name, delegate(ALICE, ALICE, 0o700))
+        return identify(name)
+
+    monkeypatch.setattr(names, "identify", late)
+    shown = tree.lookup(b"foo", _Caller()).attributes()
+    assert (shown.uid, shown.mode & 0o7777) == (ALICE, 0o700)
+    names.remove(b"foo")
+
+
+def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(bytes(RUN))
+    tree = Root(names, Journal(), Config(bytes(MNT)))
+    names.create(b"foo")
+    identify = names.identify
+
+    def another(name: bytes) -> Namespace | None:
+        found = identify(name)
+        names.remove(name)
+        names.create(name)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names, "identify", another)
+        shown = tree.lookup(b"foo", _Caller()).attributes()
+    assert shown.mode & 0o7777 == 0
     names.remove(b"foo")
 
 
