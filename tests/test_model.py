@@ -549,8 +549,14 @@ class Machine(RuleBasedStateMachine):
     def umount(self, name: bytes, flags: int) -> None:
         entry = self.model.entries.get(name)
         if entry and entry.stack:
-            linux.umount(self.run(name), linux.UMOUNT_NOFOLLOW | flags)
+            wait_for(partial(self.unmounted, name, flags))
             entry.stack.pop()
+
+    def unmounted(self, name: bytes, flags: int) -> bool:
+        # Who looks for holders, anywhere on the machine, has it open for a moment.
+        code = error_of(linux.umount, self.run(name), linux.UMOUNT_NOFOLLOW | flags)
+        assert code == "" or (code == "EBUSY" and not flags)
+        return not code
 
     @rule(
         name=names,
