@@ -151,9 +151,7 @@ class Delegations:
         """
         with self._locked():
             try:
-                self._mark(placeholder, owner)
-                self._found[1][name] = _Given(mark, owner)
-                self._announce()
+                self._give(name, mark, placeholder, owner)
                 yield
             except BaseException:
                 self._found[1].pop(name, None)
@@ -177,9 +175,7 @@ class Delegations:
             if self.generation() is None:
                 # Killed after the first mark, nobody would look for it.
                 self._announce()
-            self._mark(placeholder, owner)
-            self._found[1][name] = _Given(mark, owner)
-            self._announce()
+            self._give(name, mark, placeholder, owner)
 
     def refresh(self) -> None:
         """Have everyone look again: who was killed may have marked what nobody has heard of.
@@ -191,12 +187,14 @@ class Delegations:
             with self._locked():
                 self._announce()
 
-    def _mark(self, placeholder: int, owner: Owner) -> None:
+    def _give(self, name: bytes, mark: linux.Stat, placeholder: int, owner: Owner) -> None:
         value = b"%d:%d:%o:%o" % owner
         try:
             os.setxattr(b"/proc/thread-self/fd/%d" % placeholder, self._attribute, value)
         except OSError as error:
             raise _not_kept(error) from error
+        self._found[1][name] = _Given(mark, owner)
+        self._announce()
 
     def _announce(self) -> None:
         before = self.generation()

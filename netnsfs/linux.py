@@ -122,7 +122,6 @@ _quick = ctypes.PyDLL(None, use_errno=True)
 _statx = _libc.statx
 _statx_open = _quick.statx
 _getxattr = _libc.getxattr
-_libc_syscall = _libc.syscall
 # Not every C library has it.
 _malloc_trim = getattr(_libc, "malloc_trim", None)
 _read = _quick.read
@@ -163,10 +162,7 @@ def bind_mount(source: int) -> int:
         A descriptor of the mount, which ends with it if `move_mount` has not been called.
     """
     flags = _AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC
-    made: int = _libc_syscall(_SYS_OPEN_TREE, source, b"", flags)
-    if made < 0:
-        raise _error()
-    return made
+    return _syscall(None, _SYS_OPEN_TREE, source, b"", flags)
 
 
 def make_private(mount: int) -> None:
@@ -181,8 +177,7 @@ def make_private(mount: int) -> None:
 
 def move_mount(mount: int, target: int) -> None:
     """Mount an open mount on an open file: no path is walked (move_mount(2), Linux 5.2)."""
-    if _libc_syscall(_SYS_MOVE_MOUNT, mount, b"", target, b"", _MOVE_MOUNT_FLAGS):
-        raise _error()
+    _syscall(None, _SYS_MOVE_MOUNT, mount, b"", target, b"", _MOVE_MOUNT_FLAGS)
 
 
 def _syscall(path: bytes | None, number: int, *arguments: int | bytes | None) -> int:

@@ -285,7 +285,7 @@ class Metrics(tree.File):
 
     def _is_open(self, name: bytes) -> bool:
         """Whether everyone may look into a namespace."""
-        owner = self._names.delegations.of(name, self._names.entry(name).mark)
+        owner = self._names.owner(name, self._names.entry(name).mark)
         return bool((owner or self._permissions.owner()).mode & 0o001)
 
 
