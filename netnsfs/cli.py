@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from netnsfs.config import EXIT_USAGE, Config, Failure
+from netnsfs.config import EXIT_USAGE, MOST_SPARES, Config, Failure
 from netnsfs.permissions import Permissions
-from netnsfs.spares import MOST
 
 MOUNT_POINT = "/mnt/netnsfs"
 _MAX_ID = (1 << 32) - 2
@@ -70,8 +69,8 @@ def _mask(value: str) -> int:
 
 
 def _spare(value: str) -> int:
-    if not value.isdecimal() or int(value[:10]) > MOST:
-        raise Failure(f"spare is a number of at most {MOST}", EXIT_USAGE)
+    if not value.isdecimal() or int(value[:10]) > MOST_SPARES:
+        raise Failure(f"spare is a number of at most {MOST_SPARES}", EXIT_USAGE)
     return int(value)
 
 

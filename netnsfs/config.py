@@ -8,6 +8,9 @@ EXIT_USAGE = 1
 EXIT_SYSTEM = 2
 EXIT_MOUNT = 32
 
+MOST_SPARES = 512
+"""Each takes a descriptor, of the 1,024 that a process usually may have."""
+
 
 def one_line(text: str) -> str:
     """A text with everything escaped that is not printable, such as the end of a line."""

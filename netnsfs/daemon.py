@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import linux, mount, spares
+from netnsfs import linux
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure, one_line
-from netnsfs.journal import Journal
-from netnsfs.netns import Names
-from netnsfs.root import Root
-from netnsfs.spares import Spares
+from netnsfs.fuse import session, takeover
+from netnsfs.netns import spares
+from netnsfs.netns.names import Names
+from netnsfs.netns.spares import Spares
+from netnsfs.stats import Stats
+from netnsfs.tree.root import Root
 
 log = logging.getLogger(__name__)
 
@@ -74,19 +76,19 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
     tell = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
 
     try:
-        mount.check_machine()
+        takeover.check_machine()
         # With it, the kernel would show its addresses in net/ to those whom it would not.
         linux.drop_capability(linux.CAP_SYSLOG)
-        with mount.only_one_start(config.mount_point) as unlock:
-            config = replace(config, mount_point=mount.clear(config.mount_point))
+        with takeover.only_one_start(config.mount_point) as unlock:
+            config = replace(config, mount_point=takeover.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
             _warn_if_closed(config)
             _refuse_spares(config)
-            journal = Journal()
+            stats = Stats()
             with suppress(OSError):
                 names.delegations.refresh()
-            root = Root(names, journal, config)
+            root = Root(names, stats, config)
 
             def mounted(device: int) -> None:
                 names.avoid = {device}
@@ -97,7 +99,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
                 names.spares.start()
                 tell("READY=1")
 
-            mount.serve(root, journal, config, mounted, answers)
+            session.serve(root, stats, config, mounted, answers)
             tell("STOPPING=1")
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)

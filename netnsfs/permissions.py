@@ -22,20 +22,12 @@ is told is decided here, and so is the little that mode bits cannot say.
    are shown to those who may look into anything.
 """
 
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from netnsfs import linux
-from netnsfs.tree import Caller
-
-CAP_DAC_READ_SEARCH = 2
-CAP_SYS_PTRACE = 19
-CAP_SYS_ADMIN = 21
+from netnsfs.node import Caller
 
 DMASK = FMASK = 0o022
-
-_HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
 
 
 class Owner(NamedTuple):
@@ -130,52 +122,3 @@ class Permissions:
             return shown, 0, 0
         writers = (mode & 0o444) >> 1 | mode & 0o222
         return shown | owner.write & writers, owner.uid, owner.gid
-
-
-def has(caller: Caller, capability: int) -> bool:
-    """Whether a caller, who waits for an answer, has a capability that the daemon has.
-
-    Args:
-        caller: who.
-        capability: its number (capabilities(7)).
-
-    Raises:
-        OSError: that cannot be told.
-    """
-    task = f"/proc/{caller.pid}"
-    try:
-        if os.readlink(f"{task}/ns/user") != os.readlink("/proc/self/ns/user"):
-            return False
-        with open(f"{task}/status") as lines:
-            held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False
-    return bool(held >> capability & 1)
-
-
-class Viewer:
-    """A caller, and what they may learn of processes, now and when they are gone.
-
-    Args:
-        caller: who, waiting for an answer.
-    """
-
-    def __init__(self, caller: Caller) -> None:
-        self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
-        self._sees_all = has(caller, CAP_SYS_PTRACE) or not _hidden()
-
-    def sees(self, pid: int) -> bool:
-        """Whether it is a process (or thread) that they may know of."""
-        return self._sees_all or _owner(pid) == self.uid
-
-
-def _hidden() -> bool:
-    at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
-    return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))
-
-
-def _owner(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None

@@ -26,12 +26,20 @@ RUN = Path("/run/netns")
 MNT = Path("/mnt/netnsfs")
 
 LONG = bool(os.environ.get("NETNSFS_LONG"))
-"""Tests that can go on for longer do (scripts/test --long)."""
+"""Tests that can go on for longer, or search at random, do (scripts/test --long)."""
+
+HOLD_THREAD = """
+import ctypes, os, sys, threading, time
+def enter():
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    ctypes.CDLL(None).setns(fd, 0)
+    os.close(fd)
+    print(threading.get_native_id(), flush=True)
+    time.sleep(100)
+threading.Thread(target=enter).start()
+"""
 
 CLONE_NEWNS = 0x20000
-
-LONG = bool(os.environ.get("NETNSFS_LONG"))
-"""Tests that search at random search for as long as somebody by hand can wait."""
 
 
 def pytest_configure() -> None:
@@ -89,6 +97,22 @@ def type_at(path: Path) -> bytes:
     except FileNotFoundError:
         return b""
     return top.fs_type if top else b""
+
+
+def resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError
+
+
+def agree() -> None:
+    """The mount, ip-netns(8), the directory and mountinfo must tell the same."""
+    shown = {name for name in os.listdir(MNT) if name != ".netnsfs"}
+    listed = {line.split()[0].decode() for line in ip("netns", "list").stdout.splitlines()}
+    live = {name for name in shown if os.stat(MNT / name).st_mode & 0o777}
+    assert shown == listed == set(os.listdir(RUN))
+    assert live == {os.path.basename(path).decode() for path in nsfs_mounts()}
 
 
 def _answers(path: Path) -> bool:

@@ -14,22 +14,23 @@ from collections.abc import Callable
 
 import trio
 
-from netnsfs import mount, tree
 from netnsfs.config import Config
-from netnsfs.journal import Journal
-from netnsfs.workers import may_block
+from netnsfs.fuse import session, takeover
+from netnsfs.jobs import may_block
+from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
+from netnsfs.stats import Stats
 
 
-class Leaf(tree.File):
+class Leaf(File):
     def __init__(self, name: bytes, content: Callable[[], bytes]) -> None:
         self.key = name
         self._content = content
 
-    def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFREG | 0o444, 3)
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFREG | 0o444, 3)
 
-    def open(self, flags: int, caller: tree.Caller) -> tree.Handle:
-        return tree.Snapshot(flags, self._content)
+    def open(self, flags: int, caller: Caller) -> Handle:
+        return Snapshot(flags, self._content)
 
 
 def ok() -> bytes:
@@ -66,21 +67,21 @@ def mounted(device: int) -> None:
         trio.lowlevel.spawn_system_task(keep_busy)
 
 
-class Root(tree.Directory):
+class Root(Directory):
     key = "root"
 
-    def attributes(self) -> tree.Attributes:
-        return tree.Attributes(stat.S_IFDIR | 0o755)
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o755)
 
     def list(self) -> list[bytes]:
         return list(CONTENTS)
 
-    def lookup(self, name: bytes, caller: tree.Caller) -> tree.Node:
+    def lookup(self, name: bytes, caller: Caller) -> Node:
         return Leaf(name, CONTENTS[name]) if name in CONTENTS else super().lookup(name, caller)
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
     config = Config(mount_point=sys.argv[1].encode())
-    mount.clear(config.mount_point)
-    mount.serve(Root(), Journal(), config, mounted, lambda: None)
+    takeover.clear(config.mount_point)
+    session.serve(Root(), Stats(), config, mounted, lambda: None)

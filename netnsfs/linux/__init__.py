@@ -1,0 +1,141 @@
+"""Linux, as far as Python's os module does not show it. Nothing here knows what netnsfs is.
+
+- `library`: how a system call is made
+- `mounts`: mounts, and mountinfo
+- `files`: looks at files that never wait, paths that never enter a file system
+- `namespaces`: entering namespaces, and telling them apart
+- `events`: inotify(7) and poll(2)
+- `process`: capabilities and memory of this process
+
+Callers write `linux.setns(...)`: all public names are here.
+"""
+
+from netnsfs.linux.events import (
+    IN_ATTRIB,
+    IN_CREATE,
+    IN_DELETE,
+    IN_DELETE_SELF,
+    IN_MASK_ADD,
+    IN_MODIFY,
+    IN_MOVE_SELF,
+    IN_MOVED_FROM,
+    IN_MOVED_TO,
+    Poll,
+    Watch,
+)
+from netnsfs.linux.files import (
+    FOLLOW,
+    TMPFS_MAGIC,
+    EnteredError,
+    Stat,
+    filesystem_magic,
+    get_attribute,
+    lock,
+    locked,
+    open_avoiding,
+    open_cached,
+    rename_noreplace,
+    statx,
+    statx_cached,
+    statx_packed,
+    statx_raw,
+    unpack_statx,
+)
+from netnsfs.linux.library import (
+    SHORTAGE,
+    closing,
+)
+from netnsfs.linux.mounts import (
+    FIRST_UNIQUE_MOUNT,
+    MNT_DETACH,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SHARED,
+    UMOUNT_NOFOLLOW,
+    Mount,
+    bind_mount,
+    forget_unused,
+    make_private,
+    mount,
+    mount_at,
+    mounts,
+    move_mount,
+    open_tree,
+    umount,
+)
+from netnsfs.linux.namespaces import (
+    CLONE_NEWNET,
+    in_initial_user_namespace,
+    is_net_namespace,
+    namespace_id,
+    netns_cookie,
+    setns,
+    socket_namespace,
+    unshare,
+)
+from netnsfs.linux.process import (
+    CAP_SYSLOG,
+    drop_capability,
+    give_memory_back,
+)
+
+__all__ = [
+    "CAP_SYSLOG",
+    "CLONE_NEWNET",
+    "FIRST_UNIQUE_MOUNT",
+    "FOLLOW",
+    "IN_ATTRIB",
+    "IN_CREATE",
+    "IN_DELETE",
+    "IN_DELETE_SELF",
+    "IN_MASK_ADD",
+    "IN_MODIFY",
+    "IN_MOVED_FROM",
+    "IN_MOVED_TO",
+    "IN_MOVE_SELF",
+    "MNT_DETACH",
+    "MS_BIND",
+    "MS_PRIVATE",
+    "MS_REC",
+    "MS_SHARED",
+    "SHORTAGE",
+    "TMPFS_MAGIC",
+    "UMOUNT_NOFOLLOW",
+    "EnteredError",
+    "Mount",
+    "Poll",
+    "Stat",
+    "Watch",
+    "bind_mount",
+    "closing",
+    "drop_capability",
+    "filesystem_magic",
+    "forget_unused",
+    "get_attribute",
+    "give_memory_back",
+    "in_initial_user_namespace",
+    "is_net_namespace",
+    "lock",
+    "locked",
+    "make_private",
+    "mount",
+    "mount_at",
+    "mounts",
+    "move_mount",
+    "namespace_id",
+    "netns_cookie",
+    "open_avoiding",
+    "open_cached",
+    "open_tree",
+    "rename_noreplace",
+    "setns",
+    "socket_namespace",
+    "statx",
+    "statx_cached",
+    "statx_packed",
+    "statx_raw",
+    "umount",
+    "unpack_statx",
+    "unshare",
+]

@@ -1,0 +1,89 @@
+"""What has happened, without waiting: inotify(7) and poll(2)."""
+
+import ctypes
+import os
+import struct
+import weakref
+from collections.abc import Iterator
+
+from netnsfs.linux.library import error_of_call, libc, quick_libc
+
+IN_MODIFY = 2
+IN_ATTRIB = 4
+IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
+IN_DELETE = 0x200
+IN_DELETE_SELF = 0x400
+IN_MOVE_SELF = 0x800
+IN_MASK_ADD = 1 << 29
+# struct inotify_event: watch, mask, cookie, length of the name.
+_EVENT = struct.Struct("=iIII")
+# With a name of 255 bytes, padded.
+_LONGEST_EVENT = _EVENT.size + 256
+_WATCH_BUFFER = 65536
+# struct pollfd: descriptor, events, what there is.
+_POLLFD = struct.Struct("=ihh")
+_read = quick_libc.read
+_poll = quick_libc.poll
+
+
+class Watch:
+    """Notices changes of files (inotify(7)).
+
+    Attributes:
+        close: call it to watch no longer.
+    """
+
+    def __init__(self) -> None:
+        self._fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0:
+            raise error_of_call()
+        self._buffer = (ctypes.c_char * _WATCH_BUFFER)()
+        self.close = weakref.finalize(self, os.close, self._fd)
+
+    def fileno(self) -> int:
+        """The descriptor, which can be read when something has happened."""
+        return self._fd
+
+    def add(self, path: bytes, events: int) -> None:
+        """Watch one more file, for events as in inotify_add_watch(2)."""
+        if libc.inotify_add_watch(self._fd, path, events) < 0:
+            raise error_of_call(path)
+
+    def touched(self) -> bool:
+        """Whether something has happened since the last call. For one thread at a time."""
+        return bool(_read(self._fd, self._buffer, _WATCH_BUFFER) > 0)
+
+    def events(self) -> Iterator[tuple[int, bytes]]:
+        """What has happened since the last call: each event's mask, and the name it is of.
+
+        For one thread at a time.
+        """
+        end = _WATCH_BUFFER
+        # There was no room for one more, or there is no more.
+        while end > _WATCH_BUFFER - _LONGEST_EVENT:
+            end = _read(self._fd, self._buffer, _WATCH_BUFFER)
+            told, at = ctypes.string_at(self._buffer, max(0, end)), 0
+            while at < end:
+                _, mask, _, length = _EVENT.unpack_from(told, at)
+                name = told[at + _EVENT.size : at + _EVENT.size + length]
+                yield mask, name.rstrip(b"\0")
+                at += _EVENT.size + length
+
+
+class Poll:
+    """Tells at once whether any of some open files is ready (poll(2)).
+
+    Args:
+        files: their descriptors, and for what.
+    """
+
+    def __init__(self, *files: tuple[int, int]) -> None:
+        packed = b"".join(_POLLFD.pack(fd, events, 0) for fd, events in files)
+        self._files = ctypes.create_string_buffer(packed, len(packed))
+        self._count = len(files)
+
+    def ready(self) -> bool:
+        """Whether one is, or that cannot be told."""
+        return bool(_poll(self._files, self._count, 0))

@@ -1,0 +1,273 @@
+"""Files: looked at, opened and renamed without waiting, or without entering a file system."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from netnsfs.linux.library import (
+    AT_FDCWD,
+    SHORTAGE,
+    error_of_call,
+    libc,
+    quick_libc,
+)
+
+TMPFS_MAGIC = 0x01021994
+_PROC_SUPER_MAGIC = 0x9FA0
+# Where a call that may wait can tell more: EAGAIN above all; in some containers there is no
+# openat2(2).
+_NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
+_MAX_LINKS = 40
+_STEP = os.O_PATH | os.O_CLOEXEC
+_SYS_OPENAT2 = 437
+_RESOLVE_CACHED = 0x20
+# struct open_how: flags, mode, resolve.
+_CACHED = struct.pack("=QQQ", _STEP | os.O_NOFOLLOW, 0, _RESOLVE_CACHED)
+_CACHED_TARGET = struct.pack("=QQQ", _STEP, 0, _RESOLVE_CACHED)
+_RENAME_NOREPLACE = 1
+_AT_SYMLINK_NOFOLLOW = 0x100
+FOLLOW = 0
+# AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+_STATX_FLAGS = 0x800 | 0x1000 | 0x4000
+# STATX_BASIC_STATS | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
+_STATX_MASK = 0x7FF | 0x1000 | 0x4000
+# Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
+_STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
+_StatxBuffer = ctypes.c_char * 256
+_AttributeBuffer = ctypes.c_char * 64
+_statx = libc.statx
+_statx_open = quick_libc.statx
+_getxattr = libc.getxattr
+_quick_syscall = quick_libc.syscall
+
+
+class Stat(NamedTuple):
+    """What one statx(2) tells of a file and of the mount that it was reached by.
+
+    `mount` is the mount's ID: from Linux 6.8 on one that is unique until reboot, before
+    that one that the kernel gives again when the mount is gone.
+    """
+
+    mode: int
+    ino: int
+    ctime_s: int
+    ctime_ns: int
+    major: int
+    minor: int
+    mount: int
+
+    @property
+    def dev(self) -> int:
+        """The device: its major number shifted by 32, plus the minor; as `Mount.dev`."""
+        return self.major << 32 | self.minor
+
+
+def statx(path: bytes, dir_fd: int = AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW) -> Stat:
+    """statx(2), links not followed, remote and FUSE servers not asked.
+
+    Args:
+        path: the file; empty for `dir_fd` itself.
+        dir_fd: what a relative `path` starts from.
+        flags: FOLLOW, to follow a link.
+
+    Raises:
+        OSError: as statx(2) does.
+    """
+    return Stat._make(statx_raw(path, dir_fd, flags))
+
+
+def statx_raw(
+    path: bytes, dir_fd: int = AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
+) -> tuple[int, ...]:
+    """`statx` as a bare tuple, equal to the `Stat`: for callers that make thousands."""
+    return unpack_statx(statx_packed(path, dir_fd, flags))
+
+
+def statx_packed(
+    path: bytes, dir_fd: int = AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
+) -> bytes:
+    """All that statx(2) tells, as it tells it: for where it only matters if it is the same."""
+    buffer = _StatxBuffer()
+    call = _statx if path else _statx_open
+    if call(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
+        raise error_of_call(path)
+    return buffer.raw
+
+
+def statx_cached(path: bytes) -> bytes | None:
+    """`statx_packed` without waiting for anything. Otherwise as `open_cached`."""
+    fd = open_cached(path)
+    if fd is None:
+        return None
+    try:
+        return statx_packed(b"", fd)
+    except OSError as error:
+        _pass_over(error)
+        return None
+    finally:
+        os.close(fd)
+
+
+def unpack_statx(packed: bytes) -> tuple[int, ...]:
+    """What `statx_raw` makes of it."""
+    return _STATX.unpack_from(packed)
+
+
+def open_cached(path: bytes, follow: bool = False) -> int | None:
+    """An O_PATH descriptor of a file, without waiting for anything.
+
+    What the kernel does not have in its cache it would look for in the directory, with the
+    lock of that.
+
+    Args:
+        path: the file.
+        follow: whether it is meant to be what a link leads to.
+
+    Returns:
+        None if that is not to be had (openat2(2), RESOLVE_CACHED).
+
+    Raises:
+        OSError: as open(2) does.
+    """
+    how = _CACHED_TARGET if follow else _CACHED
+    fd: int = _quick_syscall(_SYS_OPENAT2, AT_FDCWD, path, how, len(how))
+    if fd >= 0:
+        return fd
+    _pass_over(error_of_call(path))
+    return None
+
+
+def _pass_over(error: OSError) -> None:
+    if error.errno not in _NOT_AT_HAND:
+        raise error
+
+
+def filesystem_magic(fd: int) -> int:
+    """The magic number of the file system that `fd` (which may be O_PATH) is on."""
+    buffer = ctypes.create_string_buffer(256)
+    if libc.fstatfs(fd, buffer):
+        raise error_of_call()
+    return int.from_bytes(buffer.raw[:8], "little")
+
+
+def get_attribute(path: bytes, name: bytes) -> bytes | None:
+    """A short extended attribute (xattr(7)), or None if there is none to be had."""
+    buffer = _AttributeBuffer()
+    length = _getxattr(path, name, buffer, 64)
+    return buffer.raw[:length] if length >= 0 else None
+
+
+def rename_noreplace(old: bytes, new: bytes) -> None:
+    """renameat2(2) with RENAME_NOREPLACE."""
+    if libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, _RENAME_NOREPLACE):
+        raise error_of_call(old)
+
+
+def lock(fd: int, seconds: float) -> None:
+    """flock(2), exclusive, with a time limit.
+
+    Raises:
+        TimeoutError: somebody else has kept it all the time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock") from None
+            time.sleep(0.01)
+
+
+@contextmanager
+def locked(directory: bytes, seconds: float) -> Iterator[None]:
+    """Hold a directory's lock, as `lock` gets it, until the block ends."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock(fd, seconds)
+        yield
+    finally:
+        os.close(fd)
+
+
+class EnteredError(OSError):
+    """A path leads into a file system that must not be entered.
+
+    Attributes:
+        ino: inode number of where it is entered: not always the root of it.
+        rest: the components that are left.
+    """
+
+    def __init__(self, path: bytes, ino: int, rest: list[bytes]) -> None:
+        super().__init__(errno.ELOOP, "the path leads into netnsfs itself", path)
+        self.ino = ino
+        self.rest = rest
+
+
+def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
+    """Open what an absolute path leads to as O_PATH, without entering some file systems.
+
+    The kernel would walk the whole path in one call, through any mount on its way. Here
+    each component is one step, looked at before the next. A link of procfs
+    (/proc/PID/ns/net, /proc/PID/root) is a jump that only the kernel can make; it walks
+    no path, and what it leads to is looked at like any step.
+
+    Args:
+        path: an absolute path.
+        avoid: the device numbers of the file systems that must not be entered.
+        pid: the task that /proc/self and /proc/thread-self mean.
+
+    Returns:
+        A descriptor that the caller closes.
+
+    Raises:
+        EnteredError: the path leads into `avoid`.
+        OSError: ELOOP for a path with more than 40 links, else as open(2).
+    """
+    rest = path.split(b"/")[::-1]
+    links = 0
+    at = os.open(b"/", _STEP)
+    try:
+        while rest:
+            name = rest.pop()
+            if name in (b"", b"."):
+                continue
+            target = _link_target(name, at)
+            if target is None:
+                step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
+            elif filesystem_magic(at) == _PROC_SUPER_MAGIC:
+                own = name in (b"self", b"thread-self")
+                step = os.open(b"%d" % pid if own else name, _STEP, dir_fd=at)
+            else:
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                rest.extend(target.split(b"/")[::-1])
+                if not target.startswith(b"/"):
+                    continue
+                step = os.open(b"/", _STEP)
+            os.close(at)
+            at = step
+            found = statx(b"", at)
+            if found.dev in avoid:
+                left = [name for name in rest[::-1] if name not in (b"", b".")]
+                raise EnteredError(path, found.ino, left)
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def _link_target(name: bytes, dir_fd: int) -> bytes | None:
+    try:
+        return os.readlink(name, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None

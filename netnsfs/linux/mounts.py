@@ -1,0 +1,160 @@
+"""Mounts: made, moved, detached, and read from mountinfo (mount(2), proc_pid_mountinfo(5))."""
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from netnsfs.linux.files import _STEP
+from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, error_of_call, libc, syscall
+
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SHARED = 1 << 20
+FIRST_UNIQUE_MOUNT = 1 << 31
+"""Mount IDs from here on are never given again (Linux 6.8, fs/namespace.c), and ascend."""
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+# The same numbers on every architecture.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_FSCONFIG = 431
+_SYS_FSPICK = 433
+_SYS_MOUNT_SETATTR = 442
+# FSPICK_CLOEXEC | FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT
+_FSPICK_FLAGS = 1 | 2 | 4
+_FSCONFIG_CMD_RECONFIGURE = 7
+_OPEN_TREE_CLONE = 1
+# MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+_MOVE_MOUNT_FLAGS = 4 | 0x40
+# struct mount_attr: set, clear, propagation, user namespace.
+_MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
+
+
+def mount(source: bytes | None, target: bytes, flags: int) -> None:
+    """mount(2) of a bind mount or a change of propagation."""
+    if libc.mount(source, target, b"none", flags, None):
+        raise error_of_call(target)
+
+
+def bind_mount(source: int) -> int:
+    """A bind mount of an open file, yet to be mounted anywhere (open_tree(2), Linux 5.2).
+
+    Args:
+        source: a descriptor of the file.
+
+    Returns:
+        A descriptor of the mount, which ends with it if `move_mount` has not been called.
+    """
+    flags = AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return syscall(None, _SYS_OPEN_TREE, source, b"", flags)
+
+
+def open_tree(path: bytes) -> int:
+    """Clone the mount at a path, without what is mounted below (open_tree(2), Linux 5.2).
+
+    Returns:
+        A descriptor of the clone, which lives as long as it is open.
+    """
+    return syscall(path, _SYS_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC)
+
+
+def make_private(mount: int) -> None:
+    """Make an open mount that is mounted nowhere nobody's peer (mount_setattr(2), Linux 5.12).
+
+    What is made of a shared mount is its peer: whatever is mounted on the one later is mounted
+    on the other too.
+    """
+    private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
+    syscall(None, _SYS_MOUNT_SETATTR, mount, b"", AT_EMPTY_PATH, *private)
+
+
+def move_mount(mount: int, target: int) -> None:
+    """Mount an open mount on an open file: no path is walked (move_mount(2), Linux 5.2)."""
+    syscall(None, _SYS_MOVE_MOUNT, mount, b"", target, b"", _MOVE_MOUNT_FLAGS)
+
+
+def umount(target: bytes, flags: int) -> None:
+    """umount2(2)."""
+    if libc.umount2(target, flags):
+        raise error_of_call(target)
+
+
+def forget_unused(target: bytes) -> None:
+    """Have the kernel forget what it keeps of a mounted file system and nobody uses.
+
+    What a reconfiguration does besides, and this one changes nothing (fs/super.c,
+    reconfigure_super).
+    """
+    picked = syscall(target, _SYS_FSPICK, AT_FDCWD, target, _FSPICK_FLAGS)
+    try:
+        syscall(target, _SYS_FSCONFIG, picked, _FSCONFIG_CMD_RECONFIGURE, None, None, 0)
+    finally:
+        os.close(picked)
+
+
+class Mount(NamedTuple):
+    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5).
+
+    `peers` is the peer group that a shared mount is in, or nothing; `options` are those of the
+    superblock.
+    """
+
+    id: int
+    parent: int
+    dev: int
+    root: bytes
+    target: bytes
+    peers: bytes
+    fs_type: bytes
+    source: bytes
+    options: bytes
+
+
+def mounts(pid: str = "self") -> Iterator[Mount]:
+    """The mounts of a process's mount namespace, in the order of its mountinfo.
+
+    Raises:
+        OSError: there is no such process, or it is none of ours.
+    """
+    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
+        # A name may contain any other line end.
+        for line in lines.read().split(b"\n")[:-1]:
+            fields = line.split(b" ")
+            dash = fields.index(b"-", 6)
+            major, _, minor = fields[2].partition(b":")
+            yield Mount(
+                id=int(fields[0]),
+                parent=int(fields[1]),
+                dev=int(major) << 32 | int(minor),
+                root=_unescape(fields[3]),
+                target=_unescape(fields[4]),
+                peers=next((f for f in fields[6:dash] if f.startswith(b"shared:")), b""),
+                fs_type=fields[dash + 1],
+                source=_unescape(fields[dash + 2]),
+                options=fields[dash + 3],
+            )
+
+
+def mount_at(path: bytes) -> Mount | None:
+    """The mount that one meets at a path, or None if the path is not a mount point.
+
+    The path alone would not tell: mountinfo lists what other mounts hide too. Asks no FUSE
+    server.
+
+    Raises:
+        OSError: the path cannot be opened.
+    """
+    fd = os.open(path, _STEP | os.O_NOFOLLOW)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+            number = next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id"))
+    finally:
+        os.close(fd)
+    return next((m for m in mounts() if m.id == number and m.target == path), None)
+
+
+def _unescape(field: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), field)

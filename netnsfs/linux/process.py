@@ -1,0 +1,32 @@
+"""The capabilities of this process (capabilities(7)) and its memory."""
+
+import ctypes
+import struct
+
+from netnsfs.linux.library import error_of_call, libc
+
+CAP_SYSLOG = 34
+_CAPABILITY_VERSION_3 = 0x20080522
+# Not every C library has it.
+_malloc_trim = getattr(libc, "malloc_trim", None)
+
+
+def drop_capability(number: int) -> None:
+    """Give up a capability (capset(2)), for this thread and those that it starts."""
+    # struct __user_cap_header_struct, and twice __user_cap_data_struct: effective, permitted,
+    # inheritable.
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    data = ctypes.create_string_buffer(24)
+    if libc.capget(header, data):
+        raise error_of_call()
+    held = struct.unpack("=6I", data.raw)
+    first, bit = number // 32 * 3, 1 << number % 32
+    kept = [word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held)]
+    if kept != list(held) and libc.capset(header, struct.pack("=6I", *kept)):
+        raise error_of_call()
+
+
+def give_memory_back() -> None:
+    """Give free memory of this process back to the kernel (malloc_trim(3))."""
+    if _malloc_trim:
+        _malloc_trim(0)

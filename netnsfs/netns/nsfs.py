@@ -1,0 +1,104 @@
+"""Namespace files: what the file system nsfs shows of network namespaces (namespaces(7)).
+
+Such a file is met at /proc/PID/ns/net and where one is bind-mounted. Opening it opens the
+namespace; while it is open, its inode number is not given again.
+"""
+
+import errno
+import os
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.jobs import on_own_thread, visit
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_OWN = b"/proc/thread-self/ns/net"
+
+
+class Namespace(NamedTuple):
+    """A network namespace at one moment.
+
+    Attributes:
+        inode: number of its nsfs inode, which the kernel gives to the next namespace as
+            soon as this one is gone.
+        id: its 64-bit ID, never given again until reboot.
+        atime_ns, mtime_ns, ctime_ns: times of the nsfs inode, nanoseconds since the epoch.
+    """
+
+    inode: int
+    id: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @property
+    def link(self) -> bytes:
+        """What readlink(2) of /proc/PID/ns/net gives for a member of it (namespaces(7))."""
+        return b"net:[%d]" % self.inode
+
+
+def namespace_of(fd: int) -> Namespace:
+    """The network namespace that a descriptor of its nsfs file designates.
+
+    Raises:
+        OSError: EINVAL if it is not of a network namespace.
+    """
+    if linux.statx(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
+        raise OSError(errno.EINVAL, "not a network namespace")
+    return _described(fd)
+
+
+def open_own() -> tuple[int, Namespace]:
+    """The network namespace that the calling thread is in.
+
+    Returns:
+        A descriptor of it that the caller closes, and what it is.
+    """
+    fd = os.open(_OWN, _OPEN)
+    try:
+        return fd, _described(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _described(fd: int) -> Namespace:
+    found = os.fstat(fd)
+    ns_id = linux.namespace_id(fd)
+    if ns_id is None:
+        ns_id = on_own_thread(_cookie, fd)
+    return Namespace(
+        found.st_ino, ns_id, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+def _cookie(fd: int) -> int:
+    with visit():
+        linux.setns(fd, linux.CLONE_NEWNET)
+        return linux.netns_cookie()
+
+
+def nsfs_device() -> int:
+    """The device number that all namespace files have."""
+    global _nsfs_device
+    if not _nsfs_device:
+        fd = os.open(_OWN, os.O_PATH | os.O_CLOEXEC)
+        _nsfs_device = linux.statx(b"", fd).dev
+        os.close(fd)
+    return _nsfs_device
+
+
+_nsfs_device = 0
+
+
+def reopen(path_fd: int) -> int:
+    """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
+
+    Opening anything else could have effects, or never end.
+
+    Raises:
+        OSError: EINVAL if it is not on nsfs.
+    """
+    if linux.statx(b"", path_fd).dev != nsfs_device():
+        raise OSError(errno.EINVAL, "not a network namespace")
+    return os.open(f"/proc/self/fd/{path_fd}", _OPEN)

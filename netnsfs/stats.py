@@ -1,0 +1,37 @@
+"""What the file system remembers of itself: counts of requests, and the last refusal."""
+
+import errno
+import time
+from collections import Counter
+
+
+class Stats:
+    """Kept by the adapter, shown by `last_error` and `metrics`.
+
+    Attributes:
+        began: when the file system was started, seconds since the epoch.
+        requests: how many of each kind the kernel has made.
+        errors: how many were refused, by kind of request and name of the errno.
+        last: why the last change that was refused was, one line.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.time()
+        self.requests: Counter[str] = Counter()
+        self.errors: Counter[tuple[str, str]] = Counter()
+        self.last = b"ok\n"
+
+    def failed(self, request: str, code: int) -> None:
+        """Count a request that got an error.
+
+        Args:
+            request: its kind.
+            code: the errno.
+        """
+        self.errors[request, errno.errorcode.get(code, "EIO")] += 1
+
+    def refused(self, operation: str, name: bytes, error: OSError) -> None:
+        """Remember why a change was refused."""
+        code = errno.errorcode.get(error.errno or 0, "EIO")
+        shown = repr(name)[2:-1]
+        self.last = f"{operation} {shown}: {error.strerror} ({code})\n".encode()

@@ -1,0 +1,292 @@
+"""The file system's own corner, `.netnsfs`."""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from weakref import WeakSet
+
+from netnsfs.jobs import asked, may_block
+from netnsfs.netns import holders, members
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import Namespace, namespace_of
+from netnsfs.node import (
+    USUAL_SIZE,
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    Snapshot,
+    refuse_writing,
+)
+from netnsfs.permissions import ROOT, Permissions
+from netnsfs.stats import Stats
+from netnsfs.tree import metrics
+from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, Viewer, has, refuse_attaching
+from netnsfs.tree.directories import Directories
+from netnsfs.tree.homes import Unnamed
+
+RESERVED = b".netnsfs"
+UNNAMED = b"unnamed"
+PID = b"pid"
+_MOST_TEXTS = 16
+
+
+def absent(name: bytes, why: str = "there is no such name") -> OSError:
+    return FileNotFoundError(errno.ENOENT, why, name)
+
+
+def _number(name: bytes) -> int:
+    """An inode number, written as the kernel writes it."""
+    if not name.isdigit() or name != b"%d" % int(name[:20]):
+        raise absent(name, "there is no such namespace")
+    return int(name)
+
+
+class NamesDirectory(Directory):
+    """The directory of all names, in which a namespace can be given one."""
+
+    def attach(self, name: bytes, fd: int) -> None:
+        """Give the namespace of `fd` a name.
+
+        Raises:
+            OSError: as `Names.attach`.
+        """
+        raise NotImplementedError
+
+
+class UnnamedDirectory(Directory):
+    """`.netnsfs/unnamed`: the live namespaces that have no name, by inode number."""
+
+    key = UNNAMED
+
+    def __init__(self, names: Names, directories: Directories, root: NamesDirectory) -> None:
+        self._names = names
+        self._directories = directories
+        self._root = root
+        self._listed: dict[int, holders.Holder] = {}
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o555)
+
+    def list(self) -> list[bytes]:
+        may_block()
+        named = self._names.by_inode(without=RESERVED)
+        found: dict[int, holders.Holder] = {}
+        for holder in holders.scan():
+            if holder.inode not in named:
+                found.setdefault(holder.inode, holder)
+        self._listed = found
+        return [b"%d" % inode for inode in sorted(found)]
+
+    def listed(self, name: bytes, caller: Caller) -> Node:
+        may_block()
+        holder = self._listed.get(int(name))
+        if holder is None:
+            raise absent(name)
+        with suppress(OSError):
+            return self._found(holder)
+        # Another may hold it still: this one may be a mount that another mount covers.
+        return self.lookup(name, caller)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        may_block()
+        inode = _number(name)
+        if inode in self._names.by_inode(without=RESERVED):
+            raise absent(name, "the namespace has a name")
+        for holder in self._holders(inode):
+            with suppress(OSError):
+                return self._found(holder)
+        raise absent(name, "there is no such namespace")
+
+    def _holders(self, inode: int) -> Iterator[holders.Holder]:
+        """First the one that was seen last, then, at the cost of a scan, all."""
+        if inode in self._listed:
+            yield self._listed[inode]
+        for holder in holders.of(inode):
+            self._listed[inode] = holder
+            yield holder
+
+    def _found(self, holder: holders.Holder) -> Node:
+        fd, namespace = self._open(holder)
+        os.close(fd)
+        return self._directories.unnamed(namespace, Unnamed(self._names, holder))
+
+    def _open(self, holder: holders.Holder) -> tuple[int, Namespace]:
+        fd = holder.open(self._names.avoid)
+        try:
+            namespace = namespace_of(fd)
+            if namespace.inode != holder.inode:
+                raise absent(holder.line, "it holds another namespace now")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, namespace
+
+    def open(self, name: bytes) -> int:
+        """A descriptor of the namespace with an inode number.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        for holder in self._holders(_number(name)):
+            with suppress(OSError):
+                return self._open(holder)[0]
+        raise absent(name, "there is no such namespace")
+
+    def rename(
+        self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
+    ) -> None:
+        may_block()
+        if directory is not self._root:
+            return super().rename(name, directory, new_name, caller)
+        refuse_attaching(caller, new_name)
+        fd = self.open(name)
+        try:
+            self._root.attach(new_name, fd)
+        finally:
+            os.close(fd)
+
+
+class PidLink(Link):
+    """`.netnsfs/pid/PID`: leads to the directory of the namespace that a task is in."""
+
+    def __init__(self, name: bytes, target: bytes) -> None:
+        self.key = (PID, name, target)
+        self._target = target
+
+    def text(self) -> bytes:
+        return self._target
+
+
+class PidDirectory(Directory):
+    """`.netnsfs/pid`: a link for each process; threads are found by lookup, as in /proc."""
+
+    key = PID
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self._listed: dict[int, bytes] = {}
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o555)
+
+    def list(self) -> list[bytes]:
+        may_block()
+        self._listed = self._names.by_inode(without=RESERVED)
+        return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
+
+    def reader(self, caller: Caller) -> Caller:
+        return Viewer(caller)
+
+    def listed(self, name: bytes, caller: Caller) -> Node:
+        return self._link(name, caller, self._listed)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        may_block()
+        return self._link(name, caller, self._names.by_inode(without=RESERVED))
+
+    def _link(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
+        pid = b"%d" % caller.pid if name == b"self" else name
+        inode = members.namespace_of_task(pid) if pid.isdigit() else None
+        viewer = caller if isinstance(caller, Viewer) else Viewer(caller)
+        if inode is None or not viewer.sees(int(pid)):
+            raise absent(name, "there is no such process, or its namespace is not to be seen")
+        if inode in named:
+            return PidLink(name, b"../../" + named[inode])
+        return PidLink(name, b"../unnamed/%d" % inode)
+
+
+class LastError(File):
+    """`.netnsfs/last_error`: why the last change that failed did.
+
+    Everyone may read it. It tells operations, names and limits, which everyone may see; it does
+    not tell the paths that root's links lead to.
+    """
+
+    key = label = b"last_error"
+
+    def __init__(self, stats: Stats, permissions: Permissions) -> None:
+        self._journal = stats
+        self._mode = stat.S_IFREG | permissions.of_file(0o444, ROOT)[0]
+
+    def attributes(self) -> Attributes:
+        return Attributes(self._mode, len(self._journal.last), seconds=0)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        return Snapshot(flags, lambda: self._journal.last)
+
+
+class Metrics(File):
+    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes.
+
+    A text is shared by all who had asked for it when it was begun, so that many readers cost
+    as much as two. Each open file keeps its text, which can be long: nobody but root may have
+    more than a few.
+    """
+
+    key = label = b"metrics"
+    costly = True
+
+    def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
+        self._names = names
+        self._journal = stats
+        self._permissions = permissions
+        self._latest: dict[bool, tuple[float, bytes]] = {}
+        self._open: dict[int, WeakSet[Snapshot]] = {}
+
+    def attributes(self) -> Attributes:
+        mode, _, _ = self._permissions.of_file(0o444, ROOT)
+        size, now = self.size(lambda: USUAL_SIZE), time.time_ns()
+        return Attributes(stat.S_IFREG | mode, size, 2, now, now, now, seconds=0)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        refuse_writing(flags)
+        may_block()
+        sees_all = has(caller, CAP_DAC_READ_SEARCH)
+        mine = self._open.setdefault(caller.uid, WeakSet())
+        if caller.uid and len(mine) >= _MOST_TEXTS:
+            raise OSError(errno.EMFILE, "close some of those that are open")
+        snapshot = Snapshot(flags, partial(self._text, sees_all))
+        mine.add(snapshot)
+        return snapshot
+
+    def _text(self, sees_all: bool) -> bytes:
+        may_block()
+        began, text = self._latest.get(sees_all, (0.0, b""))
+        if began < asked():
+            began = time.monotonic()
+            shown = None if sees_all else self._is_open
+            text = metrics.text(self._names, self._journal, shown)
+            self._latest[sees_all] = began, text
+        return text
+
+    def _is_open(self, name: bytes) -> bool:
+        """Whether everyone may look into a namespace."""
+        owner = self._names.owner(name, self._names.entry(name).mark)
+        return bool((owner or self._permissions.owner()).mode & 0o001)
+
+
+class Corner(Directory):
+    """`.netnsfs`: the file system's own corner."""
+
+    key = RESERVED
+    lasting = True
+
+    def __init__(self, nodes: dict[bytes, Node]) -> None:
+        self._nodes = nodes
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o555)
+
+    def list(self) -> list[bytes]:
+        return [*self._nodes]
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        return self._nodes.get(name) or super().lookup(name, caller)

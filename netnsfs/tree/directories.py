@@ -1,0 +1,103 @@
+"""The directories of the namespaces that the kernel knows."""
+
+import threading
+from weakref import WeakValueDictionary
+
+from netnsfs.netns.nsfs import Namespace
+from netnsfs.tree.homes import Home, Name, Unnamed
+from netnsfs.tree.namespace import FIRST, NO_NAME, NamespaceDirectory, Settings
+
+
+class Directories:
+    """The directories of the namespaces that the adapter, and so the kernel, knows.
+
+    The first name under which a namespace is found has the namespace's inode number as node
+    ID. A second name of it, while the first stands, is a directory of its own, and so is the
+    one below `unnamed`: a directory that the kernel knows in one place and finds in another is
+    ESTALE there during a rename(2) from the one to the other.
+
+    Args:
+        settings: what is the same in each.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
+        self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
+        # Used by the event loop, and by workers.
+        self._lock = threading.Lock()
+
+    def named(self, name: bytes) -> NamespaceDirectory | None:
+        """The directory under a name, if what stands there has not changed.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        known = self._by_name.get(name)
+        if known is None or not isinstance(known.home, Name) or known.home.name != name:
+            return None
+        return known if known.home.unchanged() else None
+
+    def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+        """The directory of a namespace that was found under a name."""
+        gone = None
+        while True:
+            with self._lock:
+                node = self._node(namespace, home, FIRST)
+                first = node.home
+                if not isinstance(first, Name) or first.name == home.name or first is gone:
+                    return self._found(node, home)
+            # Not with the lock: it may be a link, which takes long to follow.
+            if _stands(first, namespace):
+                with self._lock:
+                    return self._found(self._node(namespace, home, home.name), home)
+            gone = first
+
+    def _found(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
+        node.home = home
+        self._by_name[home.name] = node
+        return node
+
+    def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
+        """The directory of a namespace that was found to have no name."""
+        with self._lock:
+            node = self._node(namespace, home, NO_NAME)
+            node.home = home
+            return node
+
+    def moved(self, old: bytes, home: Name) -> None:
+        """Take note that a name is another now, for those who have its directory open."""
+        with self._lock:
+            node = self._by_name.get(old)
+            if node and isinstance(node.home, Name) and node.home.name == old:
+                node.home = home
+                self._by_name[home.name] = node
+
+    def removed(self, name: bytes) -> None:
+        """Take note that the kernel has removed the directory under a name.
+
+        It lets nobody into that again. If the namespace is alive and is found elsewhere, and
+        somebody has the old directory open, it needs a new one.
+        """
+        with self._lock:
+            node = self._by_name.get(name)
+            if node and isinstance(node.home, Name) and node.home.name == name:
+                self._by_name.pop(name)
+                self._by_key.pop((node.namespace.id, node.place), None)
+
+    def _node(self, namespace: Namespace, home: Home, place: bytes) -> NamespaceDirectory:
+        key = namespace.id, place
+        node = self._by_key.get(key)
+        if node is None:
+            node = self._by_key[key] = NamespaceDirectory(
+                namespace, home, self._settings, place
+            )
+        return node
+
+
+def _stands(home: Home, namespace: Namespace) -> bool:
+    try:
+        home.check(namespace)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,258 @@
+"""Counters of every named namespace, in the Prometheus text format.
+
+One pass over the processes of the machine counts the members of all namespaces, and one
+thread goes from namespace to namespace and reads a few small files in each.
+prometheus_client writes the text; it is imported at the first use, for it is big.
+
+Label values are text and names need not be: a byte that is not UTF-8 is written as \\xNN, and
+a backslash of a name is doubled, so that no two names look the same.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.jobs import may_block, on_own_thread, visit
+from netnsfs.netns import members
+from netnsfs.netns.names import Names
+from netnsfs.netns.spares import Spares
+from netnsfs.stats import Stats
+
+_OWN_NET = b"/proc/thread-self/net/"
+
+# Columns of /proc/net/dev, proc_pid_net(5).
+_DEVICE_COUNTERS = (
+    (0, "receive_bytes", "Bytes received by an interface."),
+    (1, "receive_packets", "Packets received by an interface."),
+    (2, "receive_errors", "Errors of an interface in receiving."),
+    (3, "receive_drops", "Packets that an interface has received and dropped."),
+    (8, "transmit_bytes", "Bytes sent by an interface."),
+    (9, "transmit_packets", "Packets sent by an interface."),
+    (10, "transmit_errors", "Errors of an interface in sending."),
+    (11, "transmit_drops", "Packets that an interface was to send and has dropped."),
+)
+
+# Fragments of packets, and a protocol that nobody uses.
+_NO_SOCKETS = ("FRAG", "UDPLITE")
+
+_Sample = tuple[Sequence[str], float]
+
+
+class Family(NamedTuple):
+    """A metric.
+
+    Attributes:
+        kind: "counter" or "gauge".
+        name: without the suffix that the format asks for.
+        help: a sentence.
+        labels: their names.
+        samples: the labels' values, and the value.
+    """
+
+    kind: str
+    name: str
+    help: str
+    labels: Sequence[str]
+    samples: Sequence[_Sample]
+
+
+class Reading(NamedTuple):
+    """What one look into a namespace tells.
+
+    Attributes:
+        label: its name.
+        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+        devices: the columns of /proc/net/dev, by interface.
+        sockets: open sockets of all kinds.
+        protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
+    """
+
+    label: str
+    link: bytes
+    devices: dict[str, list[int]]
+    sockets: int
+    protocols: dict[str, int]
+
+
+def text(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
+    """The counters of all namespaces, and of the file system itself.
+
+    Args:
+        names: the run directory.
+        stats: the file system's own counts.
+        shown: whether a namespace is; None for all.
+
+    Raises:
+        OSError: the machine lacks what it takes to look.
+    """
+    may_block()
+    from prometheus_client import Metric, generate_latest
+    from prometheus_client.openmetrics.exposition import ALLOWUTF8
+    from prometheus_client.registry import Collector
+
+    class Pass(Collector):
+        def collect(self) -> Iterator[Metric]:
+            for family in _families(names, stats, shown):
+                metric = Metric(family.name, family.help, family.kind)
+                sample = family.name + ("_total" if family.kind == "counter" else "")
+                for values, value in family.samples:
+                    metric.add_sample(
+                        sample, dict(zip(family.labels, values, strict=True)), value
+                    )
+                yield metric
+
+    # No name needs any escaping, and this is the quickest kind.
+    return generate_latest(Pass(), escaping=ALLOWUTF8)
+
+
+def _families(
+    names: Names, stats: Stats, shown: Callable[[bytes], bool] | None
+) -> Iterator[Family]:
+    yield from _own(stats)
+    listed = names.list()
+    seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
+    readings = [reading for name in seen if (reading := on_own_thread(_read, names, name))]
+    yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
+    yield from _of_spares(names.spares)
+    inside = members.counts()
+    yield Family(
+        "gauge",
+        "netnsfs_member_processes",
+        "Processes with at least one thread in the namespace.",
+        ["namespace"],
+        [([reading.label], inside[reading.link]) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_sockets_used",
+        "Open sockets of all kinds.",
+        ["namespace"],
+        [([reading.label], reading.sockets) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_sockets_in_use",
+        "Sockets in use, by protocol, IPv6 and IPv4 together.",
+        ["namespace", "protocol"],
+        [
+            ([reading.label, protocol], number)
+            for reading in readings
+            for protocol, number in reading.protocols.items()
+        ],
+    )
+    for column, counter, meaning in _DEVICE_COUNTERS:
+        yield Family(
+            "counter",
+            f"netnsfs_network_{counter}",
+            meaning,
+            ["namespace", "device"],
+            [
+                ([reading.label, device], columns[column])
+                for reading in readings
+                for device, columns in reading.devices.items()
+            ],
+        )
+
+
+def _own(stats: Stats) -> Iterator[Family]:
+    build = [([version("netnsfs")], 1)]
+    yield Family("gauge", "netnsfs_build_info", "The version.", ["version"], build)
+    yield Family(
+        "gauge",
+        "netnsfs_start_time_seconds",
+        "When the file system was started, seconds since the epoch.",
+        (),
+        [((), stats.began)],
+    )
+    # Copies: the event loop goes on counting.
+    yield Family(
+        "counter",
+        "netnsfs_requests",
+        "Requests of the kernel to the file system.",
+        ["operation"],
+        [([operation], count) for operation, count in sorted(stats.requests.copy().items())],
+    )
+    yield Family(
+        "counter",
+        "netnsfs_request_errors",
+        "Requests that were refused.",
+        ["operation", "errno"],
+        sorted(stats.errors.copy().items()),
+    )
+
+
+def _is_shown(shown: Callable[[bytes], bool], name: bytes) -> bool:
+    try:
+        return shown(name)
+    except FileNotFoundError:
+        return False
+
+
+def _of_spares(spares: Spares) -> Iterator[Family]:
+    held = [((), len(spares))]
+    yield Family("gauge", "netnsfs_spares", "Namespaces made ahead.", (), held)
+    taken = [(["hit"], spares.hits), (["miss"], spares.misses)]
+    yield Family(
+        "counter", "netnsfs_spares_taken", "Namespaces wanted of them.", ["result"], taken
+    )
+
+
+def _read(names: Names, name: bytes) -> Reading | None:
+    """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
+    try:
+        return names.look(name, partial(_inside, name))
+    except FileNotFoundError:
+        return None
+
+
+def _inside(name: bytes, fd: int) -> Reading:
+    # Only now, for a link is followed by a thread that is born where we are.
+    with visit():
+        linux.setns(fd, linux.CLONE_NEWNET)
+        devices = _content(b"dev")
+        sockets = _content(b"sockstat") + _content(b"sockstat6")
+    used, protocols = _sockets(sockets)
+    link = b"net:[%d]" % os.fstat(fd).st_ino
+    return Reading(_label(name), link, _devices(devices), used, protocols)
+
+
+def _content(name: bytes) -> bytes:
+    # A kernel without IPv6 has no sockstat6.
+    try:
+        fd = os.open(_OWN_NET + name, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+    finally:
+        os.close(fd)
+
+
+def _devices(table: bytes) -> dict[str, list[int]]:
+    """The columns of each interface, from /proc/net/dev."""
+    found = {}
+    for line in table.split(b"\n")[2:-1]:
+        # No name has a colon or white space in it (dev_valid_name, net/core/dev.c).
+        device, _, columns = line.partition(b":")
+        found[_label(device.lstrip(b" "))] = [int(column) for column in columns.split()]
+    return found
+
+
+def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
+    """All sockets, and those in use by protocol, from /proc/net/sockstat and sockstat6."""
+    used, protocols = 0, dict[str, int]()
+    for line in tables.splitlines():
+        protocol, what, count, *_ = line.decode().split()
+        if what == "used":
+            used = int(count)
+        elif not protocol.startswith(_NO_SOCKETS):
+            kind = protocol.removesuffix(":").removesuffix("6")
+            protocols[kind] = protocols.get(kind, 0) + int(count)
+    return used, protocols
+
+
+def _label(name: bytes) -> str:
+    return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

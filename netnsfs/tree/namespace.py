@@ -1,0 +1,281 @@
+"""A namespace's directory.
+
+NAMESPACE is the table of its files. A new file is one row here and one function where its
+knowledge lives.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from netnsfs import linux
+from netnsfs.jobs import may_block
+from netnsfs.netns import holders, members, nsid
+from netnsfs.netns.nsfs import Namespace
+from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node, Snapshot
+from netnsfs.permissions import Owner, Permissions
+from netnsfs.tree import views
+from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has
+from netnsfs.tree.homes import Home
+
+Show = Callable[[Namespace, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A control file.
+
+    Attributes:
+        name: of the file.
+        mode: permission bits.
+        fixed: content that never changes, for a namespace.
+        live: content that does, for a namespace and a descriptor of it.
+        tasks: content that is a list of tasks, of which not everyone may know.
+        bound: for live content, an upper bound of its length; without one, stat(2) makes
+            the content to tell its length.
+        write: carries out a command, for a descriptor of the namespace.
+        guarded: it tells what only the daemon can see.
+    """
+
+    name: bytes
+    mode: int = 0o444
+    fixed: Callable[[Namespace], bytes] | None = None
+    live: Show | None = None
+    tasks: Callable[[bytes], list[int]] | None = None
+    bound: Callable[[], int] | None = None
+    write: Callable[[int, bytes], None] | None = None
+    guarded: bool = False
+
+
+NAMESPACE = {
+    row.name: row
+    for row in (
+        Row(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
+        Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
+        Row(b"pids", tasks=members.pids, bound=members.listing_size),
+        Row(b"tids", tasks=members.tids, bound=members.listing_size),
+        Row(
+            b"holders",
+            mode=0o400,
+            live=lambda ns, fd: holders.listing(ns.inode),
+            bound=holders.listing_size,
+            guarded=True,
+        ),
+        Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),
+    )
+}
+
+
+_LINK = b"ns"
+# Where a directory is, if not under its own name: no names.
+FIRST = b""
+NO_NAME = b"/"
+
+
+VIEWS = {b"net": b"/proc/thread-self/net", b"sysctl": b"/proc/sys/net"}
+"""Directories of procfs that show the namespace of the thread that looks."""
+
+
+_WRITABLE_VIEW = b"sysctl"
+
+
+# In /proc/sys/net/ipv4, what has directories by interface is conf and neigh; in /proc/net,
+# several of the directories have files by interface.
+_STEADY_LEVELS = {b"net": 1, b"sysctl": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is the same for all namespaces of a mount.
+
+    Attributes:
+        views: names and paths of the views that each directory has.
+        permissions: to whom it belongs unless it was given to somebody.
+    """
+
+    views: Mapping[bytes, bytes]
+    permissions: Permissions
+
+
+_generations = count(1)
+
+
+class NamespaceDirectory(Directory):
+    """The directory of a live namespace.
+
+    Attributes:
+        namespace: which.
+        home: where it was last found.
+        place: tells the directories of one namespace apart.
+    """
+
+    lasting = True
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        home: Home,
+        settings: Settings,
+        place: bytes,
+    ) -> None:
+        self.namespace = namespace
+        self.home = home
+        self._settings = settings
+        self.place = place
+        self.number = namespace.inode if place == FIRST else 0
+        self.generation = next(_generations)
+        self.key = (namespace.id, self.generation)
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.home.stamp()
+
+    def owner(self) -> Owner:
+        """To whom the namespace belongs."""
+        return self.home.owner() or self._settings.permissions.owner()
+
+    def attributes(self) -> Attributes:
+        ns, owner = self.namespace, self.owner()
+        mode, links = stat.S_IFDIR | owner.mode, 2 + len(self._settings.views)
+        times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
+        # A user who stands in the directory looks nothing up that would tell of a new owner.
+        return Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
+
+    @property
+    def label(self) -> bytes:
+        return self.home.name
+
+    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
+        if mode & ~0o777:
+            raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
+        owner = self._settings.permissions.given(uid, gid, mode, self.owner(), caller)
+        self.home.give(owner)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        self.check()
+        if name in NAMESPACE:
+            return ControlFile(self, NAMESPACE[name])
+        if name == _LINK:
+            return NamespaceLink(self)
+        if name in self._settings.views:
+            return self._view(name).node(self._settings.views[name])
+        return super().lookup(name, caller)
+
+    def _view(self, name: bytes) -> views.View:
+        closed = self._settings.permissions.dmask
+        writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
+        return views.View(self.key, self.enter, self.of_file, closed, writable, steady)
+
+    def of_file(self, mode: int) -> tuple[int, int, int]:
+        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
+        return self._settings.permissions.of_file(mode, self.owner())
+
+    def list(self) -> list[bytes]:
+        self.check()
+        return [*NAMESPACE, _LINK, *self._settings.views]
+
+    def check(self) -> None:
+        self.home.check(self.namespace)
+
+    def show(self, row: Row) -> bytes:
+        """The content of one of the files.
+
+        Raises:
+            OSError: ENOENT if the namespace cannot be found any more.
+        """
+        if row.fixed:
+            self.check()
+            return row.fixed(self.namespace)
+        assert row.live
+        may_block()
+        # While it is held, its inode number cannot become another's.
+        with self._held() as fd:
+            return row.live(self.namespace, fd)
+
+    def list_tasks(self, row: Row, viewer: Viewer) -> bytes:
+        """The tasks of one of the files that somebody may know of, one a line.
+
+        Raises:
+            OSError: ENOENT if the namespace cannot be found any more.
+        """
+        assert row.tasks
+        may_block()
+        with self._held():
+            found = row.tasks(self.namespace.link)
+        return b"".join(b"%d\n" % task for task in found if viewer.sees(task))
+
+    def enter(self) -> None:
+        """Move the calling thread, inside `visit()`, into the namespace.
+
+        Raises:
+            OSError: ENOENT if it cannot be found any more.
+        """
+        with self._held() as fd:
+            linux.setns(fd, linux.CLONE_NEWNET)
+
+    def write(self, row: Row, data: bytes) -> None:
+        """Carry out what was written to one of the files."""
+        assert row.write
+        may_block()
+        with self._held() as fd:
+            row.write(fd, data)
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        fd = self.home.open(self.namespace)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+class ControlFile(File):
+    """A file of the table, for one namespace."""
+
+    def __init__(self, directory: NamespaceDirectory, row: Row) -> None:
+        self._directory = directory
+        self._row = row
+        self.key = (directory.key, row.name)
+        self.label = row.name
+        self.writable = row.write is not None
+
+    def attributes(self) -> Attributes:
+        mode, uid, gid = self._directory.of_file(self._row.mode)
+        mode |= stat.S_IFREG
+        if self._row.fixed:
+            return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
+        bound = self._row.bound or (lambda: len(self._directory.show(self._row)))
+        return Attributes(mode, self.size(bound), seconds=0, uid=uid, gid=gid)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        directory = self._directory
+        if self._row.guarded and not has(caller, CAP_SYS_PTRACE):
+            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
+        take = partial(directory.show, self._row)
+        if self._row.tasks:
+            may_block()
+            take = partial(directory.list_tasks, self._row, Viewer(caller))
+        run = partial(directory.write, self._row) if self.writable else None
+        return Snapshot(flags, take, directory.check, run)
+
+
+class NamespaceLink(Link):
+    """`ns`: leads to the namespace file, for nsenter(1) and setns(2)."""
+
+    def __init__(self, directory: NamespaceDirectory) -> None:
+        self._directory = directory
+        self.key = (directory.key, _LINK)
+
+    def text(self) -> bytes:
+        self._directory.check()
+        return self._directory.home.path()
+
+    def target(self, caller: Caller) -> bytes:
+        if not self._directory.home.public and not has(caller, CAP_SYS_PTRACE):
+            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", _LINK)
+        return self.text()

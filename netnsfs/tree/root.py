@@ -1,0 +1,246 @@
+"""The mount point: one directory for each name."""
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from netnsfs import linux
+from netnsfs.config import Config
+from netnsfs.jobs import may_block
+from netnsfs.netns import members
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import reopen
+from netnsfs.node import (
+    MOUNTED_NS,
+    Attributes,
+    Caller,
+    Directory,
+    Link,
+    Node,
+)
+from netnsfs.stats import Stats
+from netnsfs.tree.callers import refuse_attaching
+from netnsfs.tree.corner import (
+    PID,
+    RESERVED,
+    UNNAMED,
+    Corner,
+    LastError,
+    Metrics,
+    NamesDirectory,
+    PidDirectory,
+    UnnamedDirectory,
+    absent,
+)
+from netnsfs.tree.directories import Directories
+from netnsfs.tree.homes import Name
+from netnsfs.tree.namespace import VIEWS, Settings
+
+_ROOT_INODE = 1
+
+
+_MOST_RETURNS = 40
+
+
+# At a name that keeps changing.
+_MOST_LOOKS = 10
+
+
+def _invalid(why: str) -> OSError:
+    return OSError(errno.EINVAL, why)
+
+
+class StaleDirectory(Directory):
+    """A name that stands for no network namespace: empty, and closed by its mode."""
+
+    def __init__(self, name: bytes, mark: linux.Stat) -> None:
+        self.key = (name, mark)
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR, links=2)
+
+
+class OneTimeLink(Link):
+    """The answer to symlink(2). The next lookup of the name finds a directory."""
+
+    def __init__(self, target: bytes) -> None:
+        self.key = self
+        self._target = target
+
+    def text(self) -> bytes:
+        return self._target
+
+
+class Root(NamesDirectory):
+    """The mount point: one directory for each name.
+
+    Args:
+        names: the run directory.
+        stats: what the adapter tells of its requests.
+        config: what was asked for.
+    """
+
+    key = b"/"
+
+    def __init__(self, names: Names, stats: Stats, config: Config) -> None:
+        self._names = names
+        self._mount_point = config.mount_point
+        self._keep_busy = config.keep_busy
+        self._permissions = config.permissions
+        owner = config.permissions.owner()
+        self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
+        shown = VIEWS if config.views else {}
+        self._directories = Directories(Settings(shown, config.permissions))
+        self._unnamed = UnnamedDirectory(names, self._directories, self)
+        last_error = LastError(stats, config.permissions)
+        counters = Metrics(names, stats, config.permissions)
+        self._corner = Corner(
+            {
+                UNNAMED: self._unnamed,
+                PID: PidDirectory(names),
+                last_error.key: last_error,
+                counters.key: counters,
+                counters.key + b".prom": counters,
+            }
+        )
+
+    def attributes(self) -> Attributes:
+        try:
+            times = self._names.times()
+        except FileNotFoundError:
+            times = (MOUNTED_NS,) * 3
+        owner = self._owner
+        return Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
+
+    def list(self) -> list[bytes]:
+        return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        if name == RESERVED:
+            return self._corner
+        return self._find(name)
+
+    def _find(self, name: bytes) -> Node:
+        known = self._directories.named(name)
+        if known is not None:
+            return known
+        for _ in range(_MOST_LOOKS):
+            entry = self._names.entry(name)
+            namespace = self._names.identify(name)
+            if self._names.entry(name) == entry:
+                break
+        else:
+            # Of another entry, the namespace may be another's.
+            namespace = None
+        if namespace is None:
+            return StaleDirectory(name, entry.mark)
+        return self._directories.under_name(namespace, Name(self._names, name, entry.mark))
+
+    def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
+        self._refuse_reserved(name)
+        owner = self._permissions.born(mode, caller)
+        namespace, mark = self._names.create(name, owner)
+        return self._directories.under_name(namespace, Name(self._names, name, mark))
+
+    def rmdir(self, name: bytes) -> None:
+        if name == RESERVED:
+            raise PermissionError(errno.EPERM, "the name is the file system's own", name)
+        if self._keep_busy:
+            self._refuse_busy(name)
+        self._names.remove(name)
+        self._directories.removed(name)
+
+    def _refuse_busy(self, name: bytes) -> None:
+        if self._names.entry(name).kind != "mount" or not (ns := self._names.identify(name)):
+            return
+        inside = members.pids(ns.link)
+        if inside:
+            raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
+
+    def rename(
+        self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
+    ) -> None:
+        if directory is not self or name == RESERVED:
+            super().rename(name, directory, new_name, caller)
+        self._refuse_reserved(new_name)
+        self._names.rename(name, new_name)
+        with suppress(OSError):
+            mark = self._names.entry(new_name).mark
+            self._directories.moved(name, Name(self._names, new_name, mark))
+        self._look(new_name)
+
+    def attach(self, name: bytes, fd: int) -> None:
+        """Give the namespace of `fd` a name.
+
+        Raises:
+            OSError: as `Names.attach`.
+        """
+        self._refuse_reserved(name)
+        self._names.attach(name, fd)
+        self._look(name)
+
+    def _look(self, name: bytes) -> None:
+        """Find a namespace under its new name before anyone asks under which it is open."""
+        with suppress(OSError):
+            self._find(name)
+
+    def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        may_block()
+        refuse_attaching(caller, name)
+        self._refuse_reserved(name)
+        if os.path.lexists(self._names.file(name)):
+            raise FileExistsError(errno.EEXIST, "the name exists already", name)
+        fd = self._open_target(target, caller)
+        try:
+            self.attach(name, fd)
+        finally:
+            os.close(fd)
+        return OneTimeLink(target)
+
+    def _open_target(self, target: bytes, caller: Caller) -> int:
+        """Open the namespace that a link's target designates, as its maker means it."""
+        path = os.path.join(self._mount_point, target)
+        for _ in range(_MOST_RETURNS):
+            try:
+                reached = linux.open_avoiding(path, self._names.avoid, caller.pid)
+            except linux.EnteredError as error:
+                if error.ino != _ROOT_INODE:
+                    raise _invalid("the target goes through a bind mount of netnsfs") from None
+                if error.rest[:1] != [b".."]:
+                    return self._open_below(error.rest, caller)
+                path = os.path.join(os.path.dirname(self._mount_point), *error.rest[1:])
+                continue
+            except FileNotFoundError:
+                raise absent(b"", "the target does not exist") from None
+            try:
+                return reopen(reached)
+            finally:
+                os.close(reached)
+        raise OSError(errno.ELOOP, "the target leaves the mount too often")
+
+    def _open_below(self, path: Sequence[bytes], caller: Caller) -> int:
+        """Open the namespace that a path inside this file system designates."""
+        match path:
+            case [name] | [name, b"ns"] if name != RESERVED:
+                return self._names.open_settled(name)
+            case [corner, kind, name] | [corner, kind, name, b"ns"] if corner == RESERVED:
+                if kind == UNNAMED:
+                    return self._unnamed.open(name)
+                if kind == PID:
+                    return self._open_task(b"%d" % caller.pid if name == b"self" else name)
+        raise _invalid("the target is not a network namespace")
+
+    def _open_task(self, pid: bytes) -> int:
+        if not pid.isdigit():
+            raise absent(pid, "the target does not exist")
+        task = os.open(b"/proc/%b/ns/net" % pid, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return reopen(task)
+        finally:
+            os.close(task)
+
+    def _refuse_reserved(self, name: bytes) -> None:
+        if name == RESERVED:
+            raise FileExistsError(errno.EEXIST, "the name is the file system's own", name)

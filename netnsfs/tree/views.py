@@ -1,0 +1,215 @@
+"""/proc/net and /proc/sys/net of a namespace, as directories.
+
+What procfs shows there depends on the thread that looks: /proc/thread-self/net on the
+namespace that it is in (/proc/net on that of the process's first thread), /proc/sys/net
+likewise. So names and files are looked up and opened by a worker that is in the namespace
+for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys/net does not;
+both are read and written from anywhere.
+
+Nothing is kept open but for a user who has the same file open: a descriptor more, and a
+removed namespace would live on.
+
+Content up to HEAD bytes is read at open, so that it is one snapshot. What is longer streams
+through the descriptor and is never in memory as a whole; it is read once at open to know its
+length, without which sendfile(2) does not find its end.
+"""
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from netnsfs.jobs import may_block, on_own_thread, visit
+from netnsfs.node import (
+    USUAL_SIZE,
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    gone,
+    refuse_writing,
+)
+
+T = TypeVar("T")
+
+HEAD = 1 << 16
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where a view is looked at from.
+
+    Attributes:
+        key: of the namespace's directory.
+        enter: moves the calling thread into the namespace.
+        show: from the kernel's permission bits of a file to those that it has here, and the
+            user and group ID of its owner.
+        closed: permission bits that directories lack.
+        writable: files may be written that the kernel lets be.
+        steady: how many levels there are whose names come and go with modules of the kernel
+            alone, and not with interfaces. The kernel may keep them: a file that is gone
+            nevertheless is found to be when it is opened.
+    """
+
+    key: Hashable
+    enter: Callable[[], None]
+    show: Callable[[int], tuple[int, int, int]]
+    closed: int
+    writable: bool
+    steady: int
+
+    def node(self, path: bytes, level: int = 0) -> Node:
+        """A directory, file or link of procfs, as seen in the namespace.
+
+        Raises:
+            OSError: ENOENT if the kernel has none.
+        """
+        found = self.inside(os.lstat, path)
+        if stat.S_ISDIR(found.st_mode):
+            return _Directory(self, path, found, level)
+        if stat.S_ISLNK(found.st_mode):
+            return _Link(self, path)
+        return _File(self, path, found)
+
+    def inside(self, function: Callable[..., T], *args: object) -> T:
+        """Call something on a thread that is in the namespace."""
+
+        def run() -> T:
+            with visit():
+                self.enter()
+                return function(*args)
+
+        may_block()
+        return on_own_thread(run)
+
+
+class _Directory(Directory):
+    def __init__(self, view: View, path: bytes, found: os.stat_result, level: int) -> None:
+        self.key = (view.key, path)
+        self.lasting = level < view.steady
+        self._view = view
+        self._path = path
+        self._found = found
+        self._level = level
+
+    def attributes(self) -> Attributes:
+        return Attributes(self._found.st_mode & ~0o222 & ~self._view.closed)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        return self._view.node(self._path + b"/" + name, self._level + 1)
+
+    def list(self) -> list[bytes]:
+        return self._view.inside(os.listdir, self._path)
+
+
+class _Link(Link):
+    def __init__(self, view: View, path: bytes) -> None:
+        self.key = (view.key, path)
+        self._view = view
+        self._path = path
+
+    def text(self) -> bytes:
+        text: bytes = self._view.inside(os.readlink, self._path)
+        return text
+
+
+class _File(File):
+    def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
+        self.key = (view.key, path)
+        self.label = os.path.basename(path)
+        self.writable = view.writable and bool(found.st_mode & 0o222)
+        self._view = view
+        self._path = path
+        self._mode = found.st_mode
+
+    def attributes(self) -> Attributes:
+        size = self.size(lambda: USUAL_SIZE)
+        bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
+        mode, uid, gid = self._view.show(bits)
+        return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        if not self.writable:
+            refuse_writing(flags)
+        accepted = os.O_ACCMODE | os.O_TRUNC
+        try:
+            return _Open(self._view.inside(_open, self._path, flags & accepted), flags)
+        except FileNotFoundError:
+            # Has the kernel look the name up again, which it may have kept.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+
+def _open(path: bytes, flags: int) -> io.FileIO:
+    mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}.get(flags & os.O_ACCMODE)
+    if mode is None:
+        raise OSError(errno.EINVAL, "neither for reading nor for writing")
+
+    def opener(path: str, _: int) -> int:
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    return io.FileIO(os.fsdecode(path), mode, opener=opener)
+
+
+class _Open:
+    """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
+
+    def __init__(self, file: io.FileIO, flags: int) -> None:
+        self._file = file
+        self._append = bool(flags & os.O_APPEND)
+        self._unread = True
+        self._head = b""
+        self.length = 0
+        if file.readable():
+            self._take()
+
+    def _take(self) -> None:
+        self._head = self._pread(HEAD, 0)
+        self.length = len(self._head)
+        while self.length >= HEAD and (chunk := self._pread(_CHUNK, self.length)):
+            self.length += len(chunk)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """See `Handle.read`."""
+        if offset == 0:
+            if not self._unread:
+                may_block()
+                self._take()
+            self._unread = False
+        if self.length < HEAD or offset + size <= HEAD:
+            return self._head[offset : offset + size]
+        may_block()
+        return self._pread(size, offset)
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        # procfs gives what fits a page; to FUSE, less than asked for is the end.
+        parts = []
+        try:
+            while size and (part := os.pread(self._file.fileno(), size, offset)):
+                parts.append(part)
+                size -= len(part)
+                offset += len(part)
+        except FileNotFoundError as error:
+            # An open sysctl, whose namespace or interface is gone. A write that gets it may
+            # have asked for what there is not.
+            raise gone() from error
+        return b"".join(parts)
+
+    def write(self, data: bytes, offset: int) -> int:
+        """See `Handle.write`. The kernel decides, as on procfs."""
+        may_block()
+        if not self._file.writable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        # The end of a file of procfs, whose size is 0, is its start.
+        return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        self._file.close()

@@ -1,0 +1,373 @@
+"""The adapter, without a mount: a tree of our own, requests made by hand."""
+
+import errno
+import logging
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+
+from netnsfs.fuse import operations as fuse
+from netnsfs.fuse.pool import Lull, Pool
+from netnsfs.jobs import WouldBlock
+from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
+from netnsfs.stats import Stats
+
+CTX = cast(pyfuse3.RequestContext, None)
+
+
+class Leaf(File):
+    def __init__(self, key: str, content: Callable[[], bytes]) -> None:
+        self.key = key
+        self._content = content
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFREG | 0o444, 99)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        return Snapshot(flags, self._content)
+
+
+class Numbered(Directory):
+    def __init__(self, number: int, generation: int) -> None:
+        self.key = (number, generation)
+        self.number = number
+        self.generation = generation
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o755, links=2)
+
+
+class Root(Directory):
+    key = "root"
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, Callable[[], Node]] = {}
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o755)
+
+    def list(self) -> list[bytes]:
+        return list(self.nodes)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        return self.nodes[name]() if name in self.nodes else super().lookup(name, caller)
+
+
+@pytest.fixture
+def root() -> Root:
+    return Root()
+
+
+@pytest.fixture
+async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
+    lull = Lull()
+    pool = Pool(1, 5, 5, lull)
+    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats())
+    pool.close()
+    lull.close()
+
+
+async def code(awaitable: Any) -> str:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await awaitable
+    return errno.errorcode[caught.value.errno]
+
+
+async def test_absent(ops: fuse.Operations) -> None:
+    assert await code(ops.lookup(1, b"x", CTX)) == "ENOENT"
+    assert await code(ops.lookup(1, b"x" * 256, CTX)) == "ENAMETOOLONG"
+    assert await code(ops.getattr(99, CTX)) == "ESTALE"
+
+
+async def test_lookup_counts(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    first = (await ops.lookup(1, b"a", CTX)).st_ino
+    second = (await ops.lookup(1, b"a", CTX)).st_ino
+    assert first == second
+    await ops.forget([(first, 1)])
+    assert (await ops.getattr(first, CTX)).st_size == 99
+    await ops.forget([(first, 1)])
+    assert await code(ops.getattr(first, CTX)) == "ESTALE"
+    await ops.forget([(first, 1), (1, 5), (12345, 1)])
+    assert (await ops.lookup(1, b"a", CTX)).st_ino != first
+
+
+async def test_a_reused_number_is_a_new_node_with_the_old_ones_count(
+    ops: fuse.Operations, root: Root
+) -> None:
+    root.nodes[b"a"] = lambda: Numbered(4026532000, 1)
+    old = await ops.lookup(1, b"a", CTX)
+    assert (old.st_ino, old.generation) == (4026532000, 1)
+    root.nodes[b"a"] = lambda: Numbered(4026532000, 2)
+    new = await ops.lookup(1, b"a", CTX)
+    assert (new.st_ino, new.generation) == (4026532000, 2)
+    await ops.forget([(4026532000, 1)])
+    assert (await ops.getattr(4026532000, CTX)).generation == 2
+    await ops.forget([(4026532000, 1)])
+    assert await code(ops.getattr(4026532000, CTX)) == "ESTALE"
+
+
+async def test_names_of_a_directory_that_does_not_last_are_not_cached(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    assert (await ops.lookup(1, b"a", CTX)).entry_timeout == 0
+    monkeypatch.setattr(Root, "lasting", True)
+    root.nodes[b"b"] = lambda: Leaf("b", lambda: b"abc")
+    assert (await ops.lookup(1, b"b", CTX)).entry_timeout == fuse.LASTING_SECONDS
+
+
+class Replies:
+    """Stands in for pyfuse3.readdir_reply: a buffer with room for some entries."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.names: list[bytes] = []
+        self.next = 0
+
+    def __call__(self, token: object, name: bytes, attr: object, next_id: int) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.names.append(name)
+        self.next = next_id
+        return True
+
+
+async def listing(
+    ops: fuse.Operations, fh: int, start: int, room: int, patch: pytest.MonkeyPatch
+) -> Replies:
+    replies = Replies(room)
+    patch.setattr(pyfuse3, "readdir_reply", replies)
+    await ops.readdir(fh, start, cast(pyfuse3.ReaddirToken, None))
+    return replies
+
+
+async def test_a_listing_skips_and_repeats_nothing(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a", b"b", b"c", b"d"):
+        root.nodes[name] = partial(Leaf, name.decode(), bytes)
+    fh = await ops.opendir(1, CTX)
+    first = await listing(ops, fh, 0, 4, monkeypatch)
+    assert first.names == [b".", b"..", b"a", b"b"]
+    del root.nodes[b"a"], root.nodes[b"c"]
+    root.nodes[b"0"] = lambda: Leaf("0", lambda: b"")
+    second = await listing(ops, fh, first.next, 9, monkeypatch)
+    assert second.names == [b"d"]
+    again = await listing(ops, fh, 0, 9, monkeypatch)
+    assert again.names == [b".", b"..", b"b", b"d", b"0"]
+    await ops.releasedir(fh)
+
+
+async def test_a_slow_listing_comes_in_pieces(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (b"a", b"b", b"c"):
+        root.nodes[name] = partial(Leaf, name.decode(), bytes)
+    monkeypatch.setattr(fuse, "LISTING_SECONDS", 0)
+    fh = await ops.opendir(1, CTX)
+    at = 0
+    for name in (b".", b"..", b"a", b"b", b"c"):
+        piece = await listing(ops, fh, at, 9, monkeypatch)
+        assert piece.names == [name]
+        at = piece.next
+    assert (await listing(ops, fh, at, 9, monkeypatch)).names == []
+    await ops.releasedir(fh)
+
+
+async def test_only_delivered_entries_are_counted(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (4026532001, 4026532002):
+        root.nodes[b"%d" % number] = partial(Numbered, number, 1)
+    fh = await ops.opendir(1, CTX)
+    await listing(ops, fh, 0, 3, monkeypatch)
+    await ops.forget([(4026532001, 1)])
+    assert await code(ops.getattr(4026532001, CTX)) == "ESTALE"
+    await ops.releasedir(fh)
+
+
+async def test_a_listing_that_is_short_of_something_fails_where_it_stopped(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short() -> Node:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    root.nodes = {b"a": partial(Numbered, 4026532001, 1), b"b": short}
+    fh = await ops.opendir(1, CTX)
+    first = await listing(ops, fh, 0, 9, monkeypatch)
+    assert first.names == [b".", b"..", b"a"]
+    assert await code(ops.readdir(fh, first.next, cast(pyfuse3.ReaddirToken, None))) == "EMFILE"
+    root.nodes[b"b"] = lambda: Leaf("b", bytes)
+    assert (await listing(ops, fh, first.next, 9, monkeypatch)).names == [b"b"]
+    await ops.releasedir(fh)
+
+
+async def test_a_listing_survives_a_broken_entry(
+    ops: fuse.Operations,
+    root: Root,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> Node:
+        raise ValueError("broken")
+
+    root.nodes = {b"a": broken, b"b": lambda: Leaf("b", lambda: b"")}
+    fh = await ops.opendir(1, CTX)
+    assert (await listing(ops, fh, 0, 9, monkeypatch)).names == [b".", b"..", b"b"]
+    assert "Traceback" in caplog.text
+    await ops.releasedir(fh)
+
+
+async def test_errors(
+    ops: fuse.Operations, root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(error: Exception) -> Callable[[], Node]:
+        def lookup() -> Node:
+            raise error
+
+        return lookup
+
+    root.nodes = {
+        b"os": fail(OSError(errno.EXDEV, "")),
+        b"bare": fail(OSError("no errno")),
+        b"bug": fail(ZeroDivisionError()),
+    }
+    with caplog.at_level(logging.ERROR):
+        assert await code(ops.lookup(1, b"os", CTX)) == "EXDEV"
+        assert await code(ops.lookup(1, b"bare", CTX)) == "EIO"
+        assert not caplog.records
+        assert await code(ops.lookup(1, b"bug", CTX)) == "EIO"
+        assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_call_that_would_block_is_made_on_a_worker(
+    ops: fuse.Operations, root: Root
+) -> None:
+    loop = threading.get_ident()
+
+    def slow() -> Node:
+        if threading.get_ident() == loop:
+            raise WouldBlock
+        return Leaf("slow", lambda: b"")
+
+    root.nodes[b"slow"] = slow
+    assert (await ops.lookup(1, b"slow", CTX)).st_size == 99
+
+
+async def test_snapshots(ops: fuse.Operations, root: Root) -> None:
+    contents = [b"third", b"second", b"first"]
+    root.nodes[b"f"] = lambda: Leaf("f", contents.pop)
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    info = await ops.open(inode, 0, CTX)
+    assert info.direct_io
+    assert not info.keep_cache
+    assert await ops.read(info.fh, 1, 2) == b"ir"
+    assert await ops.read(info.fh, 0, 99) == b"first"
+    assert await ops.read(info.fh, 3, 99) == b"st"
+    assert await ops.read(info.fh, 0, 99) == b"second"
+    assert await ops.read(info.fh, 99, 99) == b""
+    await ops.release(info.fh)
+
+
+async def test_a_size_that_was_too_small_is_made_good_at_open(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(pyfuse3, "notify_store", lambda *args: told.append(args))
+    for name, length in ((b"short", 99), (b"long", 100)):
+        root.nodes[name] = partial(Leaf, name.decode(), partial(bytes, length))
+        inode = (await ops.lookup(1, name, CTX)).st_ino
+        await ops.release((await ops.open(inode, 0, CTX)).fh)
+    assert told == [(inode, 99, b"\n")]
+
+
+async def test_a_snapshot_of_what_is_gone(ops: fuse.Operations, root: Root) -> None:
+    gone = False
+
+    def content() -> bytes:
+        if gone:
+            raise FileNotFoundError(errno.ENOENT, "")
+        return b"here"
+
+    root.nodes[b"f"] = lambda: Leaf("f", content)
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    info = await ops.open(inode, 0, CTX)
+    assert await ops.read(info.fh, 0, 99) == b"here"
+    gone = True
+    assert await ops.read(info.fh, 2, 99) == b"re"
+    assert await code(ops.read(info.fh, 0, 99)) == "ENODEV"
+    assert await code(ops.open(inode, 0, CTX)) == "ENOENT"
+    await ops.release(info.fh)
+
+
+async def test_what_is_not_open(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"f"] = lambda: Leaf("f", lambda: b"")
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    fh = (await ops.open(inode, 0, CTX)).fh
+    listing = await ops.opendir(1, CTX)
+    await ops.release(fh)
+    await ops.releasedir(listing)
+    token = cast(pyfuse3.ReaddirToken, None)
+    for request in (
+        ops.release(fh),
+        ops.read(fh, 0, 1),
+        ops.write(fh, 0, b"x"),
+        ops.releasedir(listing),
+        ops.readdir(listing, 0, token),
+        ops.read(listing, 0, 1),
+    ):
+        assert await code(request) == "EBADF"
+
+
+async def test_a_listing_of_a_forgotten_directory(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root.nodes[b"d"] = lambda: Numbered(4026532001, 1)
+    inode = (await ops.lookup(1, b"d", CTX)).st_ino
+    fh = await ops.opendir(inode, CTX)
+    await ops.forget([(inode, 1)])
+    assert (await listing(ops, fh, 0, 0, monkeypatch)).names == []
+    assert (await listing(ops, fh, 0, 9, monkeypatch)).names == [b".", b".."]
+    await ops.releasedir(fh)
+
+
+async def test_wrong_kinds_of_node(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"f"] = lambda: Leaf("f", lambda: b"")
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    assert await code(ops.opendir(inode, CTX)) == "ENOTDIR"
+    assert await code(ops.lookup(inode, b"x", CTX)) == "ENOTDIR"
+    assert await code(ops.readlink(inode, CTX)) == "EINVAL"
+    assert await code(ops.open(1, 0, CTX)) == "EISDIR"
+
+
+async def test_nothing_answers_enosys_but_what_is_meant_to(ops: fuse.Operations) -> None:
+    inherited = {
+        name
+        for name, value in vars(pyfuse3.Operations).items()
+        if callable(value) and not name.startswith("_") and name not in vars(fuse.Operations)
+    }
+    assert inherited == {
+        "flush",
+        "getxattr",
+        "listxattr",
+        "removexattr",
+        "setxattr",
+        "stacktrace",
+    }
+
+
+async def test_statfs_is_that_of_cgroup2(ops: fuse.Operations) -> None:
+    answer = await ops.statfs(CTX)
+    assert (answer.f_bsize, answer.f_blocks, answer.f_files, answer.f_namemax) == (
+        4096,
+        0,
+        0,
+        255,
+    )

@@ -1,0 +1,277 @@
+"""Workers, and the pool that lends them to the event loop."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+
+import pytest
+import trio
+from conftest import wait_for
+
+from netnsfs import jobs as workers
+from netnsfs import linux
+from netnsfs.fuse import pool as pool_module
+from netnsfs.fuse.pool import Lull, Pool
+
+
+def own() -> str:
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+@pytest.fixture
+def asking() -> Iterator[tuple[int, int]]:
+    """A descriptor that requests come by, and one to make a request."""
+    pipe = os.pipe()
+    yield pipe
+    for end in pipe:
+        os.close(end)
+
+
+@pytest.fixture(params=["loop", "in place"])
+def lull(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lull]:
+    lull = Lull()
+    if request.param == "in place":
+        lull.heed(asking[0])
+    yield lull
+    lull.close()
+
+
+@pytest.fixture
+async def pool(lull: Lull) -> AsyncIterator[Pool]:
+    pool = Pool(limit=2, seconds=0.3, queue_seconds=2, lull=lull)
+    yield pool
+    pool.close()
+
+
+def travel() -> str:
+    with workers.visit():
+        linux.unshare(linux.CLONE_NEWNET)
+        return own()
+
+
+async def test_results_and_errors_come_back(pool: Pool) -> None:
+    assert await pool.run(os.path.join, "a", "b") == "a/b"
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(divmod, 1, 0)
+
+
+async def test_a_visitor_comes_home(pool: Pool) -> None:
+    for _ in range(20):
+        assert await pool.run(travel) != own()
+        assert await pool.run(own) == own()
+
+
+async def test_a_stranded_thread_is_replaced(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int, nstype: int) -> None:
+        raise PermissionError(errno.EPERM, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "setns", fail)
+        for _ in range(5):
+            assert await pool.run(travel) != own()
+    for _ in range(5):
+        assert await pool.run(own) == own()
+
+
+async def test_jobs_queued_behind_a_stranded_thread_are_done(
+    lull: Lull,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Pool(limit=1, seconds=5, queue_seconds=5, lull=lull)
+
+    def fail(fd: int, nstype: int) -> None:
+        time.sleep(0.05)
+        raise PermissionError(errno.EPERM, "")
+
+    monkeypatch.setattr(linux, "setns", fail)
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(pool.run, travel)
+    pool.close()
+
+
+def test_only_an_expendable_thread_may_visit() -> None:
+    with pytest.raises(RuntimeError, match="expendable"), workers.visit():
+        pass
+
+
+async def test_at_most_limit_at_a_time(pool: Pool) -> None:
+    running: list[int] = []
+    peak = 0
+
+    def work() -> None:
+        nonlocal peak
+        running.append(1)
+        peak = max(peak, len(running))
+        time.sleep(0.01)
+        running.pop()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(pool.run, work)
+    assert peak == 2
+
+
+async def test_a_slow_job_times_out_and_costs_no_place(pool: Pool) -> None:
+    release = threading.Event()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(_expect_timeout, pool, release)
+    assert await pool.run(own) == own()
+    release.set()
+    wait_for(lambda: threading.active_count() < 6)
+
+
+async def _expect_timeout(pool: Pool, release: threading.Event) -> None:
+    with pytest.raises(OSError, match="too long") as caught:
+        await pool.run(release.wait)
+    assert caught.value.errno == errno.ETIMEDOUT
+
+
+async def test_a_late_job_does_not_commit(pool: Pool) -> None:
+    done = threading.Event()
+    committed = []
+
+    def work() -> None:
+        try:
+            time.sleep(0.8)
+            workers.commit()
+            committed.append(1)
+        finally:
+            done.set()
+
+    with pytest.raises(OSError, match="too long"):
+        await pool.run(work)
+    await trio.sleep(0.5)
+    assert done.is_set()
+    assert not committed
+
+
+async def test_a_job_that_has_committed_is_waited_for(pool: Pool) -> None:
+    def work() -> str:
+        workers.commit()
+        time.sleep(0.4)
+        return "done"
+
+    assert await pool.run(work) == "done"
+
+
+async def test_a_job_has_its_time_from_when_it_starts(lull: Lull) -> None:
+    pool = Pool(limit=1, seconds=0.6, queue_seconds=5, lull=lull)
+    async with trio.open_nursery() as nursery:
+        # The second waits for half a second before it starts.
+        nursery.start_soon(pool.run, time.sleep, 0.5)
+        nursery.start_soon(pool.run, time.sleep, 0.4)
+    pool.close()
+
+
+async def others_run(job: Awaitable[object]) -> bool:
+    """Whether another task had its turn meanwhile."""
+    turns: list[int] = []
+
+    async def other() -> None:
+        turns.append(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await job
+        return bool(turns)
+
+
+async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
+    pool: Pool, lull: Lull, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
+    lull.heed(asking[0])
+    assert not await others_run(pool.run(time.sleep, 0.01))
+    os.write(asking[1], b"request")
+    assert await others_run(pool.run(time.sleep, 0.1))
+
+
+async def test_a_request_ends_the_wait_in_place(
+    pool: Pool, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
+    answered = threading.Event()
+
+    async def serve() -> None:
+        await trio.lowlevel.wait_readable(asking[0])
+        answered.set()
+
+    def work() -> bool:
+        os.write(asking[1], b"request")
+        return answered.wait(0.2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        assert await pool.run(work)
+
+
+async def test_who_waits_already_is_not_kept_waiting(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_LULL_MS", 20)
+    release = threading.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run, release.wait)
+        await trio.sleep(0.05)
+        assert await others_run(pool.run(time.sleep, 0.05))
+        release.set()
+
+
+async def test_no_end_of_a_job_is_missed(pool: Pool, asking: tuple[int, int]) -> None:
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            os.write(asking[1], b".")
+            os.read(asking[0], 1)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    try:
+        with trio.fail_after(30):
+            for number in range(2000):
+                assert await pool.run(divmod, number, 7) == divmod(number, 7)
+    finally:
+        over.set()
+        asker.join()
+
+
+async def test_a_cancelled_job_does_not_commit(pool: Pool) -> None:
+    outcome: list[str] = []
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        time.sleep(0.1)
+        try:
+            workers.commit()
+        except workers.Abandoned:
+            outcome.append("abandoned")
+
+    with trio.move_on_after(0.05):
+        await pool.run(work)
+    await trio.sleep(0.2)
+    assert outcome == ["abandoned"]
+
+
+def test_may_block_only_off_the_event_loop() -> None:
+    def loop() -> list[str]:
+        workers.never_block()
+        try:
+            workers.may_block()
+        except workers.WouldBlock:
+            return ["would block"]
+        return []
+
+    seen: list[str] = []
+    thread = threading.Thread(target=lambda: seen.extend(loop()))
+    thread.start()
+    thread.join()
+    assert seen == ["would block"]
+    workers.may_block()

@@ -1,0 +1,685 @@
+"""Who may do what: as others than root, through the mount."""
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
+
+from netnsfs import linux
+from netnsfs.config import Config
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import Namespace
+from netnsfs.netns.owners import Delegations
+from netnsfs.permissions import Owner, Permissions, delegate
+from netnsfs.stats import Stats
+from netnsfs.tree.root import Root
+
+ALICE, STAFF, NOBODY = 4711, 4712, 65534
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+TRY = """
+import errno, json, os, sys
+uid, gid, script = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+os.umask(0o022)
+if uid:
+    os.setgroups([]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
+def write(path, text):
+    fd = os.open(path, os.O_WRONLY)
+    os.write(fd, text.encode()); os.close(fd)
+def read(path):
+    return open(path, "rb").read().decode(errors="replace")
+results = []
+for line in script.splitlines():
+    try:
+        value = eval(line, {"os": os, "write": write, "read": read})
+        results.append("" if value is None else value)
+    except OSError as error:
+        results.append(errno.errorcode[error.errno])
+print(json.dumps(results))
+"""
+
+
+def as_user(uid: int, gid: int, *lines: str, prefix: tuple[str, ...] = ()) -> list[object]:
+    """What each line, a Python expression, gives to a user: a value, "" or an errno."""
+    command = [*prefix, "/usr/bin/python3", "-c", TRY, str(uid), str(gid), "\n".join(lines)]
+    done = subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60)
+    found: list[object] = json.loads(done.stdout)
+    return found
+
+
+def owner(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_uid, found.st_gid, found.st_mode & 0o7777
+
+
+def clear(mounted: Mounted) -> None:
+    for name in Names(bytes(RUN)).list():
+        os.rmdir(os.path.join(bytes(mounted.path), name))
+
+
+def test_as_nobody_nothing_can_be_changed(mnt: Mounted, foo: Path) -> None:
+    results = as_user(
+        NOBODY,
+        NOBODY,
+        f"os.mkdir('{mnt.path}/new')",
+        f"os.rmdir('{foo}')",
+        f"os.rename('{foo}', '{mnt.path}/new')",
+        f"os.symlink('/proc/self/ns/net', '{mnt.path}/new')",
+        f"os.chmod('{foo}', 0o777)",
+        f"os.chown('{foo}', {NOBODY}, {NOBODY})",
+        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
+        f"os.truncate('{foo}/nsid', 0)",
+        f"os.utime('{foo}')",
+        f"read('{foo}/holders')",
+    )
+    assert results[4:6] + results[9:10] == ["EPERM", "EPERM", "EACCES"]
+    assert {*results[:4], *results[6:9], results[10]} == {"EACCES"}
+    assert os.listdir(RUN) == ["foo"]
+
+
+def test_a_group_may_make_and_remove_and_nothing_else(start: Start) -> None:
+    mounted = start("-o", f"gid={STAFF},dmask=002")
+    foo = mounted / "foo"
+    assert owner(mounted.path) == (0, STAFF, 0o775)
+    results = as_user(
+        ALICE,
+        STAFF,
+        f"os.mkdir('{foo}')",
+        f"os.mkdir('{mounted.path}/gone')",
+        f"os.rename('{mounted.path}/gone', '{mounted.path}/away')",
+        f"os.rmdir('{mounted.path}/away')",
+        f"os.symlink('/proc/self/ns/net', '{mounted.path}/mine')",
+        f"os.symlink('foo', '{mounted.path}/mine')",
+        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
+        f"os.chmod('{foo}', 0o777)",
+        f"read('{foo}/holders')",
+        f"os.rename('{mounted.path}/.netnsfs/unnamed/1', '{mounted.path}/mine')",
+    )
+    refused = ["EPERM", "EPERM", "EACCES", "EACCES", "EPERM", "EACCES"]
+    assert results[:10] == ["", "", "", "", *refused]
+    assert results[10] in ("EACCES", "ENOENT")
+    assert os.listdir(RUN) == ["foo"]
+    assert owner(foo) == (0, STAFF, 0o775)
+    assert owner(foo / "nsid") == (0, STAFF, 0o644)
+    clear(mounted)
+
+
+def test_a_group_member_cannot_loosen_by_mkdir(start: Start) -> None:
+    mounted = start("-o", f"gid={STAFF},dmask=002")
+    path = f"{mounted.path}/foo"
+    assert as_user(
+        ALICE,
+        STAFF,
+        f"(os.umask(0), os.mkdir('{path}', 0o777), os.chmod('{path}', 0o777))",
+        f"write('{path}/nsid', '7')",
+        f"write('{path}/sysctl/ipv4/ip_forward', '1')",
+        f"os.mkdir('{path}2', 0o770)",
+        f"write('{path}2/nsid', '7')",
+        f"write('{path}2/sysctl/ipv4/ip_forward', '1')",
+    ) == ["EPERM", "EACCES", "EACCES", "", "EACCES", "EACCES"]
+    assert owner(mounted / "foo")[2] & 0o002 == 0
+    clear(mounted)
+
+
+def test_an_owner_by_option_may_write(start: Start) -> None:
+    mounted = start("-o", f"uid={ALICE},fmask=027")
+    (mounted / "foo").mkdir()
+    assert as_user(
+        ALICE,
+        ALICE,
+        f"write('{mounted.path}/foo/nsid', '7')",
+        f"write('{mounted.path}/foo/sysctl/ipv4/ip_forward', '1')",
+        f"os.symlink('foo', '{mounted.path}/mine')",
+        f"read('{mounted.path}/foo/holders')",
+    ) == ["", "", "EPERM", "EACCES"]
+    assert owner(mounted / "foo/sysctl/ipv4/ip_forward") == (ALICE, 0, 0o640)
+    assert owner(mounted / "foo/inode") == (0, 0, 0o440)
+    clear(mounted)
+
+
+def test_umask_is_for_both(start: Start) -> None:
+    mounted = start("-o", "umask=077")
+    (mounted / "foo").mkdir()
+    for path, mode in ((".", 0o700), ("foo", 0o700), ("foo/inode", 0o400), ("foo/net", 0o500)):
+        assert owner(mounted / path)[2] == mode
+    clear(mounted)
+
+
+def test_others_can_be_kept_out(start: Start) -> None:
+    mounted = start("-o", "noallow_other")
+    assert as_user(NOBODY, NOBODY, f"os.listdir('{mounted.path}')") == ["EACCES"]
+    assert os.listdir(mounted.path) == [".netnsfs"]
+
+
+def test_a_namespace_is_given_to_somebody(start: Start) -> None:
+    mounted = start()
+    foo, other = mounted / "foo", mounted / "other"
+    foo.mkdir()
+    other.mkdir()
+    os.chown(foo, ALICE, STAFF)
+    lines = (
+        f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
+        f"write('{other}/sysctl/ipv4/ip_forward', '1')",
+        f"os.rmdir('{foo}')",
+        f"os.symlink('foo', '{mounted.path}/mine')",
+        f"read('{foo}/holders')",
+    )
+    expected = ["", "EACCES", "EACCES", "EACCES", "EACCES"]
+    assert as_user(ALICE, ALICE, f"write('{foo}/nsid', '7')", *lines) == ["", *expected]
+    assert (foo / "nsid").read_text() == "7\n"
+    assert owner(foo) == (ALICE, STAFF, 0o755)
+    assert owner(foo / "nsid") == (ALICE, STAFF, 0o644)
+    assert owner(foo / "inode") == (0, 0, 0o444)
+
+    mounted.kill()
+    mounted = start()
+    assert as_user(ALICE, ALICE, *lines) == expected
+    os.rename(foo, mounted / "bar")
+    assert owner(mounted / "bar") == (ALICE, STAFF, 0o755)
+    (mounted / "bar").rmdir()
+    (mounted / "bar").mkdir()
+    ip("netns", "add", "foo")
+    for name in ("foo", "bar"):
+        assert owner(mounted / name) == (0, 0, 0o755)
+        assert owner(mounted / name / "nsid") == (0, 0, 0o644)
+    clear(mounted)
+
+
+def test_mode_of_a_namespace(mnt: Mounted) -> None:
+    foo = mnt / "foo"
+    os.mkdir(foo, 0o700)
+    assert owner(foo) == (0, 0, 0o700)
+    assert as_user(NOBODY, NOBODY, f"read('{foo}/inode')") == ["EACCES"]
+    os.chmod(foo, 0o775)
+    os.chown(foo, -1, STAFF)
+    assert owner(foo) == (0, STAFF, 0o775)
+    assert owner(foo / "nsid") == (0, STAFF, 0o664)
+    assert as_user(ALICE, STAFF, f"write('{foo}/nsid', '9')") == [""]
+    assert as_user(NOBODY, NOBODY, f"write('{foo}/nsid', '9')") == ["EACCES"]
+    for mode in (0o1775, 0o2775, 0o4775):
+        assert error_of(os.chmod, foo, mode) == "EPERM"
+    assert owner(foo) == (0, STAFF, 0o775)
+    foo.rmdir()
+    (mnt / "foo").mkdir()
+    assert owner(foo) == (0, 0, 0o755)
+    foo.rmdir()
+
+
+def test_secret_sysctls_stay_secret(foo: Path) -> None:
+    key = foo / "sysctl/ipv4/tcp_fastopen_key"
+    assert owner(key)[2] == 0o600
+    foo.chmod(0o777)
+    assert owner(key)[2] == 0o600
+    assert owner(foo / "sysctl/ipv4/ip_forward")[2] == 0o666
+
+
+def test_what_cannot_be_given(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+    os.symlink("/proc/self/ns/net", RUN / "link")
+    for path in (mnt.path, foo / "nsid", foo / "net", foo / "net/dev", foo / "sysctl/ipv4",
+                 mnt / ".netnsfs", mnt / "link"):  # fmt: skip
+        assert error_of(os.chown, path, ALICE, ALICE) == "EPERM", path
+        assert error_of(os.chmod, path, 0o753) == "EPERM", path
+    (mnt / "link").rmdir()
+
+
+def test_another_daemon_sees_it_at_once(start: Start) -> None:
+    first, second = start(), start(at=Path("/mnt/second"))
+    (first / "foo").mkdir()
+    for number in range(1, 30):
+        one, other = (first, second) if number % 2 else (second, first)
+        os.chown(one / "foo", number, -1)
+        assert (other / "foo").stat().st_uid == number
+        assert (other / "foo/nsid").stat().st_uid == number
+    os.rename(second / "foo", second / "bar")
+    assert owner(first / "bar")[0] == 29
+    (first / "bar").rmdir()
+    os.mkdir(first / "bar", 0o711)
+    assert owner(second / "bar") == (0, 0, 0o711)
+    (first / "bar").rmdir()
+
+
+def test_one_namespace_with_two_names_has_two_owners(mnt: Mounted, foo: Path) -> None:
+    os.symlink("foo", mnt / "bar")
+    os.chown(foo, ALICE, -1)
+    assert owner(foo)[0] == ALICE
+    assert owner(mnt / "bar")[0] == 0
+    ip("netns", "del", "foo")
+    os.symlink("bar", mnt / "foo")
+    assert owner(mnt / "foo")[0] == 0
+    (mnt / "bar").rmdir()
+
+
+def test_placeholders_of_others_mean_nothing(mnt: Mounted) -> None:
+    RUN.mkdir(exist_ok=True)
+    (RUN / "foo").touch()
+    os.chown(RUN / "foo", ALICE, ALICE)
+    os.chmod(RUN / "foo", 0o777)
+    linux.mount(b"/proc/self/ns/net", bytes(RUN / "foo"), linux.MS_BIND)
+    assert owner(mnt / "foo") == (0, 0, 0o755)
+    (mnt / "foo").rmdir()
+
+
+def test_where_it_cannot_be_kept_it_is_refused(
+    mnt: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(bytes(RUN))
+    names.create(b"before")
+    names.remove(b"before")
+    names.delegations._attribute = "nosuchkind.netnsfs"
+    assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "EPERM"
+    assert names.list() == []
+    names.create(b"foo")
+    mark = names.entry(b"foo").mark
+    owner_to_be = delegate(ALICE, ALICE, 0o700)
+    assert error_of(names.delegations.change, b"foo", mark, owner_to_be) == "EPERM"
+    names.remove(b"foo")
+
+
+def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
+    names = Names(bytes(RUN))
+    _, mark = names.create(b"foo")
+    names.remove(b"foo")
+    names.create(b"foo")
+    assert error_of(names.delegations.change, b"foo", mark, delegate(1, 1, 0o700)) == "ENOENT"
+    assert Delegations(bytes(RUN)).of(b"foo", names.entry(b"foo").mark) is None
+    names.remove(b"foo")
+
+
+def test_nobody_sees_a_given_name_before_its_owner_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = Names(bytes(RUN))
+    seen = []
+    move_mount = linux.move_mount
+
+    def look(mount: int, target: int) -> None:
+        move_mount(mount, target)
+        seen.append(names.owner(b"foo", names.entry(b"foo").mark))
+
+    monkeypatch.setattr(linux, "move_mount", look)
+    private = delegate(ALICE, ALICE, 0o700)
+    names.create(b"foo", private)
+    assert seen == [private]
+    names.remove(b"foo")
+
+
+def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, marks = Names(bytes(RUN)), []
+    names.create(b"before")
+    names.remove(b"before")
+
+    def fail(mount: int, target: int) -> None:
+        marks.append(linux.statx(b"", mount))
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "move_mount", fail)
+        assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "ENOMEM"
+    assert names.delegations.of(b"foo", marks[0]) is None
+    assert names.list() == []
+
+
+def test_a_name_that_is_mounted_between_two_looks_has_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    tree = Root(names, Stats(), Config(bytes(MNT)))
+    others.create(b"foo")
+    others.remove(b"foo")
+    (RUN / "foo").touch()
+    identify = names.identify
+
+    def late(name: bytes) -> Namespace | None:
+        if names.entry(name).kind == "other":
+            (RUN / "foo").unlink()
+            others.create(name, delegate(ALICE, ALICE, 0o700))
+        return identify(name)
+
+    monkeypatch.setattr(names, "identify", late)
+    shown = tree.lookup(b"foo", _Caller()).attributes()
+    assert (shown.uid, shown.mode & 0o7777) == (ALICE, 0o700)
+    names.remove(b"foo")
+
+
+def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(bytes(RUN))
+    tree = Root(names, Stats(), Config(bytes(MNT)))
+    names.create(b"foo")
+    identify = names.identify
+
+    def another(name: bytes) -> Namespace | None:
+        found = identify(name)
+        names.remove(name)
+        names.create(name)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names, "identify", another)
+        shown = tree.lookup(b"foo", _Caller()).attributes()
+    assert shown.mode & 0o7777 == 0
+    names.remove(b"foo")
+
+
+def test_what_was_found_holds_as_long_as_the_stamp() -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    _, mark = names.create(b"foo")
+    first, second = object(), object()
+    assert others.delegations.of(b"foo", mark, first) is None
+    private = delegate(ALICE, ALICE, 0o700)
+    names.delegations.change(b"foo", mark, private)
+    assert others.delegations.of(b"foo", mark, first) is None
+    assert others.delegations.of(b"foo", mark, second) == private
+    names.remove(b"foo")
+    _, anew = names.create(b"foo")
+    assert others.delegations.of(b"foo", anew, second) is None
+    names.remove(b"foo")
+
+
+def test_masks_and_delegations_by_the_table() -> None:
+    plain, caller = Permissions(), _Caller()
+    assert plain.born(0o755, caller) is None
+    assert plain.born(0o700, caller) == delegate(0, 0, 0o700)
+    grouped = Permissions(gid=5, dmask=0o002)
+    assert grouped.born(0o755, caller) is None
+    assert grouped.born(0o750, caller) == delegate(0, 5, 0o750)
+    alice = _Caller(uid=ALICE)
+    assert grouped.born(0o770, alice) == Owner(0, 5, 0o770, 0o200)
+    given = delegate(ALICE, 5, 0o755)
+    assert plain.given(ALICE, 5, 0o777, given, alice) == Owner(ALICE, 5, 0o777, 0o200)
+    closed = Permissions(uid=ALICE, fmask=0o222)
+    assert closed.given(ALICE, 0, 0o700, closed.owner(), alice).write == 0
+    assert closed.given(ALICE, 0, 0o700, closed.owner(), caller).write == 0o200
+    assert plain.of_file(0o200, plain.owner()) == (0o200, 0, 0)
+    assert plain.of_file(0o644, delegate(7, 8, 0o777)) == (0o666, 7, 8)
+    assert plain.of_file(0o644, delegate(7, 8, 0o555)) == (0o444, 7, 8)
+    assert plain.of_file(0o444, delegate(7, 8, 0o777)) == (0o444, 0, 0)
+
+
+@dataclass
+class _Caller:
+    pid: int = 0
+    uid: int = 0
+    umask: int = 0o022
+
+
+def test_root_without_capabilities_gets_what_mode_bits_give(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    process = spawn("unshare", "-n", "sleep", "60")
+    here = os.stat("/proc/self/ns/net").st_ino
+    wait_for(lambda: os.stat(f"/proc/{process.pid}/ns/net").st_ino != here)
+    number = os.stat(f"/proc/{process.pid}/ns/net").st_ino
+    unnamed = f"{mnt.path}/.netnsfs/unnamed/{number}"
+    lines = (
+        f"os.mkdir('{mnt.path}/bar')",
+        f"os.rmdir('{mnt.path}/bar')",
+        f"os.symlink('/proc/{process.pid}/ns/net', '{mnt.path}/mine')",
+        f"os.symlink('foo', '{mnt.path}/mine')",
+        f"read('{foo}/holders')",
+        f"os.readlink('{unnamed}/ns')",
+        f"os.rename('{unnamed}', '{mnt.path}/mine')",
+    )
+    # The mode bits are in the way of the last, or the daemon is.
+    expected = ["", "", "EPERM", "EPERM", "EACCES", "EACCES"]
+    drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+    assert as_user(0, 0, *lines, prefix=drop) == [*expected, "EACCES"]
+    # The same user ID, and all capabilities, but in a user namespace of its own.
+    assert as_user(0, 0, *lines, prefix=("unshare", "-Ur")) == [*expected, "EPERM"]
+    assert sorted(os.listdir(RUN)) == ["foo"]
+
+
+def test_a_user_in_a_child_user_namespace_is_that_user(mnt: Mounted, foo: Path) -> None:
+    script = f"""
+import os, subprocess, sys
+os.setgroups([])
+os.setresgid({ALICE}, {ALICE}, {ALICE})
+os.setresuid({ALICE}, {ALICE}, {ALICE})
+os.chdir("/")
+inner = '''
+import os
+for call in (lambda: os.mkdir("{mnt.path}/x"), lambda: os.rmdir("{foo}"),
+             lambda: os.symlink("foo", "{mnt.path}/x"), lambda: open("{foo}/nsid", "w"),
+             lambda: open("{foo}/holders"), lambda: os.chown("{foo}", 0, 0)):
+    try:
+        call(); print("done")
+    except PermissionError:
+        print("refused")
+'''
+subprocess.run(["unshare", "-Urnm", "/usr/bin/python3", "-c", inner], check=True)
+"""
+    done = subprocess.run(["/usr/bin/python3", "-c", script], check=True, capture_output=True)
+    assert done.stdout.split() == [b"refused"] * 6
+
+
+def test_hidden_processes_stay_hidden(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+    inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
+    own = spawn("nsenter", f"--net={RUN}/foo", "setpriv", f"--reuid={ALICE}", "sleep", "60")
+    pids = f"{inside.pid}\n{own.pid}\n"
+    wait_for(lambda: (foo / "pids").read_text() == pids)
+    wait_for(lambda: os.stat(f"/proc/{own.pid}").st_uid == ALICE)
+    look = [f"read('{foo}/{name}')" for name in ("pids", "tids")]
+    link = f"os.readlink('{MNT}/.netnsfs/pid/%d')"
+    listing = f"len(os.listdir('{MNT}/.netnsfs/pid')) > 3"
+    lines = [*look, link % inside.pid, link % own.pid, listing]
+    named = "../../foo"
+    assert as_user(ALICE, ALICE, *lines) == [pids, pids, named, named, True]
+    # A mount of its own: the options of the machine's are the machine's.
+    subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+    try:
+        mine = f"{own.pid}\n"
+        assert as_user(ALICE, ALICE, *lines) == [mine, mine, "ENOENT", named, False]
+        assert as_user(0, 0, *lines) == [pids, pids, named, named, True]
+    finally:
+        linux.umount(b"/proc", linux.MNT_DETACH)
+
+
+def test_names_of_users_and_groups(start: Start) -> None:
+    mounted = start("-o", "uid=nobody,gid=daemon")
+    assert owner(mounted.path)[:2] == (NOBODY, 1)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("uid=nosuchuser", "no user called nosuchuser"),
+        ("gid=nosuchgroup", "no group called nosuchgroup"),
+        ("uid=4294967295", "no user ID"),
+        ("umask=8", "octal"),
+        ("dmask=1000", "octal"),
+        ("fmask=-1", "octal"),
+        ("gid=", "needs a value"),
+    ],
+)
+def test_wrong_options_are_told(option: str, says: str) -> None:
+    command = [sys.executable, "-m", "netnsfs", "-f", "-o", option, str(MNT)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_two_names_of_one_namespace_keep_their_owners(mnt: Mounted, foo: Path) -> None:
+    bar = mnt / "bar"
+    os.symlink("foo", bar)
+    foo.chmod(0o777)
+    os.chown(foo, ALICE, -1)
+    bar.chmod(0o700)
+    foo.stat()
+    ip("netns", "del", "foo")
+    assert owner(bar) == (0, 0, 0o700)
+    bar.rmdir()
+
+
+def test_revocation_holds_for_what_is_open_elsewhere(start: Start) -> None:
+    first, second = start(), start(at=Path("/mnt/second"))
+    (first / "foo").mkdir()
+    os.chown(first / "foo", ALICE, -1)
+    script = f"""
+import os, sys
+os.setgroups([])
+os.setresgid({ALICE}, {ALICE}, {ALICE})
+os.setresuid({ALICE}, {ALICE}, {ALICE})
+fd = os.open("{second.path}/foo", os.O_DIRECTORY)
+print("open", flush=True); sys.stdin.readline()
+try:
+    os.fchmod(fd, 0o777)
+except PermissionError:
+    print("refused")
+"""
+    command = ["/usr/bin/python3", "-c", script]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "open\n"
+        os.chown(first / "foo", 0, -1)
+        assert process.communicate("\n")[0] == "refused\n"
+    assert owner(first / "foo") == (0, 0, 0o755)
+    (first / "foo").rmdir()
+
+
+def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
+    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    names.create(b"secret", delegate(0, 0, 0o700))
+    mark = names.entry(b"secret").mark
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Of the next free descriptors, none may be used.
+    lowest = os.open("/", os.O_PATH)
+    os.close(lowest)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+        assert error_of(others.delegations.of, b"secret", mark) == "EMFILE"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert others.delegations.of(b"secret", mark) == delegate(0, 0, 0o700)
+    names.remove(b"secret")
+
+
+def test_an_owner_by_option_does_not_own_the_machines_namespace(start: Start) -> None:
+    mounted = start("-o", f"uid={ALICE},fmask=000")
+    unnamed = mounted / f".netnsfs/unnamed/{os.stat('/proc/self/ns/net').st_ino}"
+    assert owner(unnamed) == (0, 0, 0o755)
+    assert owner(unnamed / "sysctl/ipv4/ip_forward") == (0, 0, 0o644)
+    assert owner(unnamed / "nsid") == (0, 0, 0o644)
+
+
+def test_revocation_is_not_lost_in_a_rename(
+    mnt: Mounted, foo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(bytes(RUN))
+    renaming = threading.Event()
+    attach = names.attach
+
+    def wait(name: bytes, fd: int, given: Owner | None = None) -> Namespace:
+        renaming.set()
+        time.sleep(0.3)
+        return attach(name, fd, given)
+
+    os.chown(foo, ALICE, -1)
+    monkeypatch.setattr(names, "attach", wait)
+    thread = threading.Thread(target=names.rename, args=(b"foo", b"bar"))
+    thread.start()
+    renaming.wait(10)
+    with suppress(FileNotFoundError):
+        os.chown(foo, 0, -1)
+        assert owner(mnt / "bar")[0] == 0
+    thread.join()
+    (mnt / "bar").rmdir()
+
+
+def test_nobody_makes_the_daemon_hold_many_texts(mnt: Mounted) -> None:
+    path = f"{mnt.path}/.netnsfs/metrics"
+    opened, again = f"[os.open('{path}', 0) for _ in range(16)][0]", f"os.open('{path}', 0)"
+    first, refused, closed, anew = as_user(
+        NOBODY, NOBODY, opened, again, "os.close(3)", f"os.close({again})"
+    )
+    assert (first, refused, closed, anew) == (3, "EMFILE", "", "")
+    assert as_user(NOBODY, NOBODY, opened) == [3]
+    assert as_user(0, 0, opened, f"os.close({again})") == [3, ""]
+
+
+def test_metrics_of_a_closed_namespace_are_for_root(mnt: Mounted) -> None:
+    os.mkdir(mnt / "secret", 0o700)
+    (mnt / "open").mkdir()
+    lines = [f"'{name}' in read('{mnt.path}/.netnsfs/metrics')" for name in ("secret", "open")]
+    assert as_user(NOBODY, NOBODY, *lines) == [False, True]
+    assert as_user(0, 0, *lines) == [True, True]
+    clear(mnt)
+
+
+def test_the_corner_obeys_the_masks(start: Start) -> None:
+    mounted = start("-o", "fmask=077")
+    for name in ("metrics", "last_error"):
+        assert owner(mounted / ".netnsfs" / name)[2] == 0o400
+
+
+def test_processes_stay_hidden_from_who_inherits_a_descriptor(mnt: Mounted, foo: Path) -> None:
+    subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+    try:
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", INHERIT, mnt.path], check=True, capture_output=True
+        )
+    finally:
+        linux.umount(b"/proc", linux.MNT_DETACH)
+    assert done.stdout.split() == [b"True"]
+
+
+# The opener is gone when its child, another process, reads on.
+INHERIT = """
+import os, sys, time
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+fd = os.open(sys.argv[1] + "/.netnsfs/pid", os.O_RDONLY)
+opener = os.getpid()
+if os.fork():
+    os._exit(0)
+while os.getppid() == opener:
+    time.sleep(0.01)
+print(len(os.listdir(fd)) < 4)
+"""
+
+
+def test_addresses_of_the_kernel_are_for_nobody(foo: Path, spawn: Spawn) -> None:
+    holder = spawn("nsenter", f"--net={RUN}/foo", "/usr/bin/python3", "-c", LISTEN,
+                   stdout=subprocess.PIPE)  # fmt: skip
+    assert holder.stdout
+    holder.stdout.readline()
+    setting = Path("/proc/sys/kernel/kptr_restrict")
+    before = setting.read_text()
+    try:
+        setting.write_text("1")
+        read = f"read('{foo}/net/unix')"
+        (shown,) = as_user(NOBODY, NOBODY, read)
+    finally:
+        setting.write_text(before)
+    addresses = [line.split(":")[0] for line in str(shown).splitlines()[1:]]
+    assert set(addresses) == {"0" * 16}
+
+
+LISTEN = """
+import socket, time
+held = socket.socket(socket.AF_UNIX)
+held.bind("\\0netnsfs-test")
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_refused_chown_is_explained(mnt: Mounted) -> None:
+    (mnt / "foo").mkdir()
+    assert error_of(os.chmod, mnt / "foo", 0o1777) == "EPERM"
+    told = (mnt / ".netnsfs/last_error").read_text()
+    assert told.startswith("setattr foo: only the bits of mode 0777")
+    clear(mnt)

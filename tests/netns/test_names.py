@@ -1,0 +1,416 @@
+"""Namespaces without FUSE, with ip-netns(8) as the other side."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import RUN, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
+
+from netnsfs import jobs as workers
+from netnsfs import linux
+from netnsfs.netns import names as netns
+from netnsfs.netns.names import Names
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names(bytes(RUN))
+
+
+def own() -> str:
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
+    made, _ = names.create(b"foo")
+    ip("netns", "add", "bar")
+    assert (
+        sorted(ip("netns", "list").stdout.split()) == sorted(names.list()) == [b"bar", b"foo"]
+    )
+    ours, theirs = os.stat(RUN / "foo"), os.stat(RUN / "bar")
+    assert made.inode == ours.st_ino
+    assert (ours.st_mode, ours.st_dev, ours.st_size) == (
+        theirs.st_mode,
+        theirs.st_dev,
+        theirs.st_size,
+    )
+    assert b"state DOWN" in ip("-n", "foo", "link", "show", "lo").stdout
+    for name in ("foo", "bar"):
+        subprocess.run(["umount", RUN / name], check=True)
+        assert os.lstat(RUN / name).st_mode & 0o777 == 0
+        names.remove(name.encode())
+    assert names.list() == []
+
+
+def test_id_is_unique_and_equals_the_socket_cookie(names: Names) -> None:
+    first, _ = names.create(b"a")
+    cookie = ip("netns", "exec", "a", "python3", "-c", COOKIE).stdout
+    names.remove(b"a")
+    second, _ = names.create(b"a")
+    names.remove(b"a")
+    assert int(cookie) == first.id
+    assert second.id != first.id
+
+
+COOKIE = """
+import socket, sys
+data = socket.socket(socket.AF_UNIX).getsockopt(socket.SOL_SOCKET, 71, 8)
+print(int.from_bytes(data, sys.byteorder))
+"""
+
+
+def test_id_without_the_ioctl_of_linux_6_18(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = names.create(b"a")
+    monkeypatch.setattr(linux, "namespace_id", lambda fd: None)
+    assert names.identify(b"a") == made
+    names.remove(b"a")
+    assert names.list() == []
+
+
+def test_the_caller_never_leaves_its_namespace(names: Names) -> None:
+    before = own()
+    names.create(b"a")
+    assert own() == before
+    names.remove(b"a")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"x" * 255, b"\xff\xfe", b"a\nb", b"-rf", b".hidden", b"4711", b"a b", "ä".encode()],
+)
+def test_names_that_ip_netns_takes(names: Names, name: bytes) -> None:
+    names.create(name)
+    assert names.list() == [name]
+    assert name in ip("netns", "list").stdout
+    names.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (b"x" * 256, "ENAMETOOLONG"),
+        (b"", "EINVAL"),
+        (b".", "EINVAL"),
+        (b"..", "EINVAL"),
+        (b"a/b", "EINVAL"),
+        (b"a\0b", "EINVAL"),
+    ],
+)
+def test_names_that_nobody_takes(names: Names, name: bytes, code: str) -> None:
+    assert error_of(names.create, name) == code
+    assert names.list() == []
+
+
+def test_create_refuses_what_exists_before_it_makes_anything(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = names.create(b"live")
+    (RUN / "stale").touch(mode=0)
+    monkeypatch.setattr(linux, "unshare", lambda flags: pytest.fail("made a namespace"))
+    assert error_of(names.create, b"live") == "EEXIST"
+    assert error_of(names.create, b"stale") == "EEXIST"
+    assert names.identify(b"live") == made
+    names.remove(b"live")
+    names.remove(b"stale")
+
+
+@pytest.mark.parametrize("call", ["unshare", "bind_mount", "move_mount"])
+@pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC, errno.EPERM])
+def test_a_failed_create_leaves_nothing(
+    names: Names, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    names.create(b"first")
+    names.remove(b"first")
+
+    def fail(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, call, fail)
+        assert error_of(names.create, b"x") == errno.errorcode[code]
+    assert names.list() == []
+    assert nsfs_mounts() == []
+
+
+LIMITED = """
+import os, sys
+from pathlib import Path
+from netnsfs.netns.names import Names
+names = Names(os.fsencode(sys.argv[1]))
+names.create(b"first")
+limit = Path("/proc/sys/user", sys.argv[2])
+limit.write_text("1")
+try:
+    names.create(b"x")
+except OSError as error:
+    print(error.errno, names.list(), error.strerror)
+"""
+
+
+@pytest.mark.parametrize("limit", ["max_net_namespaces", "max_mnt_namespaces"])
+def test_limit_of_namespaces(tmp_path: Path, limit: str) -> None:
+    # In a user namespace: the limit of the machine is not ours to change.
+    command = ["unshare", "-Urnm", sys.executable, "-c", LIMITED, f"{tmp_path}/run", limit]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(f"{errno.ENOSPC} [b'first'] user.{limit} is 1 and reached")
+
+
+@pytest.mark.machine
+def test_limit_of_mounts(names: Names) -> None:
+    names.create(b"first")
+    with no_more_mounts():
+        assert error_of(names.create, b"x") == "ENOSPC"
+    assert names.list() == [b"first"]
+    names.remove(b"first")
+
+
+def test_a_name_remade_by_another_before_the_bind_is_left_alone(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names.create(b"warm")
+    names.remove(b"warm")
+    move_mount = linux.move_mount
+
+    def interfere(mount: int, target: int) -> None:
+        ip("netns", "del", "foo")
+        ip("netns", "add", "foo")
+        move_mount(mount, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "move_mount", interfere)
+        assert error_of(names.create, b"foo") == "ENOENT"
+    assert nsfs_mounts() == [bytes(RUN / "foo")]
+    assert names.identify(b"foo") is not None
+    names.remove(b"foo")
+
+
+def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
+    names.create(b"warm")
+    names.remove(b"warm")
+    job = workers.Job(names.create, b"x")
+
+    def run() -> None:
+        with workers.expendable():
+            job.abandon()
+            job.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    with pytest.raises(workers.Abandoned):
+        job.result()
+    assert names.list() == []
+
+
+# The run directory
+
+
+def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Names) -> None:
+    RUN.mkdir(exist_ok=True)
+    subprocess.run(["umount", RUN], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["mount", "--make-shared", "/run"], check=True)
+    try:
+        names.create(b"a")
+        again = Names(bytes(RUN))
+        again.create(b"b")
+        ip("netns", "add", "c")
+        top = linux.mount_at(bytes(RUN))
+        assert top is not None
+        assert top.peers
+        assert sorted(nsfs_mounts()) == [bytes(RUN / name) for name in "abc"]
+        for name in (b"a", b"b", b"c"):
+            names.remove(name)
+    finally:
+        subprocess.run(["umount", RUN], check=True)
+        subprocess.run(["mount", "--make-private", "/run"], check=True)
+
+
+def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
+    # What a kill in the middle leaves.
+    subprocess.run(["umount", "-q", RUN], check=False)
+    RUN.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--make-shared", "/run"], check=True)
+    try:
+        subprocess.run(["mount", "--bind", RUN, RUN], check=True)
+        names.create(b"a")
+        assert nsfs_mounts() == [bytes(RUN / "a")]
+        names.remove(b"a")
+        subprocess.run(["umount", RUN], check=True)
+        # With a name in it, everything that is mounted twice must be unmounted twice.
+        subprocess.run(["mount", "--bind", RUN, RUN], check=True)
+        ip("netns", "add", "b")
+        again = Names(names.path)
+        again.create(b"a")
+        for name in (b"a", b"b"):
+            again.remove(name)
+        assert nsfs_mounts() == []
+    finally:
+        subprocess.run(["umount", RUN], check=True)
+        subprocess.run(["mount", "--make-private", "/run"], check=True)
+
+
+def test_the_directory_and_its_parents_are_made(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        names = Names(bytes(tmp_path / "a/b"))
+        assert names.list() == []
+        names.create(b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o755
+    names.remove(b"x")
+    subprocess.run(["umount", tmp_path / "a/b"], check=True)
+
+
+def test_the_lock_of_iproute2_is_respected(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RUN.mkdir(exist_ok=True)
+    subprocess.run(["umount", RUN], check=False, stderr=subprocess.DEVNULL)
+    monkeypatch.setattr(netns, "LOCK_SECONDS", 0.05)
+    fd = os.open(RUN, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert error_of(names.create, b"x") == "ETIMEDOUT"
+    assert names.list() == []
+    assert linux.mount_at(bytes(RUN)) is None
+    os.close(fd)
+    names.create(b"x")
+    names.remove(b"x")
+
+
+# Identify
+
+
+def test_identify(names: Names) -> None:
+    made, _ = names.create(b"real")
+    os.symlink("real", RUN / "relative")
+    os.symlink(RUN / "relative", RUN / "chain")
+    os.symlink(f"/proc/{os.getpid()}/ns/net", RUN / "ours")
+    os.symlink("nowhere", RUN / "dangling")
+    os.symlink("loop", RUN / "loop")
+    os.mkfifo(RUN / "fifo")
+    (RUN / "directory").mkdir()
+    (RUN / "uts").touch()
+    subprocess.run(["mount", "--bind", "/proc/self/ns/uts", RUN / "uts"], check=True)
+    assert names.identify(b"relative") == names.identify(b"chain") == made
+    ours = names.identify(b"ours")
+    assert ours is not None
+    assert f"net:[{ours.inode}]" == own()
+    for stale in (b"dangling", b"loop", b"fifo", b"directory", b"uts"):
+        assert names.identify(stale) is None
+    assert error_of(names.identify, b"absent") == "ENOENT"
+    for name in (b"relative", b"chain", b"ours", b"dangling", b"loop", b"real", b"uts"):
+        names.remove(name)
+    (RUN / "fifo").unlink()
+    (RUN / "directory").rmdir()
+
+
+def test_a_link_is_never_followed_into_our_own_mount(names: Names) -> None:
+    target = Path("/mnt/own")
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "own", target], check=True)
+    try:
+        (target / "x").touch()
+        subprocess.run(["mount", "--bind", "/proc/self/ns/net", target / "x"], check=True)
+        RUN.mkdir(exist_ok=True)
+        os.symlink(target / "x", RUN / "lnk")
+        assert names.identify(b"lnk") is not None
+        names.avoid = {linux.statx(bytes(target)).dev}
+        assert names.identify(b"lnk") is None
+        assert error_of(names.open, b"lnk") == "ELOOP"
+        names.remove(b"lnk")
+    finally:
+        subprocess.run(["umount", target / "x"], check=True)
+        subprocess.run(["umount", target], check=True)
+        target.rmdir()
+
+
+# Remove
+
+
+def test_remove_takes_stacked_mounts(names: Names) -> None:
+    names.create(b"a")
+    for _ in range(3):
+        subprocess.run(["mount", "--bind", "/proc/self/ns/net", RUN / "a"], check=True)
+    names.remove(b"a")
+    assert names.list() == []
+
+
+def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
+    made, _ = names.create(b"real")
+    os.symlink("real", RUN / "lnk")
+    names.remove(b"lnk")
+    assert names.identify(b"real") == made
+    names.remove(b"real")
+
+
+def test_remove_while_a_process_is_inside(names: Names) -> None:
+    names.create(b"a")
+    inside = subprocess.Popen(["ip", "netns", "exec", "a", "sleep", "60"])
+    wait_for(lambda: os.readlink(f"/proc/{inside.pid}/ns/net") != own())
+    there = os.readlink(f"/proc/{inside.pid}/ns/net")
+    names.remove(b"a")
+    assert os.readlink(f"/proc/{inside.pid}/ns/net") == there
+    inside.kill()
+    inside.wait()
+
+
+@pytest.fixture
+def foreign(names: Names) -> Iterator[None]:
+    RUN.mkdir(exist_ok=True)
+    (RUN / "directory").mkdir()
+    (RUN / "dhclient.pid").write_text("4711\n")
+    os.mkfifo(RUN / "fifo")
+    yield
+    (RUN / "directory").rmdir()
+    (RUN / "dhclient.pid").unlink()
+    (RUN / "fifo").unlink()
+
+
+@pytest.mark.usefixtures("foreign")
+@pytest.mark.parametrize("name", [b"directory", b"dhclient.pid", b"fifo"])
+def test_remove_leaves_what_is_somebodys(names: Names, name: bytes) -> None:
+    assert error_of(names.remove, name) == "EPERM"
+    assert name in names.list()
+
+
+def test_remove_of_nothing(names: Names) -> None:
+    assert error_of(names.remove, b"absent") == "ENOENT"
+
+
+def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> None:
+    names.create(b"a")
+    subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "right"], check=True)
+    ip("link", "set", "right", "netns", "a")
+    other = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "60"])
+    wait_for(lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n")
+    assert str(RUN / "a") in Path(f"/proc/{other.pid}/mountinfo").read_text()
+    names.remove(b"a")
+    assert str(RUN / "a") not in Path(f"/proc/{other.pid}/mountinfo").read_text()
+    wait_for(lambda: ip("link", "show", "left", check=False).returncode != 0)
+    other.kill()
+    other.wait()
+
+
+def test_eperm_of_setns_strands_the_thread_not_the_caller(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = own()
+
+    def fail(fd: int, nstype: int) -> None:
+        raise PermissionError(errno.EPERM, "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linux, "setns", fail)
+        names.create(b"a")
+    assert own() == before
+    assert names.identify(b"a") is not None
+    names.remove(b"a")

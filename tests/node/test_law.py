@@ -1,0 +1,56 @@
+"""The law of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import netnsfs
+
+PACKAGE = Path(netnsfs.__file__).parent
+
+FORBIDDEN = {
+    "fuse": ("netnsfs.tree",),
+    "tree": ("netnsfs.fuse", "pyfuse3", "trio"),
+    "netns": ("netnsfs.fuse", "netnsfs.tree", "netnsfs.node", "pyfuse3", "trio"),
+    "linux": ("netnsfs.",),
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("wing", FORBIDDEN)
+def test_no_wing_imports_what_it_may_not_know(wing: str) -> None:
+    for path in (PACKAGE / wing).glob("*.py"):
+        known = {
+            name
+            for name in imports_of(path)
+            if name.startswith(FORBIDDEN[wing]) and not name.startswith(f"netnsfs.{wing}.")
+        }
+        assert known == set(), path
+
+
+def test_every_module_is_in_a_wing_or_beside_them() -> None:
+    folders = {path.parent.relative_to(PACKAGE).name for path in PACKAGE.rglob("*.py")}
+    assert folders == {"", *FORBIDDEN}
+
+
+def test_the_command_line_needs_no_ctypes() -> None:
+    reached: set[str] = set()
+    todo = ["cli"]
+    while todo:
+        module = todo.pop()
+        names = imports_of(PACKAGE / f"{module}.py")
+        assert not any(name.split(".")[0] in ("ctypes", "pyfuse3", "trio") for name in names)
+        ours = {name.split(".")[1] for name in names if name.startswith("netnsfs.")}
+        todo += ours - reached
+        reached |= ours
+    assert reached == {"config", "node", "permissions"}

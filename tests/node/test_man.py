@@ -1,0 +1,62 @@
+"""The man page: well formed, and every file and option told."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from netnsfs import cli
+from netnsfs.config import Config
+from netnsfs.netns import names as netns
+from netnsfs.stats import Stats
+from netnsfs.tree import corner as corner_module
+from netnsfs.tree import namespace as files
+from netnsfs.tree import root
+
+PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
+TEXT = PAGE.read_text()
+
+# Which other pages are installed is the machine's matter.
+OTHER_PAGES = ("referenced manual not found", "mandoc.db")
+
+
+class Nobody:
+    pid = umask = 0
+    uid = 65534
+
+
+def corner() -> list[bytes]:
+    tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
+    directory = tree.lookup(corner_module.RESERVED, Nobody())
+    assert isinstance(directory, corner_module.Corner)
+    return directory.list()
+
+
+@pytest.mark.parametrize(
+    "tool", [["mandoc", "-T", "lint"], ["groff", "-ww", "-mandoc", "-Tutf8", "-z"]]
+)
+def test_the_page_is_well_formed(tool: list[str]) -> None:
+    done = subprocess.run([*tool, PAGE], check=False, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert [line for line in lines if not any(text in line for text in OTHER_PAGES)] == []
+
+
+def test_the_page_tells_every_file() -> None:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
+        assert re.search(rf"^\.It Pa NAME/{name.decode()}/? ", TEXT, re.MULTILINE)
+    for name in corner():
+        assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", files.NAMESPACE.values(), ids=lambda row: row.name.decode())
+def test_the_page_tells_the_modes(row: files.Row) -> None:
+    assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
+
+
+def test_the_page_tells_every_option() -> None:
+    for option in [*cli.OPTIONS, *cli.FLAGS]:
+        assert re.search(rf"^\.It Cm {option}( |$)", TEXT, re.MULTILINE)
+    for action in cli.parser("")._actions:
+        for option in action.option_strings:
+            assert re.search(rf"Fl ({option[1:]}|Fl {option[2:]})( |$)", TEXT, re.MULTILINE)

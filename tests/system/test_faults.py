@@ -1,0 +1,180 @@
+"""Each system call of each operation failing in turn, in a daemon that lives on.
+
+The calls of the thread that does the work, and those of the event loop, are recorded with
+strace. Then strace makes one of them fail, and then the next, with one errno after the other;
+without NETNSFS_LONG, with two of the errnos, and of many calls only some.
+"""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import tracing
+from conftest import HOLD_THREAD, LONG, MNT, RUN, Mounted, error_of, ip, wait_for
+
+OLD, NEW = MNT / "old", MNT / "new"
+
+ERRORS = ("ENOMEM", "ENOSPC", "EMFILE", "EPERM", "EINTR")
+MOST_CALLS = 1_000_000 if LONG else 20
+
+FAILING = {
+    *("unshare", "setns", "mount", "umount2", "openat", "unlink", "flock", "renameat2"),
+    *("open_tree", "mount_setattr", "move_mount"),
+    *("statx", "newfstatat", "readlink", "readlinkat", "socket", "sendto", "recvfrom"),
+}
+
+
+def written(file: str, text: bytes) -> None:
+    fd = os.open(OLD / file, os.O_WRONLY)
+    try:
+        os.write(fd, text)
+    finally:
+        os.close(fd)
+
+
+OPERATIONS: dict[str, tuple[Callable[[], object], set[str]]] = {
+    "mkdir": (NEW.mkdir, {"old", "new"}),
+    "rmdir": (OLD.rmdir, set()),
+    "mv": (lambda: OLD.rename(NEW), {"new"}),
+    "ln -s": (lambda: NEW.symlink_to("old"), {"old", "new"}),
+    "echo auto > nsid": (lambda: written("nsid", b"auto"), {"old"}),
+    "echo 1 > sysctl": (lambda: written("sysctl/ipv4/ip_forward", b"1"), {"old"}),
+    "ls": (lambda: sorted(os.listdir(MNT)), {"old"}),
+    "cat inode": ((OLD / "inode").read_text, {"old"}),
+    "cat pids": ((OLD / "pids").read_text, {"old"}),
+    "cat nsid": ((OLD / "nsid").read_text, {"old"}),
+    "cat net/dev": ((OLD / "net/dev").read_text, {"old"}),
+}
+"""What is done, and the names that there are then; "old" is what there is before."""
+
+
+@pytest.fixture(params=["loop", "worker", "looker"])
+def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
+    return tracing.workers(mnt).get(request.param, mnt.process.pid)
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+def test_each_call_fails(mnt: Mounted, thread: int, label: str) -> None:
+    operation, names = OPERATIONS[label]
+    # The first time, modules are imported.
+    for _ in range(2):
+        prepare()
+        calls = tracing.calls(thread, operation)
+    # Files are closed after close(2) has returned.
+    wait_for(
+        lambda: not any(re.match("/proc/.*(?<!/mountinfo)$", target) for target in used(mnt)[0])
+    )
+    before = used(mnt)
+    for call, error in faults(calls):
+        prepare()
+        known = tracing.threads(mnt)
+        case = f"{call.shown}: {error}"
+        with tracing.attached(thread, call.inject(f"error={error}")):
+            code = error_of(operation)
+        assert code in ("", error), case
+        late = "umount2" in {earlier.name for earlier in calls[: calls.index(call)]}
+        assert state() in outcomes(names, code, late), case
+        wait_for(lambda: len(homes(mnt)) == 1)
+        prepare()
+        assert error_of(operation) == "", case
+        wait_for(lambda: used(mnt) == before)
+        if thread not in tracing.threads(mnt):
+            [thread] = tracing.threads(mnt) - known
+    prepare()
+    OLD.rmdir()
+
+
+def faults(calls: list[tracing.Call]) -> Iterator[tuple[tracing.Call, str]]:
+    """What to make fail, and how."""
+    for number, call in enumerate(some(calls)):
+        for error in ERRORS if LONG else (ERRORS[number % 5], ERRORS[(number + 2) % 5]):
+            yield call, error
+
+
+def some(calls: list[tracing.Call]) -> list[tracing.Call]:
+    # What the event loop is woken by cannot fail to give what is in it.
+    can = [
+        call
+        for call in calls
+        if call.name in FAILING and not (call.name == "recvfrom" and "UNIX" in call.shown)
+    ]
+    return can[:: len(can) // MOST_CALLS + 1]
+
+
+@pytest.mark.parametrize("shown", [".", "a/pids", "a/tids", "a/holders"])
+def test_nothing_is_left_out_for_want_of_memory(
+    mnt: Mounted, spawn: Callable[..., subprocess.Popen[bytes]], shown: str
+) -> None:
+    thread = tracing.workers(mnt)["looker"]
+    for name in "abc":
+        (mnt / name).mkdir()
+    spawn(sys.executable, "-c", HOLD_THREAD, str(RUN / "a"), stdout=subprocess.DEVNULL)
+    wait_for((mnt / "a/tids").read_bytes)
+    path = mnt / shown
+    show: Callable[[], object] = path.read_bytes
+    if shown == ".":
+        thread, show = mnt.process.pid, partial(os.listdir, path)
+    whole = show()
+    for call in some(tracing.calls(thread, show)):
+        for error in ("ENOMEM", "EMFILE"):
+            with tracing.attached(thread, call.inject(f"error={error}")):
+                found = shown_or_error(show)
+            assert found in (whole, error), call.shown
+    for name in "abc":
+        (mnt / name).rmdir()
+
+
+def shown_or_error(show: Callable[[], object]) -> object:
+    try:
+        return show()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+def prepare() -> None:
+    for name in os.listdir(RUN) if RUN.exists() else []:
+        (MNT / name).rmdir()
+    ip("netns", "add", "old")
+
+
+def state() -> dict[str, bool]:
+    """The names, and which of them live."""
+    return {
+        name: bool(os.stat(MNT / name).st_mode & 0o777)
+        for name in os.listdir(MNT)
+        if name != ".netnsfs"
+    }
+
+
+def outcomes(names: set[str], code: str, late: bool) -> list[dict[str, bool]]:
+    """What there may be after an operation, by the errno that it gave."""
+    if not code:
+        return [dict.fromkeys(names, True)]
+    # Once the mount is gone, only its placeholder can be left over.
+    half = {**dict.fromkeys(names, True), "old": False}
+    return [{"old": True}, half] if late else [{"old": True}]
+
+
+def used(mounted: Mounted) -> tuple[list[str], int]:
+    """The daemon's descriptors, and the number of its threads."""
+    found = []
+    for fd in Path(f"/proc/{mounted.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return sorted(found), len(tracing.threads(mounted))
+
+
+def homes(mounted: Mounted) -> set[str]:
+    """The namespaces that the daemon's threads are in."""
+    found = set()
+    for task in Path(f"/proc/{mounted.process.pid}/task").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(task / "ns/net"))
+    return found
