@@ -10,7 +10,7 @@ from netnsfs import cli
 from netnsfs.tree import namespace as files
 
 HERE = Path(__file__).parent
-README = (HERE.parent / "README.md").read_text()
+README = (HERE.parents[1] / "README.md").read_text()
 
 
 def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
