@@ -83,6 +83,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             config = replace(config, mount_point=takeover.clear(config.mount_point))
             _refuse_inside(config)
             _warn_if_unseen()
+            _warn_if_blind()
             _warn_if_closed(config)
             _refuse_spares(config)
             stats = Stats()
@@ -146,6 +147,14 @@ def _warn_if_unseen() -> None:
                 "this is not the machine's mount namespace: namespaces made here may not be "
                 "seen outside of it"
             )
+
+
+def _warn_if_blind() -> None:
+    if not linux.in_initial_pid_namespace():
+        log.warning(
+            "this is not the machine's PID namespace: processes outside of it are not seen, "
+            "and pids and tids fail where only such may be inside"
+        )
 
 
 def _warn_if_closed(config: Config) -> None:

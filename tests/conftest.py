@@ -269,6 +269,18 @@ class Mounted:
 Start = Callable[..., Mounted]
 
 
+_before_program: list[str] = []
+
+
+@pytest.fixture(params=["in the kernel", "through /proc"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test is made twice: with a daemon that may use bpf(2), and with one that may not."""
+    if request.param == "through /proc":
+        _before_program[:] = [sys.executable, str(Path(__file__).with_name("without_bpf.py"))]
+    yield
+    _before_program.clear()
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start netnsfs in front: start("-o", "...", at=PATH, program=[...])."""
@@ -277,6 +289,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def run(*arguments: str, at: Path = MNT, program: list[str] | None = None) -> Mounted:
         log = tmp_path / f"log{len(started)}"
         command = program or [sys.executable, "-m", "netnsfs", "-f", *arguments, str(at)]
+        command = [*_before_program, *command]
         with log.open("wb") as file:
             process = subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL)
         mounted = Mounted(at, process, log)

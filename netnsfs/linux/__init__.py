@@ -5,11 +5,14 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
-- `process`: capabilities and memory of this process
+- `process`: capabilities and memory of this process, and what others share
+- `bpf`: BPF iterators, which the kernel runs over its objects
+- `foreign`: open files of other processes, looked at by a child process
 
 Callers write `linux.setns(...)`: all public names are here.
 """
 
+from netnsfs.linux.bpf import Iterators
 from netnsfs.linux.events import (
     IN_ATTRIB,
     IN_CREATE,
@@ -28,6 +31,7 @@ from netnsfs.linux.files import (
     TMPFS_MAGIC,
     EnteredError,
     Stat,
+    device_of,
     filesystem_magic,
     get_attribute,
     lock,
@@ -41,6 +45,7 @@ from netnsfs.linux.files import (
     statx_raw,
     unpack_statx,
 )
+from netnsfs.linux.foreign import namespace_of_file, namespaces_of_files
 from netnsfs.linux.library import (
     SHORTAGE,
     closing,
@@ -61,23 +66,26 @@ from netnsfs.linux.mounts import (
     mount_at,
     mounts,
     move_mount,
+    namespace_mounts,
     open_tree,
     umount,
 )
 from netnsfs.linux.namespaces import (
     CLONE_NEWNET,
+    in_initial_pid_namespace,
     in_initial_user_namespace,
     is_net_namespace,
     namespace_id,
     netns_cookie,
+    open_namespace_by_id,
     setns,
-    socket_namespace,
     unshare,
 )
 from netnsfs.linux.process import (
     CAP_SYSLOG,
     drop_capability,
     give_memory_back,
+    share_descriptors,
 )
 
 __all__ = [
@@ -103,17 +111,20 @@ __all__ = [
     "TMPFS_MAGIC",
     "UMOUNT_NOFOLLOW",
     "EnteredError",
+    "Iterators",
     "Mount",
     "Poll",
     "Stat",
     "Watch",
     "bind_mount",
     "closing",
+    "device_of",
     "drop_capability",
     "filesystem_magic",
     "forget_unused",
     "get_attribute",
     "give_memory_back",
+    "in_initial_pid_namespace",
     "in_initial_user_namespace",
     "is_net_namespace",
     "lock",
@@ -124,13 +135,17 @@ __all__ = [
     "mounts",
     "move_mount",
     "namespace_id",
+    "namespace_mounts",
+    "namespace_of_file",
+    "namespaces_of_files",
     "netns_cookie",
     "open_avoiding",
     "open_cached",
+    "open_namespace_by_id",
     "open_tree",
     "rename_noreplace",
     "setns",
-    "socket_namespace",
+    "share_descriptors",
     "statx",
     "statx_cached",
     "statx_packed",

@@ -39,6 +39,7 @@ _STATX_FLAGS = 0x800 | 0x1000 | 0x4000
 _STATX_MASK = 0x7FF | 0x1000 | 0x4000
 # Of struct statx: mode, ino, ctime, device (major, minor), mount ID.
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
+_STATX_DEVICE = struct.Struct("=II")
 _StatxBuffer = ctypes.c_char * 256
 _AttributeBuffer = ctypes.c_char * 64
 _statx = libc.statx
@@ -117,6 +118,12 @@ def statx_cached(path: bytes) -> bytes | None:
 def unpack_statx(packed: bytes) -> tuple[int, ...]:
     """What `statx_raw` makes of it."""
     return _STATX.unpack_from(packed)
+
+
+def device_of(packed: bytes) -> tuple[int, int]:
+    """The major and minor number of a device file, from what `statx_packed` tells of it."""
+    major, minor = _STATX_DEVICE.unpack_from(packed, 128)
+    return major, minor
 
 
 def open_cached(path: bytes, follow: bool = False) -> int | None:

@@ -30,6 +30,7 @@ _OPEN_TREE_CLONE = 1
 # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 _MOVE_MOUNT_FLAGS = 4 | 0x40
 # struct mount_attr: set, clear, propagation, user namespace.
+_NET_ROOT = re.compile(rb"net:\[(\d+)\]")
 _MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
 
 
@@ -120,9 +121,8 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
         OSError: there is no such process, or it is none of ours.
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
-        # A name may contain any other line end.
-        for line in lines.read().split(b"\n")[:-1]:
-            fields = line.split(b" ")
+        for line in lines:
+            fields = line.rstrip(b"\n").split(b" ")
             dash = fields.index(b"-", 6)
             major, _, minor = fields[2].partition(b":")
             yield Mount(
@@ -136,6 +136,26 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
                 source=_unescape(fields[dash + 2]),
                 options=fields[dash + 3],
             )
+
+
+def namespace_mounts(task: bytes) -> Iterator[tuple[int, bytes]]:
+    """The mounts of network namespace files: inode number and path of each.
+
+    There may be tens of thousands of other mounts.
+
+    Args:
+        task: whose mount namespace and root it is about, as in /proc.
+
+    Raises:
+        OSError: there is no such task, or it is none of ours.
+    """
+    with open(b"/proc/%b/mountinfo" % task, "rb") as lines:
+        for line in lines:
+            if b" - nsfs " in line:
+                fields = line.split(b" ", 5)
+                found = _NET_ROOT.fullmatch(fields[3])
+                if found:
+                    yield int(found[1]), _unescape(fields[4])
 
 
 def mount_at(path: bytes) -> Mount | None:

@@ -4,9 +4,10 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import sys
 
-from netnsfs.linux.library import error_of_call, libc, syscall
+from netnsfs.linux.library import error_of_call, libc
 
 CLONE_NEWNET = 0x40000000
 # linux/nsfs.h
@@ -14,9 +15,14 @@ _NS_GET_NSTYPE = 0xB703
 _NS_GET_ID = 0x8008B70D
 # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71
-# linux/sockios.h
-_SIOCGSKNS = 0x894C
-_SYS_PIDFD_GETFD = 438
+# PROC_PID_INIT_INO, linux/proc_ns.h
+_INITIAL_PID_NAMESPACE = f"pid:[{0xEFFFFFFC}]"
+# struct file_handle, with struct nsfs_file_handle (linux/nsfs.h) in it.
+_HANDLE = struct.Struct("=IiQII")
+_NSFS_HANDLE_SIZE = 16
+_FILEID_NSFS = 0xF1
+# linux/fcntl.h
+_FD_NSFS_ROOT = -10003
 
 
 def unshare(flags: int) -> None:
@@ -58,31 +64,28 @@ def netns_cookie() -> int:
     return int.from_bytes(cookie, sys.byteorder)
 
 
-def socket_namespace(pid: int, fd: int) -> int:
-    """Open the network namespace of a socket in another process (SIOCGSKNS, Linux 4.9).
-
-    Args:
-        pid: the process.
-        fd: its descriptor of the socket.
+def open_namespace_by_id(number: int, inode: int) -> int:
+    """Open a network namespace by its 64-bit ID and its inode number (Linux 6.18).
 
     Returns:
-        A descriptor of the namespace that the caller closes.
+        A descriptor that the caller closes.
 
     Raises:
-        OSError: as pidfd_open(2), pidfd_getfd(2); ENOTTY if it is not a socket.
+        OSError: as open_by_handle_at(2), which does it for nsfs (fs/nsfs.c).
     """
-    process = os.pidfd_open(pid)
-    try:
-        copy = syscall(None, _SYS_PIDFD_GETFD, process, fd, 0)
-    finally:
-        os.close(process)
-    try:
-        return fcntl.ioctl(copy, _SIOCGSKNS)
-    finally:
-        os.close(copy)
+    handle = _HANDLE.pack(_NSFS_HANDLE_SIZE, _FILEID_NSFS, number, CLONE_NEWNET, inode)
+    fd: int = libc.open_by_handle_at(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+    if fd < 0:
+        raise error_of_call()
+    return fd
 
 
 def in_initial_user_namespace() -> bool:
     """Whether this process is in the user namespace that the machine started with."""
-    with open("/proc/self/uid_map") as lines:
-        return lines.read().split() == ["0", "0", "4294967295"]
+    with open("/proc/self/uid_map", "rb") as lines:
+        return lines.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def in_initial_pid_namespace() -> bool:
+    """Whether this process is in the PID namespace that the machine started with."""
+    return os.readlink("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE

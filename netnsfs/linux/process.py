@@ -1,12 +1,16 @@
 """The capabilities of this process (capabilities(7)) and its memory."""
 
 import ctypes
+import os
 import struct
 
 from netnsfs.linux.library import error_of_call, libc
 
 CAP_SYSLOG = 34
 _CAPABILITY_VERSION_3 = 0x20080522
+# Of other architectures no number is known here.
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
+_KCMP_FILES = 2
 # Not every C library has it.
 _malloc_trim = getattr(libc, "malloc_trim", None)
 
@@ -24,6 +28,12 @@ def drop_capability(number: int) -> None:
     kept = [word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held)]
     if kept != list(held) and libc.capset(header, struct.pack("=6I", *kept)):
         raise error_of_call()
+
+
+def share_descriptors(task: int, other: int) -> bool:
+    """Whether two tasks have one descriptor table, or that cannot be told (kcmp(2))."""
+    number = _SYS_KCMP.get(os.uname().machine)
+    return not number or libc.syscall(number, task, other, _KCMP_FILES, 0, 0) <= 0
 
 
 def give_memory_back() -> None:

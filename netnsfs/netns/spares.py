@@ -79,14 +79,8 @@ def possible() -> bool:
     return os.path.exists(_NET + "core/netdev_budget")
 
 
-def is_spare(pid: bytes, fd: bytes) -> bool:
-    """Whether a process's descriptor of a namespace is that of a spare.
-
-    Raises:
-        OSError: there is no such process, or descriptor.
-    """
-    with open(b"/proc/%b/fdinfo/%b" % (pid, fd), "rb") as lines:
-        flags = next(int(line.split()[1], 8) for line in lines if line.startswith(b"flags"))
+def is_spare(flags: int) -> bool:
+    """Whether a descriptor of a namespace, with these flags (open(2)), is that of a spare."""
     return flags & _MARK == _MARK
 
 

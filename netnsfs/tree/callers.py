@@ -29,11 +29,12 @@ def has(caller: Caller, capability: int) -> bool:
     try:
         if os.readlink(f"{task}/ns/user") != os.readlink("/proc/self/ns/user"):
             return False
-        with open(f"{task}/status") as lines:
-            held = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+        # A name of a program need not be UTF-8.
+        with open(f"{task}/status", "rb") as lines:
+            found = next(line for line in lines if line.startswith(b"CapEff"))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
-    return bool(held >> capability & 1)
+    return bool(int(found.split()[1], 16) >> capability & 1)
 
 
 def refuse_attaching(caller: Caller, name: bytes) -> None:

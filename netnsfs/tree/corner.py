@@ -10,7 +10,7 @@ from functools import partial
 from weakref import WeakSet
 
 from netnsfs.jobs import asked, may_block
-from netnsfs.netns import holders, members
+from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of
 from netnsfs.node import (
@@ -70,7 +70,7 @@ class UnnamedDirectory(Directory):
         self._names = names
         self._directories = directories
         self._root = root
-        self._listed: dict[int, holders.Holder] = {}
+        self._listed: dict[int, tasks.Holder] = {}
 
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
@@ -78,8 +78,8 @@ class UnnamedDirectory(Directory):
     def list(self) -> list[bytes]:
         may_block()
         named = self._names.by_inode(without=RESERVED)
-        found: dict[int, holders.Holder] = {}
-        for holder in holders.scan():
+        found: dict[int, tasks.Holder] = {}
+        for holder in tasks.scan():
             if holder.inode not in named:
                 found.setdefault(holder.inode, holder)
         self._listed = found
@@ -105,20 +105,20 @@ class UnnamedDirectory(Directory):
                 return self._found(holder)
         raise absent(name, "there is no such namespace")
 
-    def _holders(self, inode: int) -> Iterator[holders.Holder]:
+    def _holders(self, inode: int) -> Iterator[tasks.Holder]:
         """First the one that was seen last, then, at the cost of a scan, all."""
         if inode in self._listed:
             yield self._listed[inode]
-        for holder in holders.of(inode):
+        for holder in tasks.scan(inode):
             self._listed[inode] = holder
             yield holder
 
-    def _found(self, holder: holders.Holder) -> Node:
+    def _found(self, holder: tasks.Holder) -> Node:
         fd, namespace = self._open(holder)
         os.close(fd)
         return self._directories.unnamed(namespace, Unnamed(self._names, holder))
 
-    def _open(self, holder: holders.Holder) -> tuple[int, Namespace]:
+    def _open(self, holder: tasks.Holder) -> tuple[int, Namespace]:
         fd = holder.open(self._names.avoid)
         try:
             namespace = namespace_of(fd)
@@ -194,7 +194,7 @@ class PidDirectory(Directory):
 
     def _link(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
         pid = b"%d" % caller.pid if name == b"self" else name
-        inode = members.namespace_of_task(pid) if pid.isdigit() else None
+        inode = tasks.namespace_of_task(pid) if pid.isdigit() else None
         viewer = caller if isinstance(caller, Viewer) else Viewer(caller)
         if inode is None or not viewer.sees(int(pid)):
             raise absent(name, "there is no such process, or its namespace is not to be seen")

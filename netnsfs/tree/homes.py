@@ -7,7 +7,7 @@ from typing import Protocol
 
 from netnsfs import linux
 from netnsfs.jobs import may_block
-from netnsfs.netns import holders
+from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import ROOT, Owner
@@ -136,7 +136,7 @@ class Unnamed:
 
     public = False
 
-    def __init__(self, names: Names, holder: holders.Holder) -> None:
+    def __init__(self, names: Names, holder: tasks.Holder) -> None:
         self._names = names
         self._holder = holder
         self.name = b"%d" % holder.inode
@@ -154,7 +154,7 @@ class Unnamed:
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
-        for holder in holders.of(namespace.inode):
+        for holder in tasks.scan(namespace.inode):
             try:
                 fd = _same(holder.open(self._names.avoid), namespace)
             except OSError:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_own_thread, visit
-from netnsfs.netns import members
+from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
@@ -117,7 +117,7 @@ def _families(
     readings = [reading for name in seen if (reading := on_own_thread(_read, names, name))]
     yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
     yield from _of_spares(names.spares)
-    inside = members.counts()
+    inside = tasks.counts()
     yield Family(
         "gauge",
         "netnsfs_member_processes",

@@ -15,7 +15,7 @@ from itertools import count
 
 from netnsfs import linux
 from netnsfs.jobs import may_block
-from netnsfs.netns import holders, members, nsid
+from netnsfs.netns import nsid, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node, Snapshot
 from netnsfs.permissions import Owner, Permissions
@@ -57,13 +57,13 @@ NAMESPACE = {
     for row in (
         Row(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
         Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
-        Row(b"pids", tasks=members.pids, bound=members.listing_size),
-        Row(b"tids", tasks=members.tids, bound=members.listing_size),
+        Row(b"pids", tasks=tasks.pids, bound=tasks.listing_size),
+        Row(b"tids", tasks=tasks.tids, bound=tasks.listing_size),
         Row(
             b"holders",
             mode=0o400,
-            live=lambda ns, fd: holders.listing(ns.inode),
-            bound=holders.listing_size,
+            live=lambda ns, fd: tasks.listing(ns.inode),
+            bound=tasks.holders_size,
             guarded=True,
         ),
         Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),

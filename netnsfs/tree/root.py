@@ -9,7 +9,7 @@ from contextlib import suppress
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.jobs import may_block
-from netnsfs.netns import members
+from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import reopen
 from netnsfs.node import (
@@ -155,8 +155,7 @@ class Root(NamesDirectory):
     def _refuse_busy(self, name: bytes) -> None:
         if self._names.entry(name).kind != "mount" or not (ns := self._names.identify(name)):
             return
-        inside = members.pids(ns.link)
-        if inside:
+        if tasks.is_busy(ns.link):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
 
     def rename(

@@ -424,6 +424,7 @@ def test_ln_s_is_for_root_only(start: Start) -> None:
 # Unnamed namespaces
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_the_initial_namespace_is_unnamed_until_named(mnt: Mounted, unnamed: Path) -> None:
     own = str(own_inode())
     assert own in os.listdir(unnamed)
@@ -436,6 +437,7 @@ def test_the_initial_namespace_is_unnamed_until_named(mnt: Mounted, unnamed: Pat
     assert own in os.listdir(unnamed)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_everything_that_lsns_finds_is_there(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     for _ in range(3):
         spawn("unshare", "-n", "sleep", "60")
@@ -444,6 +446,7 @@ def test_everything_that_lsns_finds_is_there(mnt: Mounted, unnamed: Path, spawn:
     assert set(found.split()) <= set(os.listdir(unnamed))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_container_is_found_named_entered_renamed_removed(
     mnt: Mounted, unnamed: Path, spawn: Spawn
 ) -> None:
@@ -471,6 +474,7 @@ def test_a_container_is_found_named_entered_renamed_removed(
     assert (unnamed / inode / "pids").read_text() == f"{inside.pid}\n"
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_what_has_its_name_covered_is_unnamed(
     mnt: Mounted, unnamed: Path, spawn: Spawn
 ) -> None:
@@ -484,6 +488,7 @@ def test_what_has_its_name_covered_is_unnamed(
     (mnt / "web").rmdir()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_what_has_lost_its_name_is_named_again(
     mnt: Mounted, unnamed: Path, spawn: Spawn
 ) -> None:
@@ -496,6 +501,7 @@ def test_what_has_lost_its_name_is_named_again(
         ip("netns", "del", "web")
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_directory_that_was_removed_while_open_is_made_anew(
     mnt: Mounted, foo: Path, spawn: Spawn
 ) -> None:
@@ -512,6 +518,7 @@ def test_a_directory_that_was_removed_while_open_is_made_anew(
     (mnt / "new").rmdir()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_namespace_that_ends_is_gone(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     inside = spawn("unshare", "-n", "sleep", "60")
     wait_for(lambda: os.stat(f"/proc/{inside.pid}/ns/net").st_ino != own_inode())
@@ -525,11 +532,13 @@ def test_a_namespace_that_ends_is_gone(mnt: Mounted, unnamed: Path, spawn: Spawn
 
 
 @pytest.mark.parametrize("name", ["1", "0", "x", "-1", "007", "9" * 30, "4026531840 "])
+@pytest.mark.usefixtures("both_ways")
 def test_numbers_of_no_namespace(unnamed: Path, name: str) -> None:
     assert error_of(os.stat, unnamed / name) == "ENOENT"
     assert error_of(os.rename, unnamed / name, unnamed.parent.parent / "x") == "ENOENT"
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_nothing_can_be_made_in_the_corner(mnt: Mounted, unnamed: Path) -> None:
     own = str(own_inode())
     for call in (
@@ -550,6 +559,7 @@ def held_by(mnt: Mounted, inode: str) -> list[str]:
     return (mnt / ".netnsfs/unnamed" / inode / "holders").read_text().splitlines()
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_held_by_a_descriptor_only(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     process = spawn(sys.executable, "-c", HOLD_FD, stdout=subprocess.PIPE)
     assert process.stdout
@@ -579,6 +589,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_chrooted_process_hides_no_mount(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     script = """
 mkdir /run/jail; touch /run/elsewhere
@@ -597,6 +608,7 @@ exec python3 -c 'import os, time; os.chroot("/run/jail"); print(flush=True); tim
     os.unlink("/run/elsewhere")
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_a_mount_path_is_one_word(mnt: Mounted, foo: Path) -> None:
     path = Path("/run/a b\ntask 1")
     path.touch()
@@ -607,6 +619,7 @@ def test_a_mount_path_is_one_word(mnt: Mounted, foo: Path) -> None:
     assert shown == "mount /run/a\\040b\\012task\\0401\nmount /run/netns/foo\n"
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_held_by_a_socket_only(mnt: Mounted, unnamed: Path, spawn: Spawn) -> None:
     process = spawn(sys.executable, "-c", HOLD_SOCKET, stdout=subprocess.PIPE)
     assert process.stdout
@@ -629,6 +642,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_held_by_a_mount_in_another_mount_namespace_only(
     mnt: Mounted, unnamed: Path, spawn: Spawn
 ) -> None:
@@ -650,6 +664,7 @@ exec sleep 60
     os.unlink("/run/elsewhere")
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_held_by_a_thread(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     process = spawn(sys.executable, "-c", HOLD_THREAD, str(RUN / "foo"), stdout=subprocess.PIPE)
     assert process.stdout
@@ -661,6 +676,7 @@ def test_held_by_a_thread(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
 
 
 @pytest.mark.machine
+@pytest.mark.usefixtures("both_ways")
 def test_holders_of_a_named_namespace(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     assert (foo / "holders").read_text() == "mount /run/netns/foo\n"
     inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
@@ -678,6 +694,7 @@ def test_holders_of_a_named_namespace(mnt: Mounted, foo: Path, spawn: Spawn) -> 
 
 
 @pytest.mark.machine
+@pytest.mark.usefixtures("both_ways")
 def test_pid_links(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
     wait_for((foo / "pids").read_text)
@@ -695,6 +712,7 @@ def test_pid_links(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
         assert os.lstat(pid / name).st_size == len(os.readlink(pid / name))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_the_first_of_several_names(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     inside = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
     wait_for((foo / "pids").read_text)

@@ -1,5 +1,11 @@
-"""Build hook: completions for bash, zsh and fish, from the parser of the command line."""
+"""Build hook: what is made when netnsfs is built.
 
+- completions for bash, zsh and fish, from the parser of the command line;
+- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead.
+"""
+
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -35,8 +41,12 @@ end
 """
 
 
-class Completions(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the completions to a wheel."""
+SOURCE = "netnsfs/data/tasks.bpf.c"
+OBJECT = "netnsfs/netns/tasks.bpf.o"
+
+
+class Hook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the completions and the programs to a wheel, and the programs to the checkout."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Make the files, and have them taken into the wheel.
@@ -45,12 +55,24 @@ class Completions(BuildHookInterface):  # type: ignore[type-arg]
             version: of the target.
             build_data: what the wheel is built from.
         """
+        self._compile()
         sys.path.insert(0, self.root)
         self._files = tempfile.TemporaryDirectory()
         for shell, target in TARGETS.items():
             path = Path(self._files.name, shell)
             path.write_text(_script(shell))
             build_data["shared_data"][str(path)] = target
+
+    def _compile(self) -> None:
+        source, target = Path(self.root, SOURCE), Path(self.root, OBJECT)
+        target.unlink(missing_ok=True)
+        command = ["clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Werror"]
+        if (
+            not shutil.which("clang")
+            or subprocess.run([*command, "-c", source, "-o", target], check=False).returncode
+        ):
+            message = "clang and libbpf-dev are missing: members will be looked for in /proc"
+            self.app.display_warning(message)
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.

@@ -1,0 +1,142 @@
+"""BPF iterators: programs that the kernel runs for each of its objects, and what they write.
+
+They come from an object file that clang has compiled, and are loaded by the library libbpf
+(version 1), which fits them to the kernel that runs. https://docs.kernel.org/bpf/bpf_iterators.html
+"""
+
+import ctypes
+import errno
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from netnsfs.linux.library import error_of_call
+
+_LIBRARY = "libbpf.so.1"
+# The kernel's own buffer is of 32 KiB (BPF iterators, kernel/bpf/bpf_iter.c).
+_READ = 1 << 16
+# The global variables of a program that start as zeros (libbpf names a map after the section).
+_VARIABLES = b".bss"
+
+
+class Iterators:
+    """The iterators of an object file, ready to run. For any thread.
+
+    Args:
+        path: of the object file.
+        names: of the iterators, which are programs in it.
+
+    Attributes:
+        close: call it to unload them.
+
+    Raises:
+        OSError: the kernel does not allow it or lacks something, or there is no library.
+    """
+
+    def __init__(self, path: str, names: Iterable[str]) -> None:
+        library = _library()
+        self._create = library.bpf_iter_create
+        self._update = library.bpf_map_update_elem
+        self._lock = threading.Lock()
+        with ExitStack() as opened:
+            loaded = library.bpf_object__open_file(os.fsencode(path), None)
+            if not loaded:
+                raise error_of_call(os.fsencode(path))
+            # What it has loaded stays as long as a descriptor of it is open.
+            opened.callback(library.bpf_object__close, loaded)
+            if library.bpf_object__load(loaded):
+                raise error_of_call(os.fsencode(path))
+            self._variables = _variables(library, loaded)
+            self._links = {name: _attach(library, loaded, name) for name in names}
+        self.close = weakref.finalize(self, _close, self._variables, *self._links.values())
+
+    def run(self, name: str, variables: bytes) -> bytes:
+        """Run an iterator to its end, and return what it writes.
+
+        Args:
+            name: of the iterator.
+            variables: what the global variables of the object are while it runs.
+
+        Raises:
+            OSError: the machine is short of something.
+        """
+        with self._lock:
+            if self._update(self._variables, b"\0" * 4, variables, 0):
+                raise error_of_call()
+            fd = self._create(self._links[name])
+            if fd < 0:
+                raise error_of_call()
+            try:
+                return b"".join(iter(lambda: _read(fd), b""))
+            finally:
+                os.close(fd)
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _read(fd: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, _READ)
+        except BlockingIOError:
+            # A million objects have passed, and nothing has been written (bpf_iter.c).
+            continue
+
+
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(_LIBRARY, use_errno=True)
+    except OSError as error:
+        raise FileNotFoundError(errno.ENOENT, str(error), _LIBRARY) from None
+    pointer = ctypes.c_void_p
+    library.bpf_object__open_file.restype = pointer
+    library.bpf_object__open_file.argtypes = (ctypes.c_char_p, pointer)
+    library.bpf_object__load.argtypes = (pointer,)
+    library.bpf_object__close.argtypes = (pointer,)
+    library.bpf_object__close.restype = None
+    library.bpf_object__find_program_by_name.restype = pointer
+    library.bpf_object__find_program_by_name.argtypes = (pointer, ctypes.c_char_p)
+    library.bpf_object__find_map_fd_by_name.argtypes = (pointer, ctypes.c_char_p)
+    library.bpf_program__attach_iter.restype = pointer
+    library.bpf_program__attach_iter.argtypes = (pointer, pointer)
+    library.bpf_link__fd.argtypes = (pointer,)
+    library.bpf_link__destroy.argtypes = (pointer,)
+    library.bpf_map_update_elem.argtypes = (
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_uint64,
+    )
+    # Or it writes to stderr what it thinks of a kernel without all that it knows.
+    library.libbpf_set_print.argtypes = (pointer,)
+    library.libbpf_set_print.restype = pointer
+    library.libbpf_set_print(None)
+    return library
+
+
+def _variables(library: ctypes.CDLL, loaded: int) -> int:
+    fd = library.bpf_object__find_map_fd_by_name(loaded, _VARIABLES)
+    if fd < 0:
+        raise error_of_call()
+    return _kept(fd)
+
+
+def _attach(library: ctypes.CDLL, loaded: int, name: str) -> int:
+    program = library.bpf_object__find_program_by_name(loaded, name.encode())
+    link = program and library.bpf_program__attach_iter(program, None)
+    if not link:
+        raise error_of_call()
+    try:
+        return _kept(library.bpf_link__fd(link))
+    finally:
+        library.bpf_link__destroy(link)
+
+
+def _kept(fd: int) -> int:
+    """A descriptor that stays open when the library closes its own."""
+    return os.dup(fd)

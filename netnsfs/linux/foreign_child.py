@@ -1,0 +1,111 @@
+"""The program of the child process that `foreign` starts. It stands alone, to start quickly.
+
+    foreign_child.py tell            of many files: the namespace of each
+    foreign_child.py fetch TASK FD   of one: a descriptor of its namespace
+
+Its standard input is the memory with the records of the many, or a socket for the descriptor.
+
+A copy of a foreign descriptor may be of anything by the time it is made, and closing it may
+take as long as somebody likes. So what it has told is out before a copy is closed.
+"""
+
+import array
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import sys
+
+HEAD = struct.Struct("=II")
+"""Before the records: how many there are, and how many have been looked at."""
+RECORD = struct.Struct("=III")
+"""Task, descriptor, and the inode number of its namespace: 0 if it has none."""
+
+_SYS_PIDFD_OPEN = 434
+_SYS_PIDFD_GETFD = 438
+# Linux 6.9: of a thread.
+_PIDFD_THREAD = os.O_EXCL
+# linux/sockios.h; also of tun devices.
+_SIOCGSKNS = 0x894C
+# asm-generic/socket.h
+_SO_NETNS_COOKIE = 71
+_libc = ctypes.CDLL(None)
+_cookie = ctypes.create_string_buffer(8)
+_length = ctypes.c_uint()
+_length_pointer = ctypes.byref(_length)
+
+
+def main(what: str, *arguments: str) -> None:
+    if what == "fetch":
+        _fetch(*map(int, arguments))
+    else:
+        _tell(mmap.mmap(0, 0))
+
+
+def _fetch(task: int, fd: int) -> None:
+    copy = _copy(_open_task(task), fd)
+    out = socket.socket(fileno=0)
+    try:
+        rights = array.array("i", [fcntl.ioctl(copy, _SIOCGSKNS)])
+    except (OSError, ValueError):
+        out.send(b"\0")
+    else:
+        out.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+
+
+def _tell(memory: mmap.mmap) -> None:
+    count, done = HEAD.unpack_from(memory)
+    known: dict[bytes, int] = {}
+    owner, opened = 0, -1
+    for number in range(done, count):
+        at = HEAD.size + number * RECORD.size
+        task, fd, _ = RECORD.unpack_from(memory, at)
+        if task != owner:
+            if opened >= 0:
+                os.close(opened)
+            owner, opened = task, _open_task(task)
+        copy = _copy(opened, fd)
+        RECORD.pack_into(memory, at, task, fd, _namespace(copy, known))
+        HEAD.pack_into(memory, 0, count, number + 1)
+        if copy >= 0:
+            os.close(copy)
+
+
+def _open_task(task: int) -> int:
+    process: int = _libc.syscall(_SYS_PIDFD_OPEN, task, 0)
+    if process < 0:
+        process = _libc.syscall(_SYS_PIDFD_OPEN, task, _PIDFD_THREAD)
+    return process
+
+
+def _copy(task: int, fd: int) -> int:
+    return int(_libc.syscall(_SYS_PIDFD_GETFD, task, fd, 0))
+
+
+def _namespace(copy: int, known: dict[bytes, int]) -> int:
+    """The inode number of a file's namespace. The file of each namespace is opened once."""
+    _length.value = len(_cookie)
+    if _libc.getsockopt(copy, socket.SOL_SOCKET, _SO_NETNS_COOKIE, _cookie, _length_pointer):
+        # A tun device, or nothing of that kind.
+        return _inode(copy)
+    cookie = _cookie.raw
+    if cookie not in known:
+        known[cookie] = _inode(copy)
+    return known[cookie]
+
+
+def _inode(copy: int) -> int:
+    try:
+        fd = fcntl.ioctl(copy, _SIOCGSKNS)
+    except (OSError, ValueError):
+        return 0
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

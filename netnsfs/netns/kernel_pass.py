@@ -1,0 +1,62 @@
+"""Passes in the kernel, by the two BPF iterators of data/tasks.bpf.c.
+
+The numbers of tasks that they tell are those of the initial PID namespace.
+"""
+
+import errno
+import os
+import struct
+from collections.abc import Iterable, Iterator
+
+from netnsfs import linux
+from netnsfs.netns.passes import NAMESPACE_FILE, PROC_FILE, SOCKET, TUN, Descriptor, Task
+from netnsfs.netns.spares import is_spare
+
+OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
+"""The compiled programs: made when the package is built."""
+
+# As in data/tasks.bpf.c.
+_QUESTION = struct.Struct("=II")
+_TASK = struct.Struct("=IIII")
+_DESCRIPTOR = struct.Struct("=IIIIIIQQ")
+_KINDS = (NAMESPACE_FILE, SOCKET, TUN, PROC_FILE)
+
+
+class KernelPass:
+    """See `Pass`.
+
+    Raises:
+        OSError: the kernel does not allow it or lacks something, or part of this program does.
+    """
+
+    def __init__(self) -> None:
+        if not linux.in_initial_pid_namespace():
+            message = "the daemon is in a PID namespace of its own"
+            raise OSError(errno.EOPNOTSUPP, message)
+        self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"))
+
+    def tasks(self, inode: int = 0) -> Iterable[Task]:
+        """See `Pass.tasks`."""
+        return ((pid, tid, found) for pid, tid, found, _ in self._tasks(inode))
+
+    def mount_namespaces(self) -> Iterable[tuple[int, int]]:
+        """See `Pass.mount_namespaces`."""
+        return ((tid, mounts) for _, tid, _, mounts in self._tasks(0))
+
+    def _tasks(self, inode: int) -> Iterator[tuple[int, int, int, int]]:
+        told = self._iterators.run("tasks", _QUESTION.pack(inode, 0))
+        return _TASK.iter_unpack(told)
+
+    def descriptors(self, inode: int = 0) -> Iterable[Descriptor]:
+        """See `Pass.descriptors`."""
+        told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid()))
+        # If the first thread has ended, the kernel shows the table of the process once for
+        # each of the others.
+        seen: set[tuple[int, int, int]] = set()
+        for found, kind, pid, tid, fd, flags, table, number in _DESCRIPTOR.iter_unpack(told):
+            if tid != pid or seen:
+                if (pid, table, fd) in seen:
+                    continue
+                seen.add((pid, table, fd))
+            if _KINDS[kind] != NAMESPACE_FILE or not is_spare(flags):
+                yield Descriptor(_KINDS[kind], tid, fd, found, number)

@@ -1,0 +1,74 @@
+"""What a pass over all tasks, or over all open files, of the machine gives.
+
+There are two ways to make one, with the same answers: `kernel_pass` and, where the kernel does
+not allow that, `proc_pass`. `tasks` chooses.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from netnsfs import linux
+
+NAMESPACE_FILE = b"fd"
+SOCKET = b"socket"
+TUN = b"tun"
+PROC_FILE = b"file"
+
+Task = tuple[int, int, int]
+"""Process, thread, and the inode number of its network namespace."""
+
+
+class Descriptor(NamedTuple):
+    """An open file that holds a network namespace.
+
+    Attributes:
+        kind: NAMESPACE_FILE, SOCKET, TUN or PROC_FILE (an open file of /proc/net).
+        task: whose it is: a process, or a thread with a descriptor table of its own.
+        fd: its number.
+        inode: of the namespace.
+        id: of the namespace, or 0 if this pass does not tell.
+    """
+
+    kind: bytes
+    task: int
+    fd: int
+    inode: int
+    id: int = 0
+
+    @property
+    def path(self) -> bytes:
+        """Its place in /proc."""
+        return b"/proc/%d/fd/%d" % (self.task, self.fd)
+
+    def open_namespace(self) -> int:
+        """Open the namespace of what is no file of the namespace itself.
+
+        Raises:
+            OSError: it is not held in this way any more, or that cannot be had.
+        """
+        if self.id:
+            try:
+                return linux.open_namespace_by_id(self.id, self.inode)
+            except OSError:
+                # A kernel that gives what is active only, and a socket is not enough for that.
+                if self.kind == PROC_FILE:
+                    raise
+        return linux.namespace_of_file(self.task, self.fd)
+
+
+class Pass(Protocol):
+    """A way to look at all tasks and open files.
+
+    None of them is left out for another's sake: those that end meanwhile, or that the kernel
+    does not let us see, are missing. The descriptors of this process are left out, and so
+    are spares.
+    """
+
+    def tasks(self, inode: int = 0) -> Iterable[Task]:
+        """The threads in a network namespace, or in any."""
+
+    def mount_namespaces(self) -> Iterable[tuple[int, int]]:
+        """Tasks, and the inode number of the mount namespace that each is in."""
+
+    def descriptors(self, inode: int = 0) -> Iterable[Descriptor]:
+        """The open files that hold a network namespace, or any."""

@@ -1,0 +1,199 @@
+"""Passes through /proc, for where the kernel does not let us make them in it.
+
+The text of the link /proc/PID/ns/net ("net:[4026532268]") is compared, not the file behind
+it: that would make an inode of it.
+
+A task may end at any moment (ENOENT, ESRCH) or be none of our business (EACCES), and a zombie
+has no namespaces any more (ENOENT). None of them is a member.
+
+An open file of /proc/net does not tell its namespace here, so none is found.
+"""
+
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterator
+
+from netnsfs import linux
+from netnsfs.netns.nsfs import nsfs_device, reopen
+from netnsfs.netns.passes import NAMESPACE_FILE, SOCKET, TUN, Descriptor, Task
+from netnsfs.netns.spares import is_spare
+
+# A directory of threads has one link for each, beside the two that every directory has.
+_ONE_THREAD = 3
+_TUN_DEVICE = 10, 200
+
+_Shared = dict[tuple[int, ...], list[Descriptor]]
+
+log = logging.getLogger(__name__)
+
+
+class ProcPass:
+    """See `Pass`."""
+
+    def __init__(self) -> None:
+        self._threaded: set[bytes] = set()
+
+    def tasks(self, inode: int = 0) -> Iterator[Task]:
+        """See `Pass.tasks`."""
+        wanted = b"net:[%d]" % inode if inode else b""
+        # No helper functions, and no more path than needed: a pass is one or two system calls
+        # for each process, and what is around them tells.
+        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+            for pid, threads in self._processes(proc):
+                try:
+                    link = os.readlink(pid + b"/ns/net", dir_fd=proc)
+                    if not wanted or link == wanted:
+                        yield int(pid), int(pid), _number(link)
+                except OSError as error:
+                    # The first thread of a process may have ended before the others.
+                    pass_over(error)
+                for tid in threads:
+                    try:
+                        link = os.readlink(b"%b/task/%b/ns/net" % (pid, tid), dir_fd=proc)
+                        if not wanted or link == wanted:
+                            yield int(pid), int(tid), _number(link)
+                    except OSError as error:
+                        pass_over(error)
+
+    def _processes(self, proc: int) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Each process, and its threads but the first, which bears its number.
+
+        If no task was born while the processes were listed, the number of tasks before that
+        counts all threads of all that are listed. So once that many have been seen, no process
+        needs to be looked at for more. First come those that had several when they were last
+        looked at: the sooner all are found, the better.
+        """
+        tasks, last_pid = load()
+        found = [name for name in os.listdir(b"/proc") if name.isdigit()]
+        unchanged = load()[1] == last_pid
+        self._threaded.intersection_update(found)
+        found.sort(key=lambda pid: pid not in self._threaded)
+        extra = tasks - len(found) if unchanged else sys.maxsize
+        for pid in found:
+            threads: list[bytes] = []
+            if extra > 0:
+                threads = _threads(pid, proc)
+            if threads:
+                self._threaded.add(pid)
+                extra -= len(threads)
+                # What was found may have been born since, in the place of one that was counted.
+                if extra <= 0 and load()[1] != last_pid:
+                    extra = sys.maxsize
+            yield pid, threads
+
+    def mount_namespaces(self) -> Iterator[tuple[int, int]]:
+        """See `Pass.mount_namespaces`."""
+        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+            for pid, threads in self._processes(proc):
+                for tid in (pid, *threads):
+                    try:
+                        link = os.readlink(tid + b"/ns/mnt", dir_fd=proc)
+                    except OSError as error:
+                        pass_over(error)
+                    else:
+                        yield int(tid), _number(link)
+
+    def descriptors(self, inode: int = 0) -> Iterator[Descriptor]:
+        """See `Pass.descriptors`. What a child process has to look at comes last."""
+        # Who has which socket: one that has a thousand descriptors is looked at once.
+        shared: _Shared = {}
+        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+            for pid, threads in self._processes(proc):
+                if int(pid) == os.getpid():
+                    continue
+                for task in _tables(int(pid), threads):
+                    try:
+                        yield from _open_files(task, inode, shared)
+                    except OSError as error:
+                        pass_over(error)
+        yield from _sockets(list(shared.values()), inode)
+
+
+def _threads(pid: bytes, proc: int) -> list[bytes]:
+    try:
+        if os.stat(pid + b"/task", dir_fd=proc).st_nlink < _ONE_THREAD + 1:
+            return []
+        return [tid for tid in os.listdir(b"/proc/%b/task" % pid) if tid != pid]
+    except OSError as error:
+        pass_over(error)
+        return []
+
+
+def _tables(pid: int, threads: list[bytes]) -> Iterator[int]:
+    """A task for each descriptor table of a process."""
+    tables = [pid]
+    yield pid
+    for tid in sorted(map(int, threads)):
+        if not any(linux.share_descriptors(tid, other) for other in tables):
+            tables.append(tid)
+            yield tid
+
+
+def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
+    """The namespace files that a task has open. What else may hold one is noted in `shared`."""
+    directory = b"/proc/%d/fd/" % task
+    for number in os.listdir(directory):
+        try:
+            # Asks no server: the file may be of a file system that does not answer.
+            packed = linux.statx_packed(directory + number, flags=linux.FOLLOW)
+            mode, ino, _, _, major, minor, _ = linux.unpack_statx(packed)
+            if major << 32 | minor == nsfs_device():
+                if ino == (inode or ino):
+                    yield from _namespace_file(task, number)
+            elif stat.S_ISSOCK(mode):
+                found = Descriptor(SOCKET, task, int(number), 0)
+                shared.setdefault((major, minor, ino), []).append(found)
+            elif stat.S_ISCHR(mode) and linux.device_of(packed) == _TUN_DEVICE:
+                # All of them have one inode: that of the device file.
+                shared[task, int(number)] = [Descriptor(TUN, task, int(number), 0)]
+        except OSError as error:
+            pass_over(error)
+
+
+def _namespace_file(task: int, number: bytes) -> Iterator[Descriptor]:
+    if is_spare(_flags(task, number)):
+        return
+    target = os.open(b"/proc/%d/fd/%b" % (task, number), os.O_PATH | os.O_CLOEXEC)
+    with linux.closing(target), linux.closing(reopen(target)) as fd:
+        if linux.is_net_namespace(fd):
+            inode = os.fstat(fd).st_ino
+            yield Descriptor(NAMESPACE_FILE, task, int(number), inode)
+
+
+def _number(link: bytes) -> int:
+    """The inode number in a text such as `net:[4026532268]` or `mnt:[4026531832]`."""
+    return int(link[len(b"net:[") : -1])
+
+
+def _flags(task: int, fd: bytes) -> int:
+    with open(b"/proc/%d/fdinfo/%b" % (task, fd), "rb") as lines:
+        return next(int(line.split()[1], 8) for line in lines if line.startswith(b"flags"))
+
+
+def _sockets(sockets: list[list[Descriptor]], inode: int) -> Iterator[Descriptor]:
+    told = linux.namespaces_of_files([(held[0].task, held[0].fd) for held in sockets])
+    unknown = told.count(None)
+    if unknown:
+        log.warning("somebody keeps the namespaces of %d sockets from being seen", unknown)
+    for held, found in zip(sockets, told, strict=True):
+        if found and found == (inode or found):
+            yield from (descriptor._replace(inode=found) for descriptor in held)
+
+
+def load() -> tuple[int, int]:
+    """The number of tasks on the machine, and the last PID given (proc_loadavg(5))."""
+    with open("/proc/loadavg", "rb") as file:
+        fields = file.read().split()
+    return int(fields[3].partition(b"/")[2]), int(fields[4])
+
+
+def pass_over(error: OSError) -> None:
+    """Leave a task out that cannot be looked at, unless that is not the task's fault.
+
+    Raises:
+        OSError: the error, if this process or the machine is short of something.
+    """
+    if error.errno in linux.SHORTAGE:
+        raise error

@@ -1,0 +1,267 @@
+"""Who is inside a network namespace, and what keeps one alive, on the whole machine.
+
+A process is a member if any of its threads is: setns(2) moves one thread, and a program may
+send its workers into another namespace than its leader's. `ip netns pids` and lsns(8) look at
+leaders only.
+
+The kernel keeps a namespace as long as a task is in it, a descriptor of its nsfs file, of a
+socket, a tun device or a file of /proc/net in it is open, or its nsfs file is bind-mounted, in
+any mount namespace. lsns(8) looks at leaders, descriptors, sockets (from util-linux 2.41 on)
+and its own mounts; here it is all of them.
+
+Not found are descriptors that are in flight in a unix socket or registered in an io_uring,
+mounts of a mount namespace that no task is in, and what belongs to processes that the kernel
+does not let us look at. The daemon's own descriptors are left out: it keeps none. So are the
+spares of any netnsfs: nobody has made them yet.
+
+A process may swap its descriptors while they are looked at. So nothing is opened that has not
+been seen, through an O_PATH descriptor, to be a namespace's file; all else is for a child
+process (`linux.foreign`). What a caller does not hold open may end, and its inode number be
+given to another namespace.
+"""
+
+import errno
+import logging
+import os
+import re
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.jobs import may_block
+from netnsfs.netns import nsfs
+from netnsfs.netns.kernel_pass import KernelPass
+from netnsfs.netns.passes import NAMESPACE_FILE, Descriptor, Pass
+from netnsfs.netns.proc_pass import ProcPass, load, pass_over
+
+_PID_DIGITS = 7
+_TASKS_AHEAD = 512
+_KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
+
+log = logging.getLogger(__name__)
+
+
+class _Chosen:
+    """The way to make passes: it is found out at the first use, which may take 50 ms."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._way: Pass | None = None
+
+    def way(self) -> Pass:
+        may_block()
+        with self._lock:
+            if self._way is None:
+                self._way = _best()
+            return self._way
+
+
+_chosen = _Chosen()
+
+
+def _best() -> Pass:
+    try:
+        return KernelPass()
+    except OSError as error:
+        log.info("members and holders are looked for in /proc: %s", error.strerror)
+        return ProcPass()
+
+
+def pids(link: bytes) -> list[int]:
+    """The processes with at least one thread in a namespace, ascending.
+
+    Args:
+        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+
+    Raises:
+        OSError: ENODATA if there are none to be seen, but some may be out of sight.
+        WouldBlock: on the event loop's thread.
+    """
+    return _known({pid for pid, _, _ in _chosen.way().tasks(_number(link))})
+
+
+def tids(link: bytes) -> list[int]:
+    """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
+    return _known({tid for _, tid, _ in _chosen.way().tasks(_number(link))})
+
+
+def _known(found: set[int]) -> list[int]:
+    if not found and not linux.in_initial_pid_namespace():
+        message = "members may be outside of the daemon's PID namespace"
+        raise OSError(errno.ENODATA, message)
+    return sorted(found)
+
+
+def is_busy(link: bytes) -> bool:
+    """Whether somebody is in a namespace, or may be, for all that can be seen.
+
+    Raises:
+        OSError: the machine is short of something.
+        WouldBlock: on the event loop's thread.
+    """
+    try:
+        return bool(pids(link))
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return True
+
+
+def counts() -> Counter[bytes]:
+    """The number of processes with at least one thread in each namespace, by its link.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    inside = {(pid, inode) for pid, _, inode in _chosen.way().tasks()}
+    by_inode = Counter(inode for _, inode in inside)
+    return Counter({b"net:[%d]" % inode: count for inode, count in by_inode.items()})
+
+
+def _number(link: bytes) -> int:
+    return int(link[len(b"net:[") : -1])
+
+
+def namespace_of_task(task: bytes) -> int | None:
+    """The inode number of the namespace that a task is in.
+
+    Args:
+        task: its directory below /proc: PID, TID, or PID/task/TID.
+
+    Returns:
+        None if there is no such task, or the kernel does not let us see.
+    """
+    try:
+        return _number(os.readlink(b"/proc/%b/ns/net" % task))
+    except OSError as error:
+        pass_over(error)
+        return None
+
+
+class Holder(NamedTuple):
+    """One thing that holds a namespace.
+
+    Attributes:
+        inode: of the namespace.
+        line: as shown to the user: `task PID`, `thread PID TID`, `fd PID N`, `socket PID N`,
+            `tun PID N`, `file PID N` (an open file of /proc/net), `mount PATH`. PID is a TID
+            where a thread has a descriptor table of its own. A mount of another mount
+            namespace is shown by a path below /proc/PID/root.
+        path: opening it gives the namespace, but for a socket, tun or file.
+        descriptor: what it is, if it is an open file.
+    """
+
+    inode: int
+    line: bytes
+    path: bytes
+    descriptor: Descriptor | None = None
+
+    def open(self, avoid: Collection[int]) -> int:
+        """A descriptor of the namespace, as long as it is held in this way.
+
+        Args:
+            avoid: as for `linux.open_avoiding`.
+
+        Raises:
+            OSError: it is not.
+        """
+        if self.descriptor and self.descriptor.kind != NAMESPACE_FILE:
+            return self.descriptor.open_namespace()
+        if self.line.startswith(b"mount"):
+            target = linux.open_avoiding(self.path, avoid, os.getpid())
+        else:
+            target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        with linux.closing(target):
+            return nsfs.reopen(target)
+
+
+def scan(inode: int = 0) -> Iterator[Holder]:
+    """The holders of a network namespace, or of any: what is found soonest comes first.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    way = _chosen.way()
+    yield from _tasks(way, inode)
+    yield from _mounts(way, inode)
+    for found in way.descriptors(inode):
+        line = b"%b %d %d" % (found.kind, found.task, found.fd)
+        yield Holder(found.inode, line, found.path, found)
+
+
+def _tasks(way: Pass, inode: int) -> Iterator[Holder]:
+    inside = list(way.tasks(inode))
+    leaders = {pid: found for pid, tid, found in inside if pid == tid}
+    for pid, tid, found in inside:
+        if pid == tid:
+            yield Holder(found, b"task %d" % pid, b"/proc/%d/ns/net" % pid)
+        elif leaders.get(pid) != found:
+            path = b"/proc/%d/task/%d/ns/net" % (pid, tid)
+            yield Holder(found, b"thread %d %d" % (pid, tid), path)
+
+
+def _mounts(way: Pass, inode: int) -> Iterator[Holder]:
+    # The mounts of our own mount namespace have paths that need no /proc/PID/root.
+    seen = {int(os.readlink(b"/proc/self/ns/mnt")[len(b"mnt:[") : -1])}
+    yield from _mounts_of(b"self", b"", inode)
+    for task, mount_namespace in way.mount_namespaces():
+        if mount_namespace in seen:
+            continue
+        root = b"/proc/%d/root" % task
+        # A task may end at any moment, or be none of our business.
+        try:
+            yield from _mounts_of(b"%d" % task, root, inode)
+            # Of one with another root, these were the mounts below that only.
+            if os.readlink(root) == b"/":
+                seen.add(mount_namespace)
+        except OSError as error:
+            pass_over(error)
+
+
+def _mounts_of(task: bytes, root: bytes, inode: int) -> Iterator[Holder]:
+    for found, target in linux.namespace_mounts(task):
+        if found == (inode or found):
+            path = root + target
+            yield Holder(found, b"mount " + _escaped(path), path)
+
+
+def _escaped(path: bytes) -> bytes:
+    """A path as /proc/PID/mountinfo writes it: one word, and never a second line."""
+    return re.sub(rb"[\s\\#]", lambda found: b"\\%03o" % found[0][0], path)
+
+
+def of(inode: int) -> list[Holder]:
+    """The holders of one namespace: those that most likely stay and can be opened first."""
+    # Two chrooted processes of one mount namespace may tell of the same mount.
+    return sorted(set(scan(inode)), key=_order)
+
+
+def _order(holder: Holder) -> tuple[object, ...]:
+    kind, _, rest = holder.line.partition(b" ")
+    numbers = [] if kind == b"mount" else [int(number) for number in rest.split()]
+    return _KINDS.index(kind), numbers, rest
+
+
+def listing(inode: int) -> bytes:
+    """The holders of one namespace, one a line."""
+    return b"".join(holder.line + b"\n" for holder in of(inode))
+
+
+def listing_size() -> int:
+    """An upper bound, in bytes, of a listing of all tasks of the machine, one a line.
+
+    It leaves room for tasks that start between this call and the listing.
+    """
+    return (load()[0] + _TASKS_AHEAD) * (_PID_DIGITS + 1)
+
+
+def holders_size() -> int:
+    """An upper bound, in bytes, of the listing of one namespace's holders.
+
+    Tasks, open files and mounts, with room for files that are shared by several processes.
+    """
+    with open("/proc/sys/fs/file-nr", "rb") as file:
+        files = int(file.read().split()[0])
+    return listing_size() * 4 + files * 64

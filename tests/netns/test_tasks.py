@@ -1,0 +1,354 @@
+"""Members and holders, in both ways, with ip-netns(8) and lsns(8) as the other side."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import odd_tasks
+import pytest
+from conftest import RUN, ip, type_at, wait_for
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from netnsfs import linux
+from netnsfs.netns import proc_pass, tasks
+from netnsfs.netns.kernel_pass import OBJECT, KernelPass
+from netnsfs.netns.names import Names
+from netnsfs.netns.passes import Pass
+from netnsfs.netns.proc_pass import ProcPass
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
+THREAD_INSIDE = """
+import os, sys, threading, time
+sys.path[:0] = sys.argv[2:]
+from netnsfs import linux
+def enter():
+    linux.setns(os.open(sys.argv[1], os.O_RDONLY), linux.CLONE_NEWNET)
+    print(threading.get_native_id(), flush=True)
+    time.sleep(100)
+threading.Thread(target=enter).start()
+"""
+
+
+@pytest.fixture(params=[KernelPass, ProcPass], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
+    """Tests here are made in both ways."""
+    if request.param is KernelPass and not linux.in_initial_user_namespace():
+        pytest.skip("not for a user namespace")
+    made: Pass = request.param()
+    monkeypatch.setattr(tasks._chosen, "_way", made)
+    yield made
+    if isinstance(made, KernelPass):
+        made._iterators.close()
+
+
+def test_the_programs_are_built() -> None:
+    assert os.path.exists(OBJECT)
+
+
+def link(name: str) -> bytes:
+    return b"net:[%d]" % os.stat(RUN / name).st_ino
+
+
+def test_members_of_a_new_namespace() -> None:
+    names = Names(bytes(RUN))
+    made, _ = names.create(b"a")
+    assert tasks.pids(made.link) == tasks.tids(made.link) == []
+    names.remove(b"a")
+
+
+def test_processes(spawn: Spawn) -> None:
+    ip("netns", "add", "a")
+    inside = {spawn("ip", "netns", "exec", "a", "sleep", "60").pid for _ in range(3)}
+    wait_for(lambda: set(tasks.pids(link("a"))) == inside)
+    assert tasks.pids(link("a")) == sorted(inside)
+    assert set(map(int, ip("netns", "pids", "a").stdout.split())) == inside
+    assert tasks.tids(link("a")) == sorted(inside)
+    ip("netns", "del", "a")
+
+
+def test_a_thread_inside_makes_its_process_a_member(spawn: Spawn) -> None:
+    ip("netns", "add", "a")
+    process = spawn(
+        sys.executable, "-c", THREAD_INSIDE, str(RUN / "a"), *sys.path, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    tid = int(process.stdout.readline())
+    assert tid != process.pid
+    assert tasks.pids(link("a")) == [process.pid]
+    assert tasks.tids(link("a")) == [tid]
+    assert ip("netns", "pids", "a").stdout == b""
+    ip("netns", "del", "a")
+
+
+def test_zombies_are_no_members(spawn: Spawn) -> None:
+    ip("netns", "add", "a")
+    zombie = spawn("ip", "netns", "exec", "a", "true")
+    wait_for(
+        lambda: f"{zombie.pid} (ip) Z" in status(zombie.pid) or "(true) Z" in status(zombie.pid)
+    )
+    assert tasks.pids(link("a")) == tasks.tids(link("a")) == []
+    ip("netns", "del", "a")
+
+
+def status(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read()
+
+
+@pytest.mark.machine
+def test_the_initial_namespace_has_kernel_threads_and_us() -> None:
+    own = os.fsencode(os.readlink("/proc/self/ns/net"))
+    assert {2, os.getpid()} <= set(tasks.pids(own))
+    leaders = {
+        int(pid)
+        for pid in subprocess.check_output(
+            ["lsns", "-t", "net", "-n", "-o", "PID", "--task", str(os.getpid())]
+        ).split()
+    }
+    assert leaders <= set(tasks.pids(own))
+
+
+def test_listing_size_is_an_upper_bound() -> None:
+    found = [tid for pid in os.listdir("/proc") if pid.isdigit() for tid in threads(pid)]
+    assert tasks.listing_size() >= sum(len(tid) + 1 for tid in found)
+
+
+def threads(pid: str) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+
+
+def test_threads_that_start_during_a_pass_hide_no_others(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, way: Pass
+) -> None:
+    ip("netns", "add", "a")
+    inode = int(link("a")[5:-1])
+    # Its PID is higher than ours: it is looked at later.
+    process = spawn(
+        sys.executable, "-c", THREAD_INSIDE, str(RUN / "a"), *sys.path, stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    expected = list(way.tasks(inode))
+    assert expected
+    load, calls, stop = proc_pass.load, 0, threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(300)]
+
+    def slow() -> Any:
+        nonlocal calls
+        loaded, calls = load(), calls + 1
+        # The processes have been listed.
+        if calls == 2:
+            for thread in threads:
+                thread.start()
+        return loaded
+
+    monkeypatch.setattr(proc_pass, "load", slow)
+    assert list(way.tasks(inode)) == expected
+    stop.set()
+    for thread in threads:
+        if thread.ident:
+            thread.join()
+    ip("netns", "del", "a")
+
+
+@contextmanager
+def odd(*kinds: str) -> Iterator[set[int]]:
+    """Tasks of these kinds, about the namespace `a`; gives the processes."""
+    command = [sys.executable, odd_tasks.__file__, str(RUN / "a"), *kinds]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    with process:
+        yield {process.pid, *map(int, process.stdout.readline().split())}
+
+
+def seen(way: Pass, inode: int, processes: set[int]) -> tuple[Any, ...]:
+    """What a way tells of a namespace, and of some processes."""
+    inside = sorted(way.tasks(inode))
+    of_all = sorted(task for task in way.tasks() if {2, *processes} & {task[0]})
+    threads = {tid for pid, tid, _ in of_all} - {2}
+    mounts = sorted(found for found in way.mount_namespaces() if found[0] in threads)
+    held = sorted((d.kind, d.task, d.fd, d.inode) for d in way.descriptors(inode))
+    others = sorted(
+        (d.kind, d.task, d.fd, d.inode)
+        for d in way.descriptors()
+        if d.task in processes | threads
+    )
+    return inside, of_all, mounts, held, others
+
+
+kinds = st.lists(st.sampled_from(sorted(odd_tasks.KINDS)), min_size=1, max_size=5)
+
+
+@pytest.mark.machine
+def test_both_ways_tell_the_same(way: Pass) -> None:
+    if not isinstance(way, KernelPass):
+        pytest.skip("it is about both")
+    other = ProcPass()
+
+    @settings(max_examples=10, deadline=None)
+    @example([*odd_tasks.KINDS])
+    @example(["ended_leader"])
+    @given(kinds)
+    def run(kinds: list[str]) -> None:
+        ip("netns", "add", "a")
+        inode = int(link("a")[5:-1])
+        try:
+            with odd(*kinds) as processes:
+                assert seen(way, inode, processes) == seen(other, inode, processes)
+        finally:
+            ip("netns", "del", "a")
+
+    run()
+
+
+@pytest.mark.machine
+def test_what_odd_tasks_hold() -> None:
+    ip("netns", "add", "a")
+    inode = int(link("a")[5:-1])
+    with odd("thread_inside", "sockets", "tun", "descriptor", "table_of_a_thread") as found:
+        (pid,) = found
+        lines = tasks.listing(inode).decode().splitlines()
+        # The thread with a table of its own had a copy of the other, and opened two more.
+        kinds = {kind: [line for line in lines if line.startswith(kind)] for kind in KINDS}
+        assert [*map(len, kinds.values())] == [1, 5, 1, 11, 2]
+        assert [*chain(*kinds.values())] == lines
+        owners = {int(line.split()[1]) for line in kinds["fd"]}
+        assert len(owners) == 2
+        assert pid in owners
+    wait_for(lambda: tasks.listing(inode) == b"mount /run/netns/a\n")
+    ip("netns", "del", "a")
+
+
+KINDS = ("thread", "fd", "mount", "socket", "tun")
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("kind", ["sockets", "tun"])
+def test_a_namespace_is_opened_by_what_holds_it(kind: str) -> None:
+    ip("netns", "add", "a")
+    inode = int(link("a")[5:-1])
+    with odd(kind):
+        ip("netns", "del", "a")
+        for holder in tasks.of(inode):
+            with linux.closing(holder.open(())) as fd:
+                assert os.fstat(fd).st_ino == inode
+    wait_for(lambda: tasks.of(inode) == [])
+
+
+OPEN_FILES = """
+import ctypes, os, sys, time
+home = os.open("/proc/self/ns/net", os.O_RDONLY)
+ctypes.CDLL(None).setns(os.open(sys.argv[1], os.O_RDONLY | os.O_CLOEXEC), 0)
+os.closerange(home + 1, 99)
+holding = [os.open("/proc/thread-self/net/" + name, os.O_RDONLY) for name in HOLDING]
+for name in OTHERS:
+    os.open("/proc/thread-self/net/" + name, os.O_RDONLY)
+ctypes.CDLL(None).setns(home, 0)
+print(*holding, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.machine
+def test_an_open_file_of_proc_net(way: Pass, spawn: Spawn) -> None:
+    if not isinstance(way, KernelPass):
+        pytest.skip("/proc does not tell it")
+    ip("netns", "add", "a")
+    inode = int(link("a")[5:-1])
+    # Not every file there holds the namespace, and no directory does.
+    names = {"HOLDING": ["dev", "sockstat", "netstat", "unix"], "OTHERS": [".", "dev_snmp6/lo"]}
+    script = "".join(f"{name} = {value}\n" for name, value in names.items()) + OPEN_FILES
+    process = spawn(sys.executable, "-c", script, str(RUN / "a"), stdout=subprocess.PIPE)
+    assert process.stdout
+    fds = process.stdout.readline().split()
+    ip("netns", "del", "a")
+    lines = tasks.listing(inode).splitlines()
+    assert lines == [b"file %d %b" % (process.pid, fd) for fd in fds]
+    with open("/proc/self/ns/net") as own:
+        opens_by_id = linux.namespace_id(own.fileno()) is not None
+    for holder in tasks.of(inode) if opens_by_id else ():
+        with linux.closing(holder.open(())) as fd:
+            assert os.fstat(fd).st_ino == inode
+
+
+@contextmanager
+def stuck(mount_point: Path) -> Iterator[Path]:
+    """A file that can be opened, but not closed as long as its server runs."""
+    mount_point.mkdir()
+    program = Path(__file__).parents[1] / "stuckfs.py"
+    server = subprocess.Popen([sys.executable, program, mount_point])
+    try:
+        wait_for(lambda: type_at(mount_point) == b"fuse")
+        yield mount_point / "file"
+    finally:
+        server.kill()
+        server.wait()
+        subprocess.run(["umount", "-l", mount_point], check=True)
+        mount_point.rmdir()
+
+
+HOLD_FILE = """
+import os, socket, sys, time
+fds = [os.open(sys.argv[1], os.O_RDONLY), socket.socket().detach()]
+print(*fds, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.machine
+def test_a_copy_that_cannot_be_closed_costs_a_child_only() -> None:
+    # Both the process that holds it and the children end with the server.
+    with ExitStack() as stack, stuck(Path("/run/stuck")) as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD_FILE, file], stdout=subprocess.PIPE
+        )
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+        assert process.stdout
+        bad, good = map(int, process.stdout.readline().split())
+        own = os.stat("/proc/self/ns/net").st_ino
+        began = time.monotonic()
+        for _ in range(3):
+            files = [(process.pid, bad), (process.pid, good)]
+            assert linux.namespaces_of_files(files) == [0, own]
+        assert error_number(linux.namespace_of_file, process.pid, bad) == errno.ENOENT
+        assert time.monotonic() - began < 6
+        # So many may be lost, and no more.
+        assert None in linux.namespaces_of_files(
+            [(process.pid, bad)] * 20 + [(process.pid, good)]
+        )
+        began = time.monotonic()
+        assert linux.namespaces_of_files([(process.pid, good)]) == [None]
+        assert error_number(linux.namespace_of_file, process.pid, good) == errno.ETIMEDOUT
+        assert time.monotonic() - began < 1
+    wait_for(lambda: linux.namespaces_of_files([(os.getpid(), 0)]) == [0])
+
+
+def error_number(function: Callable[..., object], *arguments: object) -> int | None:
+    with pytest.raises(OSError) as raised:  # noqa: PT011
+        function(*arguments)
+    return raised.value.errno
+
+
+def test_out_of_sight_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    ip("netns", "add", "a")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(linux, "in_initial_pid_namespace", lambda: False)
+        for listing in (tasks.pids, tasks.tids):
+            assert error_number(listing, link("a")) == errno.ENODATA
+        assert tasks.is_busy(link("a"))
+    assert not tasks.is_busy(link("a"))
+    ip("netns", "del", "a")
