@@ -750,9 +750,10 @@ class Machine(RuleBasedStateMachine):
 
     def serves_spares(self, mounted: Mounted, fd: str, target: str) -> bool:
         """Whether a descriptor is of a spare, or of what spares are compared with."""
-        pid = b"%d" % mounted.process.pid
+        lines = Path(f"/proc/{mounted.process.pid}/fdinfo/{fd}").read_text().split("\n")
+        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags"))
         return mounted.path == SECOND and (
-            target.startswith("/proc/sys/net/") or is_spare(pid, fd.encode())
+            target.startswith("/proc/sys/net/") or is_spare(flags)
         )
 
 
