@@ -86,12 +86,10 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             _warn_if_closed(config)
             _refuse_spares(config)
             stats = Stats()
-            with suppress(OSError):
-                names.delegations.refresh()
             root = Root(names, stats, config)
 
             def mounted(device: int) -> None:
-                names.avoid = {device}
+                names.links.avoid = {device}
                 unlock()
 
             def answers() -> None:

@@ -100,8 +100,16 @@ class Node:
             OSError: ENOENT.
         """
 
-    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
         """Change mode (permission bits) and owner, as chmod(2) and chown(2) do.
+
+        Args:
+            mode: permission bits; None if they were not asked for, as for the following two.
+            uid: user ID.
+            gid: group ID.
+            caller: who asks.
 
         Raises:
             OSError: EPERM if they cannot be kept.

@@ -400,17 +400,17 @@ class Operations(pyfuse3.Operations):
         ):
             raise FUSEError(errno.EPERM)
         before = stat.S_IMODE(shown.st_mode), shown.st_uid, shown.st_gid
-        after = (
-            stat.S_IMODE(attr.st_mode) if fields.update_mode else before[0],
-            attr.st_uid if fields.update_uid else before[1],
-            attr.st_gid if fields.update_gid else before[2],
+        asked = (
+            stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            attr.st_uid if fields.update_uid else None,
+            attr.st_gid if fields.update_gid else None,
         )
-        if after == before:
+        if all(new in (None, old) for new, old in zip(asked, before, strict=True)):
             return shown
         # The kernel may have asked attributes that are no longer true.
         if ctx.uid not in (0, shown.st_uid):
             raise FUSEError(errno.EPERM)
-        await self._change(known.node.label, known.node.setattr, *after, ctx)
+        await self._change(known.node.label, known.node.setattr, *asked, ctx)
         return await self._show(known)
 
     @_shield

@@ -77,7 +77,7 @@ class UnnamedDirectory(Directory):
 
     def list(self) -> list[bytes]:
         may_block()
-        named = self._names.by_inode(without=RESERVED)
+        named = self._names.names_by_inode(without=RESERVED)
         found: dict[int, holders.Holder] = {}
         for holder in holders.scan():
             if holder.inode not in named:
@@ -98,7 +98,7 @@ class UnnamedDirectory(Directory):
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
         inode = _number(name)
-        if inode in self._names.by_inode(without=RESERVED):
+        if inode in self._names.names_by_inode(without=RESERVED):
             raise absent(name, "the namespace has a name")
         for holder in self._holders(inode):
             with suppress(OSError):
@@ -119,7 +119,7 @@ class UnnamedDirectory(Directory):
         return self._directories.unnamed(namespace, Unnamed(self._names, holder))
 
     def _open(self, holder: holders.Holder) -> tuple[int, Namespace]:
-        fd = holder.open(self._names.avoid)
+        fd = holder.open(self._names.links.avoid)
         try:
             namespace = namespace_of(fd)
             if namespace.inode != holder.inode:
@@ -179,7 +179,7 @@ class PidDirectory(Directory):
 
     def list(self) -> list[bytes]:
         may_block()
-        self._listed = self._names.by_inode(without=RESERVED)
+        self._listed = self._names.names_by_inode(without=RESERVED)
         return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
 
     def reader(self, caller: Caller) -> Caller:
@@ -190,7 +190,7 @@ class PidDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        return self._link(name, caller, self._names.by_inode(without=RESERVED))
+        return self._link(name, caller, self._names.names_by_inode(without=RESERVED))
 
     def _link(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
         pid = b"%d" % caller.pid if name == b"self" else name
@@ -269,7 +269,7 @@ class Metrics(File):
 
     def _is_open(self, name: bytes) -> bool:
         """Whether everyone may look into a namespace."""
-        owner = self._names.owner(name, self._names.entry(name).mark)
+        owner = self._names.owners.of(name)
         return bool((owner or self._permissions.owner()).mode & 0o001)
 
 

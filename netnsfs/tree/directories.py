@@ -36,7 +36,7 @@ class Directories:
         known = self._by_name.get(name)
         if known is None or not isinstance(known.home, Name) or known.home.name != name:
             return None
-        return known if known.home.unchanged() else None
+        return known if known.home.is_unchanged() else None
 
     def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""

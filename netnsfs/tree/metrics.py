@@ -112,7 +112,7 @@ def _families(
     names: Names, stats: Stats, shown: Callable[[bytes], bool] | None
 ) -> Iterator[Family]:
     yield from _own(stats)
-    listed = names.list()
+    listed = names.list_names()
     seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
     readings = [reading for name in seen if (reading := on_own_thread(_read, names, name))]
     yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
@@ -203,7 +203,7 @@ def _of_spares(spares: Spares) -> Iterator[Family]:
 def _read(names: Names, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
     try:
-        return names.look(name, partial(_inside, name))
+        return names.look(name, partial(_inside, name))[1]
     except FileNotFoundError:
         return None
 

@@ -150,11 +150,17 @@ class NamespaceDirectory(Directory):
     def label(self) -> bytes:
         return self.home.name
 
-    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
-        if mode & ~0o777:
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
+        if mode is not None and mode & ~0o777:
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
-        owner = self._settings.permissions.given(uid, gid, mode, self.owner(), caller)
-        self.home.give(owner)
+
+        def decide(before: Owner | None) -> Owner:
+            permissions = self._settings.permissions
+            return permissions.given(before or permissions.owner(), mode, uid, gid, caller)
+
+        self.home.change_owner(decide)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         self.check()

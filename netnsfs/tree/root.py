@@ -11,7 +11,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import may_block
 from netnsfs.netns import members
 from netnsfs.netns.names import Names
-from netnsfs.netns.nsfs import reopen
+from netnsfs.netns.nsfs import namespace_of, reopen
 from netnsfs.node import (
     MOUNTED_NS,
     Attributes,
@@ -42,10 +42,6 @@ _ROOT_INODE = 1
 
 
 _MOST_RETURNS = 40
-
-
-# At a name that keeps changing.
-_MOST_LOOKS = 10
 
 
 def _invalid(why: str) -> OSError:
@@ -108,14 +104,14 @@ class Root(NamesDirectory):
 
     def attributes(self) -> Attributes:
         try:
-            times = self._names.times()
+            times = self._names.directory.times()
         except FileNotFoundError:
             times = (MOUNTED_NS,) * 3
         owner = self._owner
         return Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
 
     def list(self) -> list[bytes]:
-        return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
+        return [RESERVED, *(name for name in self._names.list_names() if name != RESERVED)]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         if name == RESERVED:
@@ -126,14 +122,7 @@ class Root(NamesDirectory):
         known = self._directories.named(name)
         if known is not None:
             return known
-        for _ in range(_MOST_LOOKS):
-            entry = self._names.entry(name)
-            namespace = self._names.identify(name)
-            if self._names.entry(name) == entry:
-                break
-        else:
-            # Of another entry, the namespace may be another's.
-            namespace = None
+        entry, namespace = self._names.look(name, namespace_of)
         if namespace is None:
             return StaleDirectory(name, entry.mark)
         return self._directories.under_name(namespace, Name(self._names, name, entry.mark))
@@ -204,7 +193,7 @@ class Root(NamesDirectory):
         path = os.path.join(self._mount_point, target)
         for _ in range(_MOST_RETURNS):
             try:
-                reached = linux.open_avoiding(path, self._names.avoid, caller.pid)
+                reached = linux.open_avoiding(path, self._names.links.avoid, caller.pid)
             except linux.EnteredError as error:
                 if error.ino != _ROOT_INODE:
                     raise _invalid("the target goes through a bind mount of netnsfs") from None

@@ -144,7 +144,7 @@ def test_mv_of_a_name_that_is_removed_halfway(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(names, "attach", interfere)
     assert error_of(names.rename, b"old", b"new") == "ENOENT"
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 def test_mv_leaves_a_name_that_was_made_anew_halfway(monkeypatch: pytest.MonkeyPatch) -> None:

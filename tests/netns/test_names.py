@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from conftest import RUN, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
 
 from netnsfs import jobs as workers
 from netnsfs import linux
-from netnsfs.netns import names as netns
+from netnsfs.netns import rundir
 from netnsfs.netns.names import Names
 
 
 @pytest.fixture
-def names() -> Names:
-    return Names(bytes(RUN))
+def names() -> Iterator[Names]:
+    # What pytest keeps must not keep the descriptors.
+    made = [Names(bytes(RUN))]
+    yield weakref.proxy(made[0])
+    made.clear()
 
 
 def own() -> str:
@@ -30,9 +34,8 @@ def own() -> str:
 def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
     made, _ = names.create(b"foo")
     ip("netns", "add", "bar")
-    assert (
-        sorted(ip("netns", "list").stdout.split()) == sorted(names.list()) == [b"bar", b"foo"]
-    )
+    assert sorted(names.list_names()) == [b"bar", b"foo"]
+    assert sorted(ip("netns", "list").stdout.split()) == [b"bar", b"foo"]
     ours, theirs = os.stat(RUN / "foo"), os.stat(RUN / "bar")
     assert made.inode == ours.st_ino
     assert (ours.st_mode, ours.st_dev, ours.st_size) == (
@@ -45,7 +48,7 @@ def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
         subprocess.run(["umount", RUN / name], check=True)
         assert os.lstat(RUN / name).st_mode & 0o777 == 0
         names.remove(name.encode())
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 def test_id_is_unique_and_equals_the_socket_cookie(names: Names) -> None:
@@ -72,7 +75,7 @@ def test_id_without_the_ioctl_of_linux_6_18(
     monkeypatch.setattr(linux, "namespace_id", lambda fd: None)
     assert names.identify(b"a") == made
     names.remove(b"a")
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 def test_the_caller_never_leaves_its_namespace(names: Names) -> None:
@@ -88,7 +91,7 @@ def test_the_caller_never_leaves_its_namespace(names: Names) -> None:
 )
 def test_names_that_ip_netns_takes(names: Names, name: bytes) -> None:
     names.create(name)
-    assert names.list() == [name]
+    assert names.list_names() == [name]
     assert name in ip("netns", "list").stdout
     names.remove(name)
 
@@ -106,7 +109,7 @@ def test_names_that_ip_netns_takes(names: Names, name: bytes) -> None:
 )
 def test_names_that_nobody_takes(names: Names, name: bytes, code: str) -> None:
     assert error_of(names.create, name) == code
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 def test_create_refuses_what_exists_before_it_makes_anything(
@@ -136,7 +139,7 @@ def test_a_failed_create_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(linux, call, fail)
         assert error_of(names.create, b"x") == errno.errorcode[code]
-    assert names.list() == []
+    assert names.list_names() == []
     assert nsfs_mounts() == []
 
 
@@ -151,7 +154,7 @@ limit.write_text("1")
 try:
     names.create(b"x")
 except OSError as error:
-    print(error.errno, names.list(), error.strerror)
+    print(error.errno, names.list_names(), error.strerror)
 """
 
 
@@ -168,7 +171,7 @@ def test_limit_of_mounts(names: Names) -> None:
     names.create(b"first")
     with no_more_mounts():
         assert error_of(names.create, b"x") == "ENOSPC"
-    assert names.list() == [b"first"]
+    assert names.list_names() == [b"first"]
     names.remove(b"first")
 
 
@@ -207,7 +210,7 @@ def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
     thread.join()
     with pytest.raises(workers.Abandoned):
         job.result()
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 # The run directory
@@ -247,7 +250,7 @@ def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
         # With a name in it, everything that is mounted twice must be unmounted twice.
         subprocess.run(["mount", "--bind", RUN, RUN], check=True)
         ip("netns", "add", "b")
-        again = Names(names.path)
+        again = Names(bytes(RUN))
         again.create(b"a")
         for name in (b"a", b"b"):
             again.remove(name)
@@ -261,7 +264,7 @@ def test_the_directory_and_its_parents_are_made(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         names = Names(bytes(tmp_path / "a/b"))
-        assert names.list() == []
+        assert names.list_names() == []
         names.create(b"x")
     finally:
         os.umask(before)
@@ -275,11 +278,11 @@ def test_the_lock_of_iproute2_is_respected(
 ) -> None:
     RUN.mkdir(exist_ok=True)
     subprocess.run(["umount", RUN], check=False, stderr=subprocess.DEVNULL)
-    monkeypatch.setattr(netns, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(rundir, "LOCK_SECONDS", 0.05)
     fd = os.open(RUN, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     assert error_of(names.create, b"x") == "ETIMEDOUT"
-    assert names.list() == []
+    assert names.list_names() == []
     assert linux.mount_at(bytes(RUN)) is None
     os.close(fd)
     names.create(b"x")
@@ -323,7 +326,7 @@ def test_a_link_is_never_followed_into_our_own_mount(names: Names) -> None:
         RUN.mkdir(exist_ok=True)
         os.symlink(target / "x", RUN / "lnk")
         assert names.identify(b"lnk") is not None
-        names.avoid = {linux.statx(bytes(target)).dev}
+        names.links.avoid = {linux.statx(bytes(target)).dev}
         assert names.identify(b"lnk") is None
         assert error_of(names.open, b"lnk") == "ELOOP"
         names.remove(b"lnk")
@@ -341,7 +344,7 @@ def test_remove_takes_stacked_mounts(names: Names) -> None:
     for _ in range(3):
         subprocess.run(["mount", "--bind", "/proc/self/ns/net", RUN / "a"], check=True)
     names.remove(b"a")
-    assert names.list() == []
+    assert names.list_names() == []
 
 
 def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
@@ -379,7 +382,7 @@ def foreign(names: Names) -> Iterator[None]:
 @pytest.mark.parametrize("name", [b"directory", b"dhclient.pid", b"fifo"])
 def test_remove_leaves_what_is_somebodys(names: Names, name: bytes) -> None:
     assert error_of(names.remove, name) == "EPERM"
-    assert name in names.list()
+    assert name in names.list_names()
 
 
 def test_remove_of_nothing(names: Names) -> None:
