@@ -11,8 +11,8 @@ from netnsfs.config import Config
 from netnsfs.netns import names as netns
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
+from netnsfs.tree import metrics, root
 from netnsfs.tree import namespace as files
-from netnsfs.tree import root
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
 TEXT = PAGE.read_text()
@@ -47,6 +47,14 @@ def test_the_page_tells_every_file() -> None:
         assert re.search(rf"^\.It Pa NAME/{name.decode()}/? ", TEXT, re.MULTILINE)
     for name in corner():
         assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
+
+
+def test_the_page_tells_every_counter() -> None:
+    families = metrics.text(netns.Names(b"/nowhere"), Stats(), None).decode()
+    names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
+    assert "netnsfs_member_processes" in names
+    for name in names:
+        assert re.search(rf"Va {name}( |$)", TEXT, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("row", files.NAMESPACE.values(), ids=lambda row: row.name.decode())

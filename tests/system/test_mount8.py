@@ -10,7 +10,7 @@ import pytest
 from conftest import MNT, error_of, fuse_mounts, ip, type_at, unmount
 
 FSTAB = Path("/run/fstab")
-FSTAB_LINE = "netnsfs /mnt/netnsfs fuse.netnsfs defaults,_netdev 0 0"
+FSTAB_LINE = "netnsfs  /mnt/netnsfs  fuse.netnsfs  defaults,nofail  0  0"
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
