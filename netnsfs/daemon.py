@@ -109,7 +109,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
 
 def _refuse_spares(config: Config) -> None:
-    if config.spare and not spares.possible():
+    if config.spare and not spares.spares_possible():
         message = "spare= needs the machine's initial network namespace: leave it out"
         raise Failure(message, EXIT_USAGE)
 

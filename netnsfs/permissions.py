@@ -50,7 +50,7 @@ class Owner(NamedTuple):
 ROOT = Owner(0, 0, 0o755, 0o200)
 
 
-def delegate(uid: int, gid: int, mode: int) -> Owner:
+def delegated_owner(uid: int, gid: int, mode: int) -> Owner:
     """The owner of a namespace that root gives to somebody."""
     return Owner(uid, gid, mode, mode & 0o222)
 
@@ -71,26 +71,28 @@ class Permissions:
     dmask: int = DMASK
     fmask: int = FMASK
 
-    def owner(self) -> Owner:
+    def default_owner(self) -> Owner:
         """To whom a namespace belongs that was not given to anyone."""
         return Owner(self.uid, self.gid, 0o777 & ~self.dmask, 0o222 & ~self.fmask)
 
-    def born(self, mode: int, caller: Caller) -> Owner | None:
+    def owner_at_birth(self, mode: int, caller: Caller) -> Owner | None:
         """To whom a namespace shall belong that is made with a mode (mkdir -m).
 
         Returns:
             None if to whom any other does. Who is not root can make the mode stricter only.
         """
         plain = self.dmask != DMASK and mode == 0o777 & ~caller.umask
-        usual = self.owner().mode
+        usual = self.default_owner().mode
         if caller.uid != 0:
             mode &= usual
         if plain or mode == usual:
             return None
-        asked = delegate(self.uid, self.gid, mode)
-        return asked if caller.uid == 0 else self._without_new_writers(asked, self.owner())
+        asked = delegated_owner(self.uid, self.gid, mode)
+        return (
+            asked if caller.uid == 0 else self._without_new_writers(asked, self.default_owner())
+        )
 
-    def given(
+    def owner_when_given(
         self,
         before: Owner,
         mode: int | None,
@@ -128,9 +130,9 @@ class Permissions:
         return self._without_new_writers(after, before)
 
     def _without_new_writers(self, asked: Owner, before: Owner) -> Owner:
-        return asked._replace(write=asked.write & (before.write | self.owner().write))
+        return asked._replace(write=asked.write & (before.write | self.default_owner().write))
 
-    def of_file(self, mode: int, owner: Owner) -> tuple[int, int, int]:
+    def file_attributes(self, mode: int, owner: Owner) -> tuple[int, int, int]:
         """What a file shows.
 
         Args:

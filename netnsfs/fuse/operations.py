@@ -184,7 +184,7 @@ class Operations(pyfuse3.Operations):
         else:
             log.error("%s failed", request, exc_info=error)
             answer = FUSEError(errno.EIO)
-        self.stats.failed(request, answer.errno)
+        self.stats.count_error(request, answer.errno)
         return answer
 
     @property
@@ -262,7 +262,7 @@ class Operations(pyfuse3.Operations):
         try:
             return await self._changes.run(function, *args)
         except OSError as error:
-            self.stats.refused(function.__name__, name, error)
+            self.stats.remember_refusal(function.__name__, name, error)
             raise
 
     async def _know(self, node: Node, directory: Directory) -> _Known:
@@ -277,7 +277,7 @@ class Operations(pyfuse3.Operations):
         shown = await self._call(node.attributes)
         if node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
-            await self._call(node.check)
+            await self._call(node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._admit(node, LASTING_SECONDS if directory.lasting else 0)
@@ -418,7 +418,7 @@ class Operations(pyfuse3.Operations):
         node = self._find(inode).node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call(node.target, ctx)
+        return await self._call(node.target_for, ctx)
 
     @_shield
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -436,7 +436,7 @@ class Operations(pyfuse3.Operations):
 
     @_shield
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        reader = self._directory(inode).reader(ctx)
+        reader = self._directory(inode).listing_caller(ctx)
         fh = next(self._fhs)
         self._listings[fh] = _Listing(self._find(inode), reader)
         return fh
@@ -447,7 +447,7 @@ class Operations(pyfuse3.Operations):
         directory = listing.directory.node
         assert isinstance(directory, Directory)
         if start_id == 0:
-            listing.names = [b".", b"..", *await self._call(directory.list)]
+            listing.names = [b".", b"..", *await self._call(directory.list_names)]
         replied = False
         end = time.monotonic() + LISTING_SECONDS
         for index in range(start_id, len(listing.names)):
@@ -477,7 +477,7 @@ class Operations(pyfuse3.Operations):
     async def _entry(self, directory: Directory, name: bytes, caller: Caller) -> _Known | None:
         # Names come and go between list and lookup.
         try:
-            node = await self._call(directory.listed, name, caller)
+            node = await self._call(directory.lookup_listed, name, caller)
             return await self._know(node, directory)
         except OSError as error:
             if error.errno in linux.SHORTAGE:
@@ -512,7 +512,7 @@ class Operations(pyfuse3.Operations):
             fh = next(self._fhs)
             self._handles[fh] = node, handle
             length = handle.length
-            node.opened(length)
+            node.remember_length(length)
             if length > known.attributes.st_size:
                 await self._tell_size(known, length)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)

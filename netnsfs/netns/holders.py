@@ -62,7 +62,7 @@ class Holder(NamedTuple):
         else:
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         try:
-            return nsfs.reopen(target)
+            return nsfs.open_reached(target)
         finally:
             os.close(target)
 

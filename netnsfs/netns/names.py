@@ -13,8 +13,8 @@ the namespace that it leads to.
     names.remove(b"blue")           # ip netns del blue
 
 All calls are plain and blocking, and safe against other processes that do the same at the
-same moment, with or without netnsfs. `look` answers on the event loop's thread too, of what the
-kernel has in its cache.
+same moment, with or without netnsfs. `look_inside` answers on the event loop's thread too, of
+what the kernel has in its cache.
 
 How `create` differs from `ip netns add`, and why:
 
@@ -41,7 +41,13 @@ from typing import NamedTuple, TypeVar
 
 from netnsfs import linux
 from netnsfs.jobs import commit, may_block, on_own_thread, visit
-from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device, open_own, reopen
+from netnsfs.netns.nsfs import (
+    Namespace,
+    namespace_of,
+    nsfs_device,
+    open_own_namespace,
+    open_reached,
+)
 from netnsfs.netns.owners import Owners
 from netnsfs.netns.rundir import RunDirectory
 from netnsfs.netns.spares import Spares
@@ -104,9 +110,9 @@ class Names:
         self.links = Links(path)
         self.spares = Spares(0) if spares is None else spares
 
-    def file(self, name: bytes) -> bytes:
+    def path_of(self, name: bytes) -> bytes:
         """The path of a name's file."""
-        return self.directory.file(name)
+        return self.directory.path_of(name)
 
     def list_names(self) -> list[bytes]:
         """All names, as `ip netns list` shows them; none if the directory is missing."""
@@ -114,17 +120,17 @@ class Names:
 
     # Looks
 
-    def entry(self, name: bytes) -> Entry:
+    def entry_at(self, name: bytes) -> Entry:
         """What stands under a name.
 
         Raises:
             WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.reach(name)) as fd:
+        with linux.closing(self.directory.reach_name(name)) as fd:
             return _entry_of(fd)
 
-    def look(self, name: bytes, see: Callable[[int], T]) -> tuple[Entry, T | None]:
+    def look_inside(self, name: bytes, see: Callable[[int], T]) -> tuple[Entry, T | None]:
         """What stands under a name, and what is to be seen of its namespace, in one look.
 
         Args:
@@ -140,7 +146,7 @@ class Names:
                 its cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.reach(name)) as fd:
+        with linux.closing(self.directory.reach_name(name)) as fd:
             entry = _entry_of(fd)
             try:
                 with linux.closing(self._open_entry(fd, entry)) as namespace:
@@ -154,38 +160,38 @@ class Names:
                 return entry, None
 
     def identify(self, name: bytes) -> Namespace | None:
-        """The namespace that a name stands for. Errors as for `look`."""
-        return self.look(name, namespace_of)[1]
+        """The namespace that a name stands for. Errors as for `look_inside`."""
+        return self.look_inside(name, namespace_of)[1]
 
-    def open(self, name: bytes) -> int:
+    def open_namespace(self, name: bytes) -> int:
         """A descriptor of a name's namespace file (or of whatever else is mounted there).
 
         Raises:
             OSError: EINVAL for a name that no nsfs file is mounted on, ETIMEDOUT for a link
                 into a file system that does not answer, else as open(2).
         """
-        with linux.closing(self.directory.reach(name)) as fd:
+        with linux.closing(self.directory.reach_name(name)) as fd:
             return self._open_entry(fd, _entry_of(fd))
 
     def open_settled(self, name: bytes) -> int:
-        """`open`, but a name that somebody is just making or removing is looked at again.
+        """`open_namespace`, but a name that somebody is just making or removing is looked at again.
 
         Raises:
-            OSError: as `open`.
+            OSError: as `open_namespace`.
         """
         may_block()
         for pause in _PAUSES:
             try:
-                return self.open(name)
+                return self.open_namespace(name)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
             time.sleep(pause)
-        return self.open(name)
+        return self.open_namespace(name)
 
     def _open_entry(self, fd: int, entry: Entry) -> int:
         if entry.kind == "mount":
-            return reopen(fd)
+            return open_reached(fd)
         if entry.kind == "link":
             return self.links.follow(fd, entry.mark)
         raise OSError(errno.EINVAL, "stale: no namespace is mounted there")
@@ -201,7 +207,7 @@ class Names:
             if name == without:
                 continue
             with suppress(OSError):
-                entry = self.entry(name)
+                entry = self.entry_at(name)
                 if entry.kind == "mount":
                     found.setdefault(entry.mark.ino, name)
                 elif entry.kind == "link" and (target := self.identify(name)):
@@ -228,7 +234,7 @@ class Names:
                 left behind.
         """
         self._check_new(name)
-        spare = self.spares.take()
+        spare = self.spares.take_spare()
         if spare:
             return self._create(_spare_namespace(*spare), name, owner)
         return on_own_thread(self._create, _new_namespace(), name, owner)
@@ -243,7 +249,7 @@ class Names:
         with (
             source as (namespace, made),
             _detached_mount(namespace) as mount,
-            _placeholder(self.file(name)) as file,
+            _placeholder(self.path_of(name)) as file,
         ):
             commit()
             mark = linux.statx(b"", mount)
@@ -263,7 +269,7 @@ class Names:
         """
         self._check_new(name)
         namespace = namespace_of(fd)
-        with _detached_mount(fd) as mount, _placeholder(self.file(name)) as file:
+        with _detached_mount(fd) as mount, _placeholder(self.path_of(name)) as file:
             # `fd` may have been opened by another name, whose mount would be a peer of this.
             linux.make_private(mount)
             commit()
@@ -273,7 +279,7 @@ class Names:
     def _mount_on(self, placeholder: int, mount: int, owner: Owner | None) -> None:
         # First the owner: nobody sees the namespace before it is known to whom it belongs.
         if owner:
-            self.owners.give(placeholder, owner)
+            self.owners.write_owner(placeholder, owner)
         with _telling_limit("fs.mount-max"):
             linux.move_mount(mount, placeholder)
 
@@ -281,7 +287,7 @@ class Names:
         may_block()
         check_name(name)
         self.directory.prepare()
-        if os.path.lexists(self.file(name)):
+        if os.path.lexists(self.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
     # Renamed
@@ -298,20 +304,20 @@ class Names:
                 same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
         """
         self._check_new(new)
-        if self.entry(old).kind == "link":
+        if self.entry_at(old).kind == "link":
             commit()
-            linux.rename_noreplace(self.file(old), self.file(new))
+            linux.rename_noreplace(self.path_of(old), self.path_of(new))
         else:
             with (
                 linux.closing(self._reach_mount(old)) as top,
-                self.owners.held(old) as placeholder,
+                self.owners.held_still(old) as placeholder,
             ):
                 self._rename_mount(top, placeholder, old, new)
 
     def _reach_mount(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
-            top = self.directory.reach(name)
+            top = self.directory.reach_name(name)
             if linux.statx(b"", top).dev == nsfs_device():
                 return top
             os.close(top)
@@ -320,13 +326,13 @@ class Names:
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
-        with linux.closing(reopen(top)) as fd:
-            self.attach(new, fd, self.owners.read(placeholder))
+        with linux.closing(open_reached(top)) as fd:
+            self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
                 self._detach(top, old)
             except OSError:
                 # Whoever was first has removed the namespace, or given it another name.
-                if linux.statx(self.file(new)).ino == os.fstat(fd).st_ino:
+                if linux.statx(self.path_of(new)).ino == os.fstat(fd).st_ino:
                     self.remove(new)
                 raise
         self._remove_rest(old, placeholder)
@@ -344,7 +350,7 @@ class Names:
                 mount; else as umount2(2), unlink(2).
         """
         may_block()
-        with linux.closing(self.directory.reach(name)) as top:
+        with linux.closing(self.directory.reach_name(name)) as top:
             if linux.statx(b"", top).dev == nsfs_device():
                 self._remove_mount(name, top)
             else:
@@ -382,9 +388,9 @@ class Names:
                 if not self.directory.is_placeholder(name, placeholder):
                     return None
                 try:
-                    if self.entry(name).kind != "mount":
-                        return os.unlink(self.file(name))
-                    linux.umount(self.file(name), linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+                    if self.entry_at(name).kind != "mount":
+                        return os.unlink(self.path_of(name))
+                    linux.umount(self.path_of(name), linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
                 except OSError as error:
                     # Somebody was there between the look and the call: look again.
                     if error.errno not in (errno.EINVAL, errno.EBUSY):
@@ -392,16 +398,16 @@ class Names:
             raise OSError(errno.EBUSY, "others keep mounting on the name", name)
 
     def _remove_stale(self, name: bytes) -> None:
-        found = os.lstat(self.file(name))
+        found = os.lstat(self.path_of(name))
         empty_file = stat.S_ISREG(found.st_mode) and found.st_size == 0
         if not (empty_file or stat.S_ISLNK(found.st_mode)):
             raise PermissionError(errno.EPERM, "it is not a namespace: see what it is", name)
         try:
-            os.unlink(self.file(name))
+            os.unlink(self.path_of(name))
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            if self.entry(name).kind == "mount":
+            if self.entry_at(name).kind == "mount":
                 # Somebody who was making it has just mounted it.
                 return self.remove(name)
             raise PermissionError(
@@ -421,7 +427,7 @@ def _new_namespace() -> Iterator[tuple[int, Namespace]]:
     with visit():
         with _telling_limit("user.max_net_namespaces"):
             linux.unshare(linux.CLONE_NEWNET)
-        fd, made = open_own()
+        fd, made = open_own_namespace()
         with linux.closing(fd):
             yield fd, made
 

@@ -43,7 +43,7 @@ class Owners:
         kind = "trusted" if linux.in_initial_user_namespace() else "user"
         self._attribute = f"{kind}.netnsfs"
 
-    def of(self, name: bytes) -> Owner | None:
+    def owner_of(self, name: bytes) -> Owner | None:
         """To whom a name was given; None if to nobody, or if it does not stand.
 
         Raises:
@@ -54,12 +54,12 @@ class Owners:
         known = self._directory.known_owners()
         if known is not None and name in known:
             return known[name]
-        owner = self._look(name)
+        owner = self._look_below(name)
         if known is not None:
             known[name] = owner
         return owner
 
-    def _look(self, name: bytes) -> Owner | None:
+    def _look_below(self, name: bytes) -> Owner | None:
         try:
             placeholder = self._directory.reach_placeholder(name)
         except FileNotFoundError:
@@ -69,9 +69,9 @@ class Owners:
                 return None
             raise
         with linux.closing(placeholder):
-            return self.read(placeholder)
+            return self.read_owner(placeholder)
 
-    def read(self, placeholder: int) -> Owner | None:
+    def read_owner(self, placeholder: int) -> Owner | None:
         """To whom the name of an open placeholder was given.
 
         Args:
@@ -86,7 +86,7 @@ class Owners:
         uid, gid, mode, write = value.split(b":")
         return Owner(int(uid), int(gid), int(mode, 8), int(write, 8))
 
-    def give(self, placeholder: int, owner: Owner) -> None:
+    def write_owner(self, placeholder: int, owner: Owner) -> None:
         """Give the name of an open placeholder to somebody.
 
         Raises:
@@ -100,7 +100,7 @@ class Owners:
             message = "the run directory cannot keep mode and owner"
             raise PermissionError(errno.EPERM, message) from error
 
-    def change(
+    def change_owner(
         self, name: bytes, mark: linux.Stat, decide: Callable[[Owner | None], Owner]
     ) -> None:
         """Give a name to somebody.
@@ -114,30 +114,30 @@ class Owners:
             OSError: ENOENT if something else stands there; EPERM if it cannot be kept;
                 ETIMEDOUT if another daemon does not end its change.
         """
-        with self.held(name) as placeholder:
+        with self.held_still(name) as placeholder:
             # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
-            if linux.statx(self._directory.file(name)) != mark:
+            if linux.statx(self._directory.path_of(name)) != mark:
                 raise FileNotFoundError(errno.ENOENT, "it is another now", name)
-            self.give(placeholder, decide(self.read(placeholder)))
+            self.write_owner(placeholder, decide(self.read_owner(placeholder)))
 
     @contextmanager
-    def held(self, name: bytes) -> Iterator[int]:
+    def held_still(self, name: bytes) -> Iterator[int]:
         """Keep the owner of a name from changing until the block ends.
 
         Yields:
             A descriptor of its placeholder.
 
         Raises:
-            OSError: ENOENT if the name is gone by then; else as `change`.
+            OSError: ENOENT if the name is gone by then; else as `change_owner`.
         """
         may_block()
-        with linux.closing(self._open(name)) as placeholder:
+        with linux.closing(self._open_placeholder(name)) as placeholder:
             linux.lock(placeholder, LOCK_SECONDS)
             if not self._directory.is_placeholder(name, placeholder):
                 raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
             yield placeholder
 
-    def _open(self, name: bytes) -> int:
+    def _open_placeholder(self, name: bytes) -> int:
         with linux.closing(self._directory.reach_placeholder(name)) as found:
             # Opening anything else could have effects, or never end.
             mode = os.fstat(found).st_mode

@@ -78,9 +78,9 @@ class Watcher:
             found = linux.statx(b"", fd)
             self.identity, self._mount = (found.dev, found.ino), found.mount
             self._watch = linux.Watch()
-            self._watch.add(b"/proc/self/fd/%d" % fd, _WATCHED)
+            self._watch.watch_file(b"/proc/self/fd/%d" % fd, _WATCHED)
             while (path := os.path.dirname(path)) != b"/":
-                self._watch.add(path, _MOVED)
+                self._watch.watch_file(path, _MOVED)
             self._poll = self._poll_of(self._watch)
             self._names = {os.fsencode(name) for name in os.listdir(fd)}
         if not self._is_there():
@@ -93,7 +93,7 @@ class Watcher:
 
     def stamp(self) -> object:
         """What stays the same for as long as no name, mount or attribute changes."""
-        if self._poll.ready():
+        if self._poll.any_ready():
             self._catch_up()
             self._checked = False
         if not self._checked:
@@ -102,13 +102,13 @@ class Watcher:
             self._stamp = object()
         return self._stamp
 
-    def lacks(self, name: bytes) -> bool:
+    def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
         self.stamp()
         return self._checked and not self.lost and name not in self._names
 
     def _catch_up(self) -> None:
-        for number, (mask, name) in enumerate(self._watch.events()):
+        for number, (mask, name) in enumerate(self._watch.read_events()):
             self.owners.pop(name, None)
             if number == _MOST_EVENTS:
                 self.lost = True
@@ -171,7 +171,7 @@ class RunDirectory:
         self._uncovered: Uncovered | None = None
         self._prepared_mount = 0
 
-    def file(self, name: bytes) -> bytes:
+    def path_of(self, name: bytes) -> bytes:
         """The path of a name's file."""
         return b"%b/%b" % (self.path, name)
 
@@ -183,7 +183,7 @@ class RunDirectory:
         Returns:
             None if that is not known here.
         """
-        watcher = self._heard()
+        watcher = self._live_watcher()
         return watcher.stamp() if watcher else None
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
@@ -192,13 +192,13 @@ class RunDirectory:
         Returns:
             None if changes are not heard of here.
         """
-        watcher = self._heard()
+        watcher = self._live_watcher()
         if watcher is None:
             return None
         watcher.stamp()
         return None if watcher.lost else watcher.owners
 
-    def _heard(self) -> Watcher | None:
+    def _live_watcher(self) -> Watcher | None:
         if not on_event_loop():
             return None
         watcher = self._watcher
@@ -208,7 +208,7 @@ class RunDirectory:
         self._watcher_wanted = True
         return None
 
-    def _watch(self) -> None:
+    def _start_watching(self) -> None:
         if self._watcher_wanted and time.monotonic() >= self._watch_again_at:
             try:
                 self._watcher = Watcher(self.path)
@@ -224,23 +224,23 @@ class RunDirectory:
     def list_names(self) -> list[bytes]:
         """All names, as `ip netns list` shows them; none if the directory is missing."""
         may_block()
-        self._watch()
+        self._start_watching()
         try:
             return os.listdir(self.path)
         except FileNotFoundError:
             return []
 
-    def reach(self, name: bytes) -> int:
+    def reach_name(self, name: bytes) -> int:
         """An O_PATH descriptor of what stands under a name, links not followed.
 
         Raises:
             WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        watcher = self._heard()
-        if watcher and watcher.lacks(name):
+        watcher = self._live_watcher()
+        if watcher and watcher.lacks_name(name):
             raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
-        path = self.file(name)
+        path = self.path_of(name)
         fd = linux.open_cached(path)
         if fd is not None:
             return fd
@@ -248,15 +248,15 @@ class RunDirectory:
         try:
             return os.open(path, _STEP)
         except FileNotFoundError:
-            self._watch()
+            self._start_watching()
             raise
 
-    def packed(self, name: bytes) -> bytes:
-        """All that statx(2) tells of what stands under a name. Errors as for `reach`."""
-        with linux.closing(self.reach(name)) as fd:
+    def packed_look(self, name: bytes) -> bytes:
+        """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
+        with linux.closing(self.reach_name(name)) as fd:
             return linux.statx_packed(b"", fd)
 
-    def times(self) -> tuple[int, int, int]:
+    def read_times(self) -> tuple[int, int, int]:
         """Times of the directory (access, modification, change), nanoseconds since the epoch.
 
         Raises:
@@ -314,7 +314,7 @@ class RunDirectory:
         return uncovered
 
     def _identity(self) -> tuple[int, int]:
-        watcher = self._heard()
+        watcher = self._live_watcher()
         if watcher:
             return watcher.identity
         may_block()
@@ -333,11 +333,11 @@ class RunDirectory:
             OSError: ETIMEDOUT if another process holds the directory's lock; else as mkdir(2),
                 mount(2).
         """
-        self._watch()
+        self._start_watching()
         try:
             found = linux.statx(self.path)
         except FileNotFoundError:
-            self._make()
+            self._make_directory()
             found = linux.statx(self.path)
         if found.mount == self._prepared_mount:
             return
@@ -345,10 +345,10 @@ class RunDirectory:
         if not self._is_shared():
             # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
             with linux.locked(self.path, LOCK_SECONDS):
-                self._share()
+                self._make_shared()
         self._prepared_mount = linux.statx(self.path).mount
 
-    def _make(self) -> None:
+    def _make_directory(self) -> None:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
             os.mkdir(self.path, 0o755)
@@ -362,7 +362,7 @@ class RunDirectory:
         top = linux.mount_at(self.path)
         return top is not None and bool(top.peers) and not self._is_left_bound(top)
 
-    def _share(self) -> None:
+    def _make_shared(self) -> None:
         # Whoever had the lock before may have done it.
         if self._is_shared():
             return

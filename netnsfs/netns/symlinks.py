@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from netnsfs import linux
 from netnsfs.jobs import Job, commit, may_block, start_thread
-from netnsfs.netns.nsfs import reopen
+from netnsfs.netns.nsfs import open_reached
 
 FOLLOW_SECONDS = 1.0
 
@@ -65,4 +65,4 @@ class Links:
         with linux.closing(linux.open_avoiding(path, self.avoid, os.getpid())) as target:
             # Nobody waits any more: the descriptor would have no owner.
             commit()
-            return reopen(target)
+            return open_reached(target)

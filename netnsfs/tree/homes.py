@@ -22,21 +22,21 @@ _CLOSED = Owner(0, 0, 0, 0)
 class Home(Protocol):
     """Where a namespace can be found."""
 
-    def check(self, namespace: Namespace) -> None:
+    def ensure_present(self, namespace: Namespace) -> None:
         """Make sure that it is still there.
 
         Raises:
             OSError: ENOENT.
         """
 
-    def open(self, namespace: Namespace) -> int:
+    def open_namespace(self, namespace: Namespace) -> int:
         """A descriptor of it.
 
         Raises:
             OSError: ENOENT.
         """
 
-    def path(self) -> bytes:
+    def path_for_setns(self) -> bytes:
         """A path that setns(2) can use."""
 
     @property
@@ -78,7 +78,7 @@ class Name:
     def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
         self._names = names
         self._directory = names.directory
-        self._path = names.file(name)
+        self._path = names.path_of(name)
         self._mounted = mark.dev == nsfs_device()
         self.name = name
         self.mark = mark
@@ -94,7 +94,7 @@ class Name:
         stamp = self._directory.stamp()
         if stamp is not None and stamp is self._stamp:
             return True
-        packed = self._directory.packed(self.name)
+        packed = self._directory.packed_look(self.name)
         if packed != self._packed:
             # What a link leads to may be another each time.
             if linux.unpack_statx(packed) != self.mark or not self._mounted:
@@ -103,22 +103,22 @@ class Name:
         self._stamp = stamp
         return True
 
-    def check(self, namespace: Namespace) -> None:
-        """See `Home.check`."""
+    def ensure_present(self, namespace: Namespace) -> None:
+        """See `Home.ensure_present`."""
         if not self.is_unchanged():
-            os.close(self.open(namespace))
+            os.close(self.open_namespace(namespace))
 
-    def open(self, namespace: Namespace) -> int:
-        """See `Home.open`."""
+    def open_namespace(self, namespace: Namespace) -> int:
+        """See `Home.open_namespace`."""
         try:
-            return _same(self._names.open(self.name), namespace)
+            return _require_same(self._names.open_namespace(self.name), namespace)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ETIMEDOUT):
                 raise
-            raise _gone() from None
+            raise _gone_error() from None
 
-    def path(self) -> bytes:
-        """See `Home.path`."""
+    def path_for_setns(self) -> bytes:
+        """See `Home.path_for_setns`."""
         return self._path
 
     def stamp(self) -> Hashable:
@@ -130,7 +130,7 @@ class Name:
         if not self._mounted:
             return None
         try:
-            return self._names.owners.of(self.name) if self.is_unchanged() else _CLOSED
+            return self._names.owners.owner_of(self.name) if self.is_unchanged() else _CLOSED
         except FileNotFoundError:
             return _CLOSED
 
@@ -139,7 +139,7 @@ class Name:
         may_block()
         if not self._mounted:
             raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
-        self._names.owners.change(self.name, self.mark, decide)
+        self._names.owners.change_owner(self.name, self.mark, decide)
 
 
 class Unnamed:
@@ -157,30 +157,30 @@ class Unnamed:
         self._holder = holder
         self.name = b"%d" % holder.inode
 
-    def check(self, namespace: Namespace) -> None:
-        """See `Home.check`."""
-        os.close(self.open(namespace))
+    def ensure_present(self, namespace: Namespace) -> None:
+        """See `Home.ensure_present`."""
+        os.close(self.open_namespace(namespace))
 
-    def open(self, namespace: Namespace) -> int:
-        """See `Home.open`."""
+    def open_namespace(self, namespace: Namespace) -> int:
+        """See `Home.open_namespace`."""
         may_block()
         try:
-            return _same(self._holder.open(self._names.links.avoid), namespace)
+            return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError:
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
         for holder in holders.of(namespace.inode):
             try:
-                fd = _same(holder.open(self._names.links.avoid), namespace)
+                fd = _require_same(holder.open(self._names.links.avoid), namespace)
             except OSError:
                 continue
             self._holder = holder
             return fd
-        raise _gone()
+        raise _gone_error()
 
-    def path(self) -> bytes:
-        """See `Home.path`. A namespace that only sockets hold has none that works."""
+    def path_for_setns(self) -> bytes:
+        """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
     def stamp(self) -> Hashable:
@@ -196,15 +196,15 @@ class Unnamed:
         raise PermissionError(errno.EPERM, "give the namespace a name first")
 
 
-def _same(fd: int, namespace: Namespace) -> int:
+def _require_same(fd: int, namespace: Namespace) -> int:
     try:
         if namespace_of(fd).id != namespace.id:
-            raise _gone()
+            raise _gone_error()
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _gone() -> OSError:
+def _gone_error() -> OSError:
     return FileNotFoundError(errno.ENOENT, "the namespace is not there any more")

@@ -22,7 +22,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import never_block
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.permissions import Owner, Permissions, delegate
+from netnsfs.permissions import Owner, Permissions, delegated_owner
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
 
@@ -281,11 +281,11 @@ def test_where_it_cannot_be_kept_it_is_refused(
     names.create(b"before")
     names.remove(b"before")
     names.owners._attribute = "nosuchkind.netnsfs"
-    assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "EPERM"
+    assert error_of(names.create, b"foo", delegated_owner(ALICE, ALICE, 0o700)) == "EPERM"
     assert names.list_names() == []
     names.create(b"foo")
-    mark = names.entry(b"foo").mark
-    assert error_of(names.owners.change, b"foo", mark, to_alice) == "EPERM"
+    mark = names.entry_at(b"foo").mark
+    assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "EPERM"
     names.remove(b"foo")
 
 
@@ -294,8 +294,8 @@ def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
     _, mark = names.create(b"foo")
     names.remove(b"foo")
     names.create(b"foo")
-    assert error_of(names.owners.change, b"foo", mark, to_alice) == "ENOENT"
-    assert names.owners.of(b"foo") is None
+    assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "ENOENT"
+    assert names.owners.owner_of(b"foo") is None
     names.remove(b"foo")
 
 
@@ -308,10 +308,10 @@ def test_nobody_sees_a_given_name_before_its_owner_is_known(
 
     def look(mount: int, target: int) -> None:
         move_mount(mount, target)
-        seen.append(names.owners.of(b"foo"))
+        seen.append(names.owners.owner_of(b"foo"))
 
     monkeypatch.setattr(linux, "move_mount", look)
-    private = delegate(ALICE, ALICE, 0o700)
+    private = delegated_owner(ALICE, ALICE, 0o700)
     names.create(b"foo", private)
     assert seen == [private]
     names.remove(b"foo")
@@ -327,8 +327,8 @@ def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(linux, "move_mount", fail)
-        assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "ENOMEM"
-    assert names.owners.of(b"foo") is None
+        assert error_of(names.create, b"foo", delegated_owner(ALICE, ALICE, 0o700)) == "ENOMEM"
+    assert names.owners.owner_of(b"foo") is None
     assert names.list_names() == []
 
 
@@ -340,16 +340,16 @@ def test_a_name_that_is_mounted_during_a_look_has_its_owner(
     others.create(b"foo")
     others.remove(b"foo")
     (RUN / "foo").touch()
-    reach = names.directory.reach
+    reach = names.directory.reach_name
 
     def late(name: bytes) -> int:
         fd = reach(name)
-        monkeypatch.setattr(names.directory, "reach", reach)
+        monkeypatch.setattr(names.directory, "reach_name", reach)
         (RUN / "foo").unlink()
-        others.create(name, delegate(ALICE, ALICE, 0o700))
+        others.create(name, delegated_owner(ALICE, ALICE, 0o700))
         return fd
 
-    monkeypatch.setattr(names.directory, "reach", late)
+    monkeypatch.setattr(names.directory, "reach_name", late)
     # Of that moment: a stale name, closed. The next look sees the namespace, and whose it is.
     assert tree.lookup(b"foo", _Caller()).attributes().mode & 0o7777 == 0
     shown = tree.lookup(b"foo", _Caller()).attributes()
@@ -361,16 +361,16 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
     names = Names(bytes(RUN))
     tree = Root(names, Stats(), Config(bytes(MNT)))
     names.create(b"foo")
-    reach = names.directory.reach
+    reach = names.directory.reach_name
 
     def another(name: bytes) -> int:
         fd = reach(name)
-        monkeypatch.setattr(names.directory, "reach", reach)
+        monkeypatch.setattr(names.directory, "reach_name", reach)
         names.remove(name)
         names.create(name)
         return fd
 
-    monkeypatch.setattr(names.directory, "reach", another)
+    monkeypatch.setattr(names.directory, "reach_name", another)
     shown = tree.lookup(b"foo", _Caller()).attributes()
     assert shown.mode & 0o7777 == 0
     names.remove(b"foo")
@@ -379,7 +379,7 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
 def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
     names.create(b"foo")
-    private = delegate(ALICE, ALICE, 0o700)
+    private = delegated_owner(ALICE, ALICE, 0o700)
     seen: list[Owner | None] = []
 
     def on_event_loop() -> None:
@@ -388,7 +388,7 @@ def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
         for name in (b"foo", b"foo", b"bar", b"foo"):
             turn.wait(10)
             turn.wait(10)
-            seen.append(others.owners.of(name))
+            seen.append(others.owners.owner_of(name))
             assert set(others.directory.known_owners() or {}) == {name}
 
     def between_looks(step: Callable[[], object]) -> None:
@@ -399,13 +399,15 @@ def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
     def listen() -> None:
         # What the event loop has found that it does not know, a worker prepares.
         others.list_names()
-        others.owners.of(b"foo")
+        others.owners.owner_of(b"foo")
 
     turn = threading.Barrier(2)
     thread = threading.Thread(target=on_event_loop)
     thread.start()
     between_looks(listen)
-    between_looks(lambda: names.owners.change(b"foo", names.entry(b"foo").mark, to_alice))
+    between_looks(
+        lambda: names.owners.change_owner(b"foo", names.entry_at(b"foo").mark, to_alice)
+    )
     between_looks(lambda: names.rename(b"foo", b"bar"))
     between_looks(lambda: names.rename(b"bar", b"foo"))
     thread.join()
@@ -415,31 +417,40 @@ def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
 
 def test_masks_and_delegations_by_the_table() -> None:
     plain, caller = Permissions(), _Caller()
-    assert plain.born(0o755, caller) is None
-    assert plain.born(0o700, caller) == delegate(0, 0, 0o700)
+    assert plain.owner_at_birth(0o755, caller) is None
+    assert plain.owner_at_birth(0o700, caller) == delegated_owner(0, 0, 0o700)
     grouped = Permissions(gid=5, dmask=0o002)
-    assert grouped.born(0o755, caller) is None
-    assert grouped.born(0o750, caller) == delegate(0, 5, 0o750)
+    assert grouped.owner_at_birth(0o755, caller) is None
+    assert grouped.owner_at_birth(0o750, caller) == delegated_owner(0, 5, 0o750)
     alice = _Caller(uid=ALICE)
-    assert grouped.born(0o770, alice) == Owner(0, 5, 0o770, 0o200)
-    given = delegate(ALICE, 5, 0o755)
-    assert plain.given(given, 0o777, None, None, alice) == Owner(ALICE, 5, 0o777, 0o200)
-    shared = delegate(ALICE, 5, 0o775)
-    assert plain.given(shared, None, None, 6, alice) == Owner(ALICE, 6, 0o755, 0o200)
-    assert plain.given(shared, None, None, 6, caller) == Owner(ALICE, 6, 0o775, 0o220)
-    assert plain.given(shared, None, 7, None, caller) == Owner(7, 5, 0o775, 0o220)
-    assert error_of(plain.given, shared, 0o700, None, None, _Caller(uid=7)) == "EPERM"
+    assert grouped.owner_at_birth(0o770, alice) == Owner(0, 5, 0o770, 0o200)
+    given = delegated_owner(ALICE, 5, 0o755)
+    assert plain.owner_when_given(given, 0o777, None, None, alice) == Owner(
+        ALICE, 5, 0o777, 0o200
+    )
+    shared = delegated_owner(ALICE, 5, 0o775)
+    assert plain.owner_when_given(shared, None, None, 6, alice) == Owner(ALICE, 6, 0o755, 0o200)
+    assert plain.owner_when_given(shared, None, None, 6, caller) == Owner(
+        ALICE, 6, 0o775, 0o220
+    )
+    assert plain.owner_when_given(shared, None, 7, None, caller) == Owner(7, 5, 0o775, 0o220)
+    assert (
+        error_of(plain.owner_when_given, shared, 0o700, None, None, _Caller(uid=7)) == "EPERM"
+    )
     closed = Permissions(uid=ALICE, fmask=0o222)
-    assert closed.given(closed.owner(), 0o700, None, None, alice).write == 0
-    assert closed.given(closed.owner(), None, ALICE, None, caller).write == 0o200
-    assert plain.of_file(0o200, plain.owner()) == (0o200, 0, 0)
-    assert plain.of_file(0o644, delegate(7, 8, 0o777)) == (0o666, 7, 8)
-    assert plain.of_file(0o644, delegate(7, 8, 0o555)) == (0o444, 7, 8)
-    assert plain.of_file(0o444, delegate(7, 8, 0o777)) == (0o444, 0, 0)
+    assert closed.owner_when_given(closed.default_owner(), 0o700, None, None, alice).write == 0
+    assert (
+        closed.owner_when_given(closed.default_owner(), None, ALICE, None, caller).write
+        == 0o200
+    )
+    assert plain.file_attributes(0o200, plain.default_owner()) == (0o200, 0, 0)
+    assert plain.file_attributes(0o644, delegated_owner(7, 8, 0o777)) == (0o666, 7, 8)
+    assert plain.file_attributes(0o644, delegated_owner(7, 8, 0o555)) == (0o444, 7, 8)
+    assert plain.file_attributes(0o444, delegated_owner(7, 8, 0o777)) == (0o444, 0, 0)
 
 
 def to_alice(before: Owner | None) -> Owner:
-    return delegate(ALICE, ALICE, 0o700)
+    return delegated_owner(ALICE, ALICE, 0o700)
 
 
 @dataclass
@@ -586,18 +597,18 @@ except PermissionError:
 
 def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
-    names.create(b"secret", delegate(0, 0, 0o700))
-    others.owners.of(b"absent")
+    names.create(b"secret", delegated_owner(0, 0, 0o700))
+    others.owners.owner_of(b"absent")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Of the next free descriptors, none may be used.
     lowest = os.open("/", os.O_PATH)
     os.close(lowest)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
-        assert error_of(others.owners.of, b"secret") == "EMFILE"
+        assert error_of(others.owners.owner_of, b"secret") == "EMFILE"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert others.owners.of(b"secret") == delegate(0, 0, 0o700)
+    assert others.owners.owner_of(b"secret") == delegated_owner(0, 0, 0o700)
     names.remove(b"secret")
 
 

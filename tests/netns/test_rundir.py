@@ -36,21 +36,21 @@ def no_directory() -> Iterator[None]:
 
 
 def test_names_come_and_go(watcher: Watcher) -> None:
-    assert not watcher.lacks(b"old")
-    assert watcher.lacks(b"new")
+    assert not watcher.lacks_name(b"old")
+    assert watcher.lacks_name(b"new")
     (DIRECTORY / "new").touch()
-    assert not watcher.lacks(b"new")
+    assert not watcher.lacks_name(b"new")
     (DIRECTORY / "new").unlink()
     (DIRECTORY / "directory").mkdir()
     (DIRECTORY / "link").symlink_to("nowhere")
-    assert [watcher.lacks(name) for name in (b"new", b"directory", b"link")] == [
+    assert [watcher.lacks_name(name) for name in (b"new", b"directory", b"link")] == [
         True,
         False,
         False,
     ]
     (ABOVE / "elsewhere").touch()
     (ABOVE / "elsewhere").rename(DIRECTORY / b"\xff\n".decode("utf-8", "surrogateescape"))
-    assert not watcher.lacks(b"\xff\n")
+    assert not watcher.lacks_name(b"\xff\n")
 
 
 def exchange() -> None:
@@ -68,7 +68,7 @@ def rename() -> None:
 def test_after_a_rename_nothing_is_known(watcher: Watcher, change: Callable[[], None]) -> None:
     before = watcher.stamp()
     change()
-    assert not any(watcher.lacks(name) for name in (b"old", b"new", b"absent"))
+    assert not any(watcher.lacks_name(name) for name in (b"old", b"new", b"absent"))
     assert watcher.lost
     assert watcher.stamp() is not before
 
@@ -102,7 +102,7 @@ def test_the_stamp_is_another_after_each_change(watcher: Watcher) -> None:
 def test_what_one_question_has_heard_the_other_knows(watcher: Watcher) -> None:
     before = watcher.stamp()
     (DIRECTORY / "new").touch()
-    assert not watcher.lacks(b"new")
+    assert not watcher.lacks_name(b"new")
     assert watcher.stamp() is not before
 
 
@@ -163,7 +163,7 @@ def test_a_directory_that_is_another_is_noticed(
     before = watcher.stamp()
     change()
     assert watcher.stamp() is not before
-    assert watcher.lost or not watcher.lacks(b"new")
+    assert watcher.lost or not watcher.lacks_name(b"new")
     assert watcher.lost
 
 
@@ -172,7 +172,7 @@ def test_too_many_events_are_noticed(watcher: Watcher) -> None:
     for _ in range(most // 2 + 1):
         (DIRECTORY / "new").touch()
         (DIRECTORY / "new").unlink()
-    assert not watcher.lacks(b"new")
+    assert not watcher.lacks_name(b"new")
     assert watcher.lost
 
 

@@ -164,13 +164,13 @@ def test_a_spare_born_during_a_change_that_was_taken_back_is_thrown_away(
 
     def fill() -> None:
         with expendable():
-            spares._fill()
+            spares._fill_places()
 
     thread = threading.Thread(target=fill)
     thread.start()
     thread.join()
     assert len(births) == 2
-    taken = spares.take()
+    taken = spares.take_spare()
     assert taken
     os.close(taken[0])
     assert spares._origin

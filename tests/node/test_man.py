@@ -30,7 +30,7 @@ def corner() -> list[bytes]:
     tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
     directory = tree.lookup(corner_module.RESERVED, Nobody())
     assert isinstance(directory, corner_module.Corner)
-    return directory.list()
+    return directory.list_names()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_page_tells_every_file() -> None:
 
 
 def test_the_page_tells_every_counter() -> None:
-    families = metrics.text(netns.Names(b"/nowhere"), Stats(), None).decode()
+    families = metrics.render(netns.Names(b"/nowhere"), Stats(), None).decode()
     names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
     assert "netnsfs_member_processes" in names
     for name in names:
@@ -65,6 +65,6 @@ def test_the_page_tells_the_modes(row: files.Row) -> None:
 def test_the_page_tells_every_option() -> None:
     for option in [*cli.OPTIONS, *cli.FLAGS]:
         assert re.search(rf"^\.It Cm {option}( |$)", TEXT, re.MULTILINE)
-    for action in cli.parser("")._actions:
+    for action in cli.make_parser("")._actions:
         for option in action.option_strings:
             assert re.search(rf"Fl ({option[1:]}|Fl {option[2:]})( |$)", TEXT, re.MULTILINE)

@@ -206,7 +206,7 @@ def look(path: bytes) -> Space:
     fd = os.open(path, os.O_RDONLY)
     try:
         found = nsfs.namespace_of(fd)
-        number = nsid.show(fd).strip()
+        number = nsid.read_nsid(fd).strip()
         return Space(found.inode, found.id, int(number) if number.isdigit() else None)
     finally:
         os.close(fd)
