@@ -174,7 +174,8 @@ class Names:
             return self._open_entry(fd, _entry_of(fd))
 
     def open_settled(self, name: bytes) -> int:
-        """`open_namespace`, but a name that somebody is just making or removing is looked at again.
+        """`open_namespace`, but a name that somebody is just making or removing is looked at
+        again.
 
         Raises:
             OSError: as `open_namespace`.

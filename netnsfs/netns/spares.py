@@ -112,7 +112,7 @@ class _Origin:
         self._content: list[bytes] = []
 
     def count_writes(self) -> int:
-        """Another number after every write that is noticed. To be followed by `read_settings`."""
+        """Another number after each write that is noticed. `read_settings` must follow."""
         self._writes += self._watch.has_events()
         return self._writes
 
