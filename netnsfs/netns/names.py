@@ -389,14 +389,19 @@ class Names:
                 if not self.directory.is_placeholder(name, placeholder):
                     return None
                 try:
-                    if self.entry_at(name).kind != "mount":
-                        return os.unlink(self.path_of(name))
-                    linux.umount(self.path_of(name), linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
+                    return os.unlink(self.path_of(name))
                 except OSError as error:
-                    # Somebody was there between the look and the call: look again.
-                    if error.errno not in (errno.EINVAL, errno.EBUSY):
+                    if error.errno != errno.EBUSY:
                         raise
+                self._detach_top(name)
             raise OSError(errno.EBUSY, "others keep mounting on the name", name)
+
+    def _detach_top(self, name: bytes) -> None:
+        with linux.closing(self.directory.reach_name(name)) as top:
+            if linux.statx(b"", top).dev == nsfs_device():
+                # What somebody else has detached meanwhile is what is wanted too.
+                with suppress(FileNotFoundError):
+                    self._detach(top, name)
 
     def _remove_stale(self, name: bytes) -> None:
         found = os.lstat(self.path_of(name))

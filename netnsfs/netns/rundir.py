@@ -115,6 +115,9 @@ class Watcher:
                 break
             if mask & _CAME:
                 self._names.add(name)
+                if mask & linux.IN_CREATE:
+                    # A new file has no attributes. When it gets one, that is told too.
+                    self.owners[name] = None
             elif mask & _WENT:
                 self._names.discard(name)
             elif not mask & _CHANGED:
@@ -299,17 +302,20 @@ class RunDirectory:
             name: the name.
             placeholder: a descriptor of the file.
         """
+        may_block()
+        before = linux.statx(b"", placeholder)
         try:
-            with linux.closing(self.reach_placeholder(name)) as fd:
-                return os.path.samestat(os.fstat(fd), os.fstat(placeholder))
+            found = linux.statx(name, self._below_mounts().fd)
         except FileNotFoundError:
             return False
+        return (found.dev, found.ino) == (before.dev, before.ino)
 
     def _below_mounts(self) -> Uncovered:
         uncovered = self._uncovered
         if uncovered and uncovered.identity == self._identity():
             return uncovered
         may_block()
+        self._start_watching()
         uncovered = self._uncovered = Uncovered(self.path)
         return uncovered
 
@@ -317,8 +323,11 @@ class RunDirectory:
         watcher = self._live_watcher()
         if watcher:
             return watcher.identity
-        may_block()
-        found = linux.statx(self.path)
+        packed = linux.statx_cached(self.path)
+        if packed is None:
+            may_block()
+            packed = linux.statx_packed(self.path)
+        found = linux.Stat._make(linux.unpack_statx(packed))
         return found.dev, found.ino
 
     # Made, and shared
