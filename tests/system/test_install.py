@@ -11,11 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, ip, wait_for
+from conftest import CHECKOUT, MNT, RUN, ip, wait_for
 
 from netnsfs import cli
 
-CHECKOUT = Path(__file__).parents[2]
 DATA = Path(cli.__file__).parent / "data"
 PLACES = (Path("/opt"), Path("/usr/local"))
 
@@ -64,6 +63,8 @@ def places() -> Iterator[None]:
         work.mkdir()
         options = f"lowerdir={place},upperdir={upper},workdir={work}"
         run("mount", "-t", "overlay", "overlay", "-o", options, place)
+    # What is installed already is gone here, and only here.
+    run(CHECKOUT / "scripts/uninstall")
     yield
     for place in PLACES:
         run("umount", "-l", place)
