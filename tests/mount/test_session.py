@@ -178,7 +178,7 @@ def test_ns_link_is_for_nsenter(foo: Path) -> None:
 def crowd(foo: Path, spawn: Spawn) -> str:
     """What pids of foo must show, with more members than fit in 4,096 bytes."""
     parent = spawn("ip", "netns", "exec", "foo", sys.executable, "-c", CROWD)
-    wait_for(lambda: len(children(parent.pid)) == 1100)
+    wait_for(lambda: len(children(parent.pid)) == 1100, 60)
     return "".join(f"{pid}\n" for pid in sorted([parent.pid, *children(parent.pid)]))
 
 

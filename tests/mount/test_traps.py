@@ -108,8 +108,7 @@ def _stack(mounted: Mounted) -> str:
 
 
 def test_sigterm_with_a_handler_in_flight(slowfs: Mounted, spawn: Spawn) -> None:
-    client = spawn("cat", str(slowfs / "hang"), stderr=subprocess.DEVNULL)
-    time.sleep(0.3)
+    client = waiting(spawn, slowfs / "hang")
     slowfs.process.send_signal(signal.SIGTERM)
     assert slowfs.process.wait(6) == 0
     assert client.wait(5) == 1
@@ -117,8 +116,7 @@ def test_sigterm_with_a_handler_in_flight(slowfs: Mounted, spawn: Spawn) -> None
 
 
 def test_sigterm_lets_a_handler_finish_that_can(slowfs: Mounted, spawn: Spawn) -> None:
-    client = spawn("cat", str(slowfs / "slow"), stdout=subprocess.PIPE)
-    time.sleep(0.3)
+    client = waiting(spawn, slowfs / "slow")
     slowfs.process.send_signal(signal.SIGTERM)
     assert slowfs.process.wait(6) == 0
     assert client.wait(5) in (0, 1)
