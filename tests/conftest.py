@@ -303,7 +303,7 @@ def _daemons() -> list[int]:
     return [
         pid
         for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if b"\0netnsfs\0" in command_of(pid) and _mount_namespace(pid) == own
+        if b"\0netnsfs\0" in command_of(pid) and mount_namespace(pid) == own
     ]
 
 
@@ -315,7 +315,7 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
-def _mount_namespace(pid: int) -> str:
+def mount_namespace(pid: int | str) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt")
     except OSError:
