@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RUN, error_of, ip, no_more_mounts, nsfs_mounts, wait_for
+from conftest import (
+    RUN,
+    error_of,
+    ip,
+    no_more_mounts,
+    no_run_directory,
+    nsfs_mounts,
+    wait_for,
+)
 
 from netnsfs import jobs as workers
 from netnsfs import linux
@@ -217,8 +225,7 @@ def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
 
 
 def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Names) -> None:
-    RUN.mkdir(exist_ok=True)
-    subprocess.run(["umount", RUN], check=False, stderr=subprocess.DEVNULL)
+    no_run_directory()
     subprocess.run(["mount", "--make-shared", "/run"], check=True)
     try:
         names.create(b"a")
@@ -238,8 +245,8 @@ def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Nam
 
 def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
     # What a kill in the middle leaves.
-    subprocess.run(["umount", "-q", RUN], check=False)
-    RUN.mkdir(exist_ok=True)
+    no_run_directory()
+    RUN.mkdir()
     subprocess.run(["mount", "--make-shared", "/run"], check=True)
     try:
         subprocess.run(["mount", "--bind", RUN, RUN], check=True)
@@ -276,8 +283,8 @@ def test_the_directory_and_its_parents_are_made(tmp_path: Path) -> None:
 def test_the_lock_of_iproute2_is_respected(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    RUN.mkdir(exist_ok=True)
-    subprocess.run(["umount", RUN], check=False, stderr=subprocess.DEVNULL)
+    no_run_directory()
+    RUN.mkdir()
     monkeypatch.setattr(rundir, "LOCK_SECONDS", 0.05)
     fd = os.open(RUN, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -323,7 +330,6 @@ def test_a_link_is_never_followed_into_our_own_mount(names: Names) -> None:
     try:
         (target / "x").touch()
         subprocess.run(["mount", "--bind", "/proc/self/ns/net", target / "x"], check=True)
-        RUN.mkdir(exist_ok=True)
         os.symlink(target / "x", RUN / "lnk")
         assert names.identify(b"lnk") is not None
         names.links.avoid = {linux.statx(bytes(target)).dev}
@@ -368,7 +374,6 @@ def test_remove_while_a_process_is_inside(names: Names) -> None:
 
 @pytest.fixture
 def foreign(names: Names) -> Iterator[None]:
-    RUN.mkdir(exist_ok=True)
     (RUN / "directory").mkdir()
     (RUN / "dhclient.pid").write_text("4711\n")
     os.mkfifo(RUN / "fifo")
@@ -406,13 +411,16 @@ def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> N
 def test_eperm_of_setns_strands_the_thread_not_the_caller(
     names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = own()
+    before, home, setns = own(), os.stat("/proc/thread-self/ns/net"), linux.setns
 
-    def fail(fd: int, nstype: int) -> None:
-        raise PermissionError(errno.EPERM, "")
+    def fail_to_go_home(fd: int, nstype: int) -> None:
+        if os.path.samestat(os.fstat(fd), home):
+            raise PermissionError(errno.EPERM, "")
+        # Where only a visit tells a namespace's ID, before Linux 6.18.
+        setns(fd, nstype)
 
     with monkeypatch.context() as patch:
-        patch.setattr(linux, "setns", fail)
+        patch.setattr(linux, "setns", fail_to_go_home)
         names.create(b"a")
     assert own() == before
     assert names.identify(b"a") is not None

@@ -2,15 +2,18 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MNT, error_of, fuse_mounts, ip, type_at, unmount
+from conftest import MNT, error_of, fuse_mounts, ip, python_in, type_at, unmount
 
 FSTAB = Path("/run/fstab")
 FSTAB_LINE = "netnsfs  /mnt/netnsfs  fuse.netnsfs  defaults,nofail  0  0"
+PROGRAM = """#!/bin/sh
+export PYTHONPATH={checkout}
+exec {python} -m netnsfs "$@" 2>>/run/log
+"""
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
@@ -19,12 +22,12 @@ def bind(source: Path, target: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def installed() -> Iterator[None]:
+def installed(checkout: Path) -> Iterator[None]:
     """The program where mount(8), which sets PATH itself, finds it; our /etc/fstab."""
     bin_dir = Path("/run/bin")
     bin_dir.mkdir()
     program = bin_dir / "netnsfs"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m netnsfs "$@" 2>>/run/log\n')
+    program.write_text(PROGRAM.format(checkout=checkout, python=python_in(checkout)))
     program.chmod(0o755)
     FSTAB.write_text(FSTAB_LINE + "\n")
     Path("/run/log").write_text("")

@@ -20,6 +20,7 @@ from conftest import (
     error_of,
     fuse_mounts,
     ip,
+    python_in,
     type_at,
     unmount,
     wait_for,
@@ -68,11 +69,8 @@ def test_background_in_a_pipe_lets_the_pipe_end() -> None:
 
 
 def test_what_proc_mounts_shows(mnt: Mounted) -> None:
-    line = next(
-        line.split()
-        for line in Path("/proc/mounts").read_text().splitlines()
-        if "netnsfs" in line
-    )
+    lines = map(str.split, Path("/proc/mounts").read_text().splitlines())
+    [line] = [line for line in lines if line[1] == "/mnt/netnsfs"]
     assert line[:3] == ["netnsfs", "/mnt/netnsfs", "fuse.netnsfs"]
     assert {"nosuid", "nodev", "noexec", "allow_other", "default_permissions"} <= set(
         line[3].split(",")
@@ -144,19 +142,11 @@ def test_mount_point_is_a_file(tmp_path: Path) -> None:
     assert (status, message) == (32, f"cannot use {file}/x: Not a directory")
 
 
-AS_NOBODY = """
-import os, sys
-from netnsfs import __main__, daemon
-os.setuid(65534)
-sys.exit(__main__.main())
-"""
-
-
 @pytest.mark.machine
-def test_not_root() -> None:
-    # Imported before: nobody may not be allowed to read the checkout.
-    command = [sys.executable, "-c", AS_NOBODY]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def test_not_root(checkout: Path) -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    command = [*nobody, python_in(checkout), "-m", "netnsfs"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert (
         done.stderr
@@ -337,7 +327,7 @@ def test_no_thread_to_be_had(mnt: Mounted, pids_controller: Path) -> None:
     own.mkdir()
     try:
         (own / "cgroup.procs").write_text(str(mnt.process.pid))
-        (own / "pids.max").write_text((own / "pids.current").read_text())
+        (own / "pids.max").write_text("1")
         assert error_of(os.mkdir, mnt / "x") == "EAGAIN"
         (own / "pids.max").write_text("max")
         (mnt / "y").mkdir()

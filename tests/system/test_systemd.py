@@ -22,12 +22,13 @@ PROGRAM = [sys.executable, "-m", "netnsfs", "-f"]
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
-@pytest.fixture(params=["/manager", "@netnsfs-test-manager"])
+@pytest.fixture(params=["path", "abstract"])
 def manager(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[socket.socket]:
     """The socket of a service manager, and its address in the environment."""
-    address = request.param if request.param[0] == "@" else f"{tmp_path}{request.param}"
+    abstract = f"@netnsfs-test-manager-{os.getpid()}"
+    address = abstract if request.param == "abstract" else f"{tmp_path}/manager"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address.replace("@", "\0"))
         listening.settimeout(20)
