@@ -244,19 +244,25 @@ async def test_no_end_of_a_job_is_missed(pool: Pool, asking: tuple[int, int]) ->
 
 async def test_a_cancelled_job_does_not_commit(pool: Pool) -> None:
     outcome: list[str] = []
-    started = threading.Event()
+    started, cancelled = threading.Event(), threading.Event()
 
     def work() -> None:
         started.set()
-        time.sleep(0.1)
+        cancelled.wait(10)
         try:
             workers.commit()
         except workers.Abandoned:
             outcome.append("abandoned")
 
-    with trio.move_on_after(0.05):
-        await pool.run(work)
-    await trio.sleep(0.2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run, work)
+        while not started.is_set():
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    cancelled.set()
+    with trio.fail_after(10):
+        while not outcome:
+            await trio.sleep(0.01)
     assert outcome == ["abandoned"]
 
 

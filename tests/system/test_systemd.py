@@ -148,7 +148,8 @@ def test_the_service_starts_and_stops(service: str) -> None:
 def test_a_killed_service_comes_back(service: str) -> None:
     machine("systemctl", "start", service)
     machine("systemctl", "kill", "--signal=KILL", service)
-    wait_for(lambda: not machine("ls", "/run/netnsfs-test/mnt", check=False).returncode, 30)
+    inside = ("ls", "/run/netnsfs-test/mnt/.netnsfs")
+    wait_for(lambda: not machine(*inside, check=False).returncode, 30)
     assert machine_mounts().count("/run/netnsfs-test/mnt") == 1
 
 
