@@ -46,7 +46,7 @@ def test_the_manager_is_told(manager: socket.socket, spawn: Spawn) -> None:
 
 def test_no_child_may_speak_for_the_daemon(manager: socket.socket, spawn: Spawn) -> None:
     script = (
-        "import subprocess; from netnsfs import cli, daemon; daemon.run(cli.parse(['-f']));"
+        "import subprocess; from netnsfs import cli, daemon; daemon.run(cli.parse_arguments(['-f']));"
         "subprocess.run(['env'])"
     )
     daemon = spawn(sys.executable, "-c", script, stdout=subprocess.PIPE)
