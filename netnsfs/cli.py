@@ -119,7 +119,8 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         raise Failure("cannot remount: unmount it and mount it anew", EXIT_USAGE)
     fields = dict(_parse_option(option) for option in given if not _is_ignored(option))
     if source:
-        fields["source"] = _parse_source(source[0])
+        # Who names a source is mount(8), or does as it does.
+        fields |= {"source": _parse_source(source[0]), "repeatable": True}
     # The last component stays as it is: a dead mount there answers no question.
     parent, name = os.path.split(os.path.abspath(mount_point))
     return Config(
@@ -158,7 +159,8 @@ def make_parser(release: str) -> argparse.ArgumentParser:
         nargs="*",
         metavar="MOUNTPOINT",
         help=f"where to mount (default {MOUNT_POINT}; made if missing). A SOURCE before it, "
-        "as mount(8) gives it, is shown in /proc/mounts and has no other use",
+        "as mount(8) gives it, is shown in /proc/mounts; with one, it is no failure that the "
+        "same is mounted there with the same options already",
     )
     parser.add_argument(
         "-o",

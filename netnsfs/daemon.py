@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import linux
+from netnsfs import linux, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure, one_line
 from netnsfs.fuse import session, takeover
 from netnsfs.netns import spares
@@ -100,6 +100,9 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
             session.serve(root, stats, config, mounted, answers)
             tell("STOPPING=1")
     except Failure as failure:
+        already = isinstance(failure, takeover.AlreadyMounted)
+        if already and config.repeatable and running.serves(config):
+            return 0
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
     except Exception:

@@ -18,6 +18,10 @@ _MOST_LINKS = 40
 log = logging.getLogger(__name__)
 
 
+class AlreadyMounted(Failure):
+    """A netnsfs that is alive is mounted there."""
+
+
 def check_machine() -> None:
     """Check that this machine, and this user, can mount netnsfs at all.
 
@@ -90,7 +94,7 @@ def _is_dead(mount_point: bytes) -> bool:
         message = f"{shown} is busy: a file system of type {kind} is mounted there"
         raise Failure(message, EXIT_MOUNT)
     if _answers(mount_point):
-        raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
+        raise AlreadyMounted(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
     return True
 
 

@@ -21,7 +21,8 @@ def test_as_mount_8_calls() -> None:
     config = cli.parse_arguments(
         ["none", "/mnt/x", "-o", "rw,dev,suid,_netdev,x-systemd.automount"]
     )
-    assert config == Config(mount_point=b"/mnt/x", source="none", run_dir=run_dir())
+    expected = Config(b"/mnt/x", source="none", repeatable=True, run_dir=run_dir())
+    assert config == expected
 
 
 @pytest.mark.parametrize(
