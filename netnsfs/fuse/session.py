@@ -55,7 +55,7 @@ GRACE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 0.5
 
 
-KEEP_SMALL_SECONDS = 20.0
+BOUND_MEMORY_SECONDS = 20.0
 
 
 MOST_KEPT = 1000
@@ -135,7 +135,7 @@ async def _serve(
         before = _devices()
         _init(operations, config)
         for device in _devices() - before:
-            lull.heed(device)
+            lull.watch_requests(device)
         ours = _netnsfs_at(config.mount_point)
         if ours is None:
             pyfuse3.close(unmount=False)
@@ -236,8 +236,8 @@ def _detach(mount_point: bytes, ours: _Ours) -> None:
 async def _keep_small(operations: Operations, pool: Pool, forget: Callable[[], None]) -> None:
     answered = 0
     while True:
-        await trio.sleep(KEEP_SMALL_SECONDS)
-        if operations.known > MOST_KEPT:
+        await trio.sleep(BOUND_MEMORY_SECONDS)
+        if operations.known_nodes > MOST_KEPT:
             with suppress(OSError):
                 await pool.run(forget)
         if answered != (answered := operations.stats.requests.total()):
@@ -260,7 +260,7 @@ async def _heed(
     async for number in signals:
         if number == signal.SIGUSR1:
             up = time.monotonic() - started
-            nodes, files = operations.known, operations.opened
+            nodes, files = operations.known_nodes, operations.open_files
             message = "version %s, up %d s, %d nodes, %d open files"
             log.info(message, version("netnsfs"), up, nodes, files)
             continue

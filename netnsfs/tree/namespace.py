@@ -150,11 +150,16 @@ class NamespaceDirectory(Directory):
     def label(self) -> bytes:
         return self.home.name
 
-    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
+        before = self.owner()
+        mode = before.mode if mode is None else mode
+        uid = before.uid if uid is None else uid
+        gid = before.gid if gid is None else gid
         if mode & ~0o777:
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
-        owner = self._settings.permissions.given(uid, gid, mode, self.owner(), caller)
-        self.home.give(owner)
+        self.home.give(self._settings.permissions.given(uid, gid, mode, before, caller))
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         self.check()
