@@ -105,6 +105,7 @@ class NodeTable:
             name_seconds: how long the kernel may keep its name.
         """
         number = node.number or next(self._unused_numbers)
+        # The kernel gives back the lookups of both by the one number.
         before = self.by_number.get(number)
         known = KnownNode(node, number, before.lookups if before else 0, name_seconds)
         if before:

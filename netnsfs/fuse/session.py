@@ -157,6 +157,7 @@ def _open_session(
     device, ours = _mount(config)
     cleanup.callback(_detach, config.mount_point, ours)
     try:
+        # Such a path tells libfuse that the descriptor is mounted already.
         pyfuse3.init(operations, f"/dev/fd/{device}", set())
     except BaseException:
         os.close(device)
@@ -183,8 +184,10 @@ def _mount(config: Config) -> tuple[int, Identity]:
             with linux.closing(_new_mount(device, config)) as mount:
                 ours = takeover.attach(mount, config.mount_point)
             if ours:
+                # The session closes the device.
                 undo.pop_all()
                 return device, ours
+        # Ends here if the other start serves. If it has failed meanwhile, this one tries again.
         takeover.clear(config.mount_point)
     raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
 

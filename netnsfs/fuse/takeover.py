@@ -179,6 +179,7 @@ def attach(mount: int, mount_point: bytes) -> Identity | None:
     """
     ours = identity_of(mount)
     with ExitStack() as undo:
+        # Harmless if it is mounted nowhere: then there is nothing to detach.
         undo.callback(linux.detach, mount)
         _move_to(mount, mount_point)
         if not _is_lowest(mount):
@@ -204,6 +205,7 @@ def _is_lowest(mount: int) -> bool:
     """Whether an open mount is mounted, and not on another netnsfs at the same path."""
     by_number = {found.id: found for found in linux.mounts()}
     ours = by_number.get(linux.mount_number(mount))
+    # Detached together with a lower one that has withdrawn, or by somebody's umount(8).
     if ours is None:
         return False
     below = by_number.get(ours.parent)
