@@ -1,11 +1,11 @@
 """The vocabulary of the mounted tree: directories, files, links, open files.
 
-What the tree holds is defined in `files`; how the kernel asks for it, in `fuse`. Between
+What the tree holds is defined in `tree`; how the kernel asks for it, in `fuse`. Between
 the two stand these classes, and they know neither FUSE nor namespaces.
 
 Methods are plain calls that raise OSError. The adapter makes those that change something on a
 worker thread, all others on the event loop; one that can take long raises WouldBlock there
-(see `workers.may_block`), and the adapter makes the same call again on a worker thread.
+(see `jobs.may_block`), and the adapter makes the same call again on a worker thread.
 """
 
 import errno
@@ -103,10 +103,10 @@ class Node:
     def setattr(
         self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
     ) -> None:
-        """Change mode (permission bits) and owner, as chmod(2) and chown(2) do.
+        """Change mode and owner, as chmod(2) and chown(2) do.
 
         Args:
-            mode: permission bits; None if they were not asked for, as for the following two.
+            mode: permission bits; None, as for the others, to leave them as they are.
             uid: user ID.
             gid: group ID.
             caller: who asks.

@@ -33,7 +33,7 @@ def asking() -> Iterator[tuple[int, int]]:
 def lull(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lull]:
     lull = Lull()
     if request.param == "in place":
-        lull.heed(asking[0])
+        lull.watch_requests(asking[0])
     yield lull
     lull.close()
 
@@ -194,7 +194,7 @@ async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
     pool: Pool, lull: Lull, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
-    lull.heed(asking[0])
+    lull.watch_requests(asking[0])
     assert not await others_run(pool.run(time.sleep, 0.01))
     os.write(asking[1], b"request")
     assert await others_run(pool.run(time.sleep, 0.5))

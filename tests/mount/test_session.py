@@ -611,7 +611,7 @@ def test_names_made_mid_listing(mnt: Mounted) -> None:
 FORGETFUL = """
 from netnsfs.fuse import session as mount
 from netnsfs.__main__ import main
-mount.KEEP_SMALL_SECONDS = 0.2
+mount.BOUND_MEMORY_SECONDS = 0.2
 main()
 """
 
