@@ -323,25 +323,6 @@ def test_identify(names: Names) -> None:
     (RUN / "directory").rmdir()
 
 
-def test_a_link_is_never_followed_into_our_own_mount(names: Names) -> None:
-    target = Path("/mnt/own")
-    target.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "own", target], check=True)
-    try:
-        (target / "x").touch()
-        subprocess.run(["mount", "--bind", "/proc/self/ns/net", target / "x"], check=True)
-        os.symlink(target / "x", RUN / "lnk")
-        assert names.identify(b"lnk") is not None
-        names.links.avoid = {linux.statx(bytes(target)).dev}
-        assert names.identify(b"lnk") is None
-        assert error_of(names.open_namespace, b"lnk") == "ELOOP"
-        names.remove(b"lnk")
-    finally:
-        subprocess.run(["umount", target / "x"], check=True)
-        subprocess.run(["umount", target], check=True)
-        target.rmdir()
-
-
 # Remove
 
 
