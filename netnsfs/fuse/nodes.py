@@ -65,6 +65,12 @@ class KnownNode:
         entry.st_ctime_ns = taken.ctime_ns
 
 
+class _ByNumber(dict[int, KnownNode]):
+    # A subscript, with no call of a function, is what most requests begin with.
+    def __missing__(self, number: int) -> KnownNode:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 class NodeTable:
     """All nodes that the kernel knows.
 
@@ -73,7 +79,8 @@ class NodeTable:
 
     Attributes:
         root: its entry.
-        by_number: the entries by the kernel's number; to be changed by methods only.
+        by_number: the entries by the kernel's number. A number that is not there raises
+            OSError, ESTALE. To be changed by the methods only.
         by_key: the entries by the key of their node; likewise.
     """
 
@@ -81,19 +88,8 @@ class NodeTable:
         self._unused_numbers = itertools.count(_FIRST_NUMBER)
         self.root = KnownNode(root, pyfuse3.ROOT_INODE, 1, 0)
         self.root.take_attributes(root.attributes(), root.stamp)
-        self.by_number: dict[int, KnownNode] = {self.root.number: self.root}
+        self.by_number = _ByNumber({self.root.number: self.root})
         self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
-
-    def find(self, number: int) -> KnownNode:
-        """The node with a number.
-
-        Raises:
-            OSError: ESTALE if there is none.
-        """
-        try:
-            return self.by_number[number]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def admit(self, node: Node, name_seconds: float) -> KnownNode:
         """Enter a node, under the number that it wishes for or a new one.

@@ -144,8 +144,8 @@ class Operations(pyfuse3.Operations):
         self._listings: dict[int, _Listing] = {}
         self._unused_handles = itertools.count(1)
         self._nodes = NodeTable(root)
-        self._find = self._nodes.find
-        self._known_by_key = self._nodes.by_key
+        self._by_number = self._nodes.by_number
+        self._by_key = self._nodes.by_key
 
     def init(self) -> None:
         self._ready()
@@ -165,7 +165,7 @@ class Operations(pyfuse3.Operations):
     @property
     def known_nodes(self) -> int:
         """The number of nodes that the kernel knows."""
-        return len(self._nodes.by_number)
+        return len(self._by_number)
 
     @property
     def open_files(self) -> int:
@@ -187,7 +187,7 @@ class Operations(pyfuse3.Operations):
             raise _not_open_error() from None
 
     def _find_directory(self, inode: int) -> Directory:
-        node = self._find(inode).node
+        node = self._by_number[inode].node
         if not isinstance(node, Directory):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
@@ -219,15 +219,15 @@ class Operations(pyfuse3.Operations):
 
         The caller counts the lookup before it awaits anything else.
         """
-        known = self._known_by_key.get(node.key)
+        known = self._by_key.get(node.key)
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
         taken = await self._call_tree(node.attributes)
-        if node.number in self._nodes.by_number:
+        if node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
             await self._call_tree(node.ensure_present)
-        known = self._known_by_key.get(node.key)
+        known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
         known.take_attributes(taken, stamp)
@@ -254,7 +254,7 @@ class Operations(pyfuse3.Operations):
                 node = directory.lookup(name, ctx)
             except WouldBlock:
                 node = await self._looks.run(directory.lookup, name, ctx)
-            known = self._known_by_key.get(node.key)
+            known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
                 known = await self._admit(node, directory)
             known.lookups += 1
@@ -328,7 +328,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(self._find(inode))
+        return await self._refresh_attributes(self._by_number[inode])
 
     @_shielded
     async def setattr(
@@ -339,7 +339,7 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        known = self._find(inode)
+        known = self._by_number[inode]
         before = await self._refresh_attributes(known)
         _refuse_other_fields(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
@@ -359,7 +359,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        node = self._find(inode).node
+        node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
         return await self._call_tree(node.target_for, ctx)
@@ -383,7 +383,7 @@ class Operations(pyfuse3.Operations):
         directory = self._find_directory(inode)
         fh = next(self._unused_handles)
         self._listings[fh] = _Listing(
-            self._find(inode), directory, directory.listing_caller(ctx)
+            self._by_number[inode], directory, directory.listing_caller(ctx)
         )
         return fh
 
@@ -444,7 +444,7 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         self._counted["open"] += 1
         try:
-            known = self._find(inode)
+            known = self._by_number[inode]
             node = known.node
             if not isinstance(node, File):
                 raise FUSEError(errno.EISDIR)

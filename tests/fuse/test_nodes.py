@@ -32,7 +32,7 @@ def looked_up(table: NodeTable, node: Numbered, lookups: int = 1) -> KnownNode:
 
 def test_the_root_is_there_and_stays(table: NodeTable) -> None:
     table.forget([(1, 1_000)])
-    assert table.find(1) is table.root
+    assert table.by_number[1] is table.root
     assert table.root.attributes.st_size == 5
 
 
@@ -45,10 +45,10 @@ def test_numbers_are_never_given_twice(table: NodeTable) -> None:
 def test_a_node_is_dropped_with_its_last_lookup(table: NodeTable) -> None:
     known = looked_up(table, Numbered("a", 7), lookups=3)
     table.forget([(7, 1), (7, 1)])
-    assert table.find(7) is table.by_key["a"] is known
+    assert table.by_number[7] is table.by_key["a"] is known
     table.forget([(7, 1), (7, 1), (99, 1)])
     with pytest.raises(OSError, match="Stale") as caught:
-        table.find(7)
+        table.by_number[7]
     assert caught.value.errno == errno.ESTALE
     assert list(table.by_key) == ["root"]
 
@@ -61,4 +61,4 @@ def test_a_number_passes_on_with_its_count(table: NodeTable) -> None:
     # What a listing still holds of the old one does not drop the new one.
     old.lookups = 0
     table.drop_unused(old)
-    assert table.find(7) is new
+    assert table.by_number[7] is new
