@@ -18,7 +18,7 @@ def main() -> int:
         pass
     os.close(filler)
     try:
-        config = cli.parse(sys.argv[1:])
+        config = cli.parse_arguments(sys.argv[1:])
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status

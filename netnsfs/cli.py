@@ -36,19 +36,19 @@ IGNORED = frozenset(
 """What mount(8) hands on from fstab(5) that means nothing here, or is so anyway."""
 
 
-def _directory(value: str) -> bytes:
+def _parse_directory(value: str) -> bytes:
     return os.fsencode(os.path.realpath(value))
 
 
-def _user(value: str) -> int:
-    return _id(value, lambda name: pwd.getpwnam(name).pw_uid, "user")
+def _parse_user(value: str) -> int:
+    return _parse_id(value, lambda name: pwd.getpwnam(name).pw_uid, "user")
 
 
-def _group(value: str) -> int:
-    return _id(value, lambda name: grp.getgrnam(name).gr_gid, "group")
+def _parse_group(value: str) -> int:
+    return _parse_id(value, lambda name: grp.getgrnam(name).gr_gid, "group")
 
 
-def _id(value: str, of_name: Callable[[str], int], kind: str) -> int:
+def _parse_id(value: str, of_name: Callable[[str], int], kind: str) -> int:
     try:
         number = int(value) if value.isdecimal() else of_name(value)
     except KeyError:
@@ -58,7 +58,7 @@ def _id(value: str, of_name: Callable[[str], int], kind: str) -> int:
     return number
 
 
-def _mask(value: str) -> int:
+def _parse_mask(value: str) -> int:
     try:
         mask = int(value, 8)
     except ValueError:
@@ -68,20 +68,20 @@ def _mask(value: str) -> int:
     return mask
 
 
-def _spare(value: str) -> int:
+def _parse_spare(value: str) -> int:
     if not value.isdecimal() or int(value[:10]) > MOST_SPARES:
         raise Failure(f"spare is a number of at most {MOST_SPARES}", EXIT_USAGE)
     return int(value)
 
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "rundir": ("run_dir", _directory),
-    "spare": ("spare", _spare),
-    "uid": ("uid", _user),
-    "gid": ("gid", _group),
-    "umask": ("umask", _mask),
-    "dmask": ("dmask", _mask),
-    "fmask": ("fmask", _mask),
+    "rundir": ("run_dir", _parse_directory),
+    "spare": ("spare", _parse_spare),
+    "uid": ("uid", _parse_user),
+    "gid": ("gid", _parse_group),
+    "umask": ("umask", _parse_mask),
+    "dmask": ("dmask", _parse_mask),
+    "fmask": ("fmask", _parse_mask),
 }
 """Options after -o that take a value: field of Config, and how the value is read."""
 
@@ -99,7 +99,7 @@ class _Parser(argparse.ArgumentParser):
         raise Failure(f"{message} (see netnsfs --help)", EXIT_USAGE)
 
 
-def parse(arguments: Sequence[str]) -> Config:
+def parse_arguments(arguments: Sequence[str]) -> Config:
     """Read the command line.
 
     Args:
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Config:
         Failure: it is wrong.
         SystemExit: --help and --version have been answered.
     """
-    found = parser(version("netnsfs")).parse_intermixed_args(arguments)
+    found = make_parser(version("netnsfs")).parse_intermixed_args(arguments)
     if len(found.paths) > 2:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
@@ -117,9 +117,10 @@ def parse(arguments: Sequence[str]) -> Config:
     if "remount" in given:
         # First: what comes along are the options that /proc/mounts shows.
         raise Failure("cannot remount: unmount it and mount it anew", EXIT_USAGE)
-    fields = dict(_option(option) for option in given if not _is_ignored(option))
+    fields = dict(_parse_option(option) for option in given if not _is_ignored(option))
     if source:
-        fields["source"] = _source(source[0])
+        # Who names a source is mount(8), or does as it does.
+        fields |= {"source": _parse_source(source[0]), "repeatable": True}
     # The last component stays as it is: a dead mount there answers no question.
     parent, name = os.path.split(os.path.abspath(mount_point))
     return Config(
@@ -141,7 +142,7 @@ def _permissions(fields: dict[str, Any]) -> Permissions:
     return Permissions(**{key: fields.pop(key) for key in given})
 
 
-def parser(release: str) -> argparse.ArgumentParser:
+def make_parser(release: str) -> argparse.ArgumentParser:
     """What reads the command line.
 
     Args:
@@ -158,7 +159,8 @@ def parser(release: str) -> argparse.ArgumentParser:
         nargs="*",
         metavar="MOUNTPOINT",
         help=f"where to mount (default {MOUNT_POINT}; made if missing). A SOURCE before it, "
-        "as mount(8) gives it, is shown in /proc/mounts and has no other use",
+        "as mount(8) gives it, is shown in /proc/mounts; with one, it is no failure that the "
+        "same is mounted there with the same options already",
     )
     parser.add_argument(
         "-o",
@@ -185,7 +187,7 @@ def _is_ignored(option: str) -> bool:
     return not option or option in IGNORED or option.startswith(("x-", "comment="))
 
 
-def _option(option: str) -> tuple[str, Any]:
+def _parse_option(option: str) -> tuple[str, Any]:
     key, equals, value = option.partition("=")
     if option in FLAGS:
         return FLAGS[option]
@@ -197,7 +199,7 @@ def _option(option: str) -> tuple[str, Any]:
     return field, read(value)
 
 
-def _source(value: str) -> str:
+def _parse_source(value: str) -> str:
     if not value.isascii() or not value.isprintable():
         raise Failure("the source must be printable ASCII", EXIT_USAGE)
     return value

@@ -41,6 +41,7 @@ class Config:
     Attributes:
         mount_point: where to mount; absolute.
         source: what /proc/mounts shows in the first column.
+        repeatable: it is no failure that the same is mounted there already.
         run_dir: the directory of names; absolute.
         keep_busy: refuse to remove a namespace that processes are in.
         permissions: to whom namespaces belong.
@@ -54,6 +55,7 @@ class Config:
 
     mount_point: bytes
     source: str = "netnsfs"
+    repeatable: bool = False
     run_dir: bytes = b"/run/netns"
     permissions: Permissions = field(default_factory=Permissions)
     allow_other: bool = True

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import linux
-from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure, one_line
+from netnsfs import linux, logs, running
+from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
 from netnsfs.netns import spares
 from netnsfs.netns.names import Names
@@ -24,16 +24,6 @@ from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
 
 log = logging.getLogger(__name__)
-
-SYSLOG = "/dev/log"
-_LOG_DAEMON = 3 << 3
-_SEVERITY = {
-    logging.DEBUG: 7,
-    logging.INFO: 6,
-    logging.WARNING: 4,
-    logging.ERROR: 3,
-    logging.CRITICAL: 2,
-}
 
 
 def run(config: Config) -> int:
@@ -44,7 +34,7 @@ def run(config: Config) -> int:
         background when it answers.
     """
     if config.foreground:
-        _log_to(logging.StreamHandler(), config)
+        logs.log_to_terminal(config.debug)
         return _serve(config, lambda: None)
     # What a shell has left open (a lock, a pipe) is not ours to keep.
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -55,54 +45,31 @@ def run(config: Config) -> int:
         return (os.read(reader, 1) or bytes([EXIT_SYSTEM]))[0]
     os.close(reader)
     os.setsid()
-    _log_to(logging.StreamHandler(), config)
+    return _serve_in_background(config, writer)
 
+
+def _serve_in_background(config: Config, parent: int) -> int:
     def report(status: int) -> None:
         with suppress(BrokenPipeError):
-            os.write(writer, bytes([status]))
+            os.write(parent, bytes([status]))
 
     def ready() -> None:
-        _leave_terminal(config)
+        logs.leave_terminal(config.debug)
         report(0)
 
+    logs.log_to_terminal(config.debug)
     status = _serve(config, ready)
     report(status)
     return status
 
 
 def _serve(config: Config, ready: Callable[[], None]) -> int:
-    names = Names(config.run_dir, Spares(config.spare))
-    # No child process may speak for us.
-    tell = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
-
     try:
-        takeover.check_machine()
-        # With it, the kernel would show its addresses in net/ to those whom it would not.
-        linux.drop_capability(linux.CAP_SYSLOG)
-        with takeover.only_one_start(config.mount_point) as unlock:
-            config = replace(config, mount_point=takeover.clear(config.mount_point))
-            _refuse_inside(config)
-            _warn_if_unseen()
-            _warn_if_blind()
-            _warn_if_closed(config)
-            _refuse_spares(config)
-            stats = Stats()
-            with suppress(OSError):
-                names.delegations.refresh()
-            root = Root(names, stats, config)
-
-            def mounted(device: int) -> None:
-                names.avoid = {device}
-                unlock()
-
-            def answers() -> None:
-                ready()
-                names.spares.start()
-                tell("READY=1")
-
-            session.serve(root, stats, config, mounted, answers)
-            tell("STOPPING=1")
+        _mount_and_serve(config, ready)
     except Failure as failure:
+        already = isinstance(failure, takeover.AlreadyMounted)
+        if already and config.repeatable and running.serves(config):
+            return 0
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
     except Exception:
@@ -111,25 +78,35 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
     return 0
 
 
-def _refuse_spares(config: Config) -> None:
-    if config.spare and not spares.possible():
-        message = "spare= needs the machine's initial network namespace: leave it out"
-        raise Failure(message, EXIT_USAGE)
+def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
+    names = Names(config.run_dir, Spares(config.spare))
+    # Taken away, so that no child process can speak for us.
+    tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
+    takeover.check_machine()
+    # With it, the kernel would show its addresses in net/ to callers who may not see them.
+    linux.drop_capability(linux.CAP_SYSLOG)
+    config = replace(config, mount_point=takeover.clear(config.mount_point))
+    _check_config(config)
+
+    def mounted(device: int) -> None:
+        names.links.avoid = {device}
+
+    def answers() -> None:
+        ready()
+        names.spares.start()
+        tell_manager("READY=1")
+
+    stats = Stats()
+    session.serve(Root(names, stats, config), stats, config, mounted, answers)
+    tell_manager("STOPPING=1")
 
 
-def _tell_manager(address: str, state: str) -> None:
-    """As sd_notify(3), but that it never waits: the event loop does not stop for it."""
-    if not address:
-        return
-    path = os.fsencode(address)
-    if path.startswith(b"@"):
-        path = b"\0" + path[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.setblocking(False)
-            manager.sendto(state.encode(), path)
-    except OSError as error:
-        log.warning("cannot tell %s to the service manager: %s", state, error.strerror)
+def _check_config(config: Config) -> None:
+    _refuse_inside(config)
+    _warn_if_unseen()
+    _warn_if_blind()
+    _warn_if_closed(config)
+    _refuse_spares(config)
 
 
 def _refuse_inside(config: Config) -> None:
@@ -166,38 +143,22 @@ def _warn_if_closed(config: Config) -> None:
         log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
 
 
-class _Line(logging.Formatter):
-    """One line for each event, whatever is in a name or a traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return one_line(super().format(record))
-
-
-class _Syslog(logging.Handler):
-    """Rather loses a line than stops the event loop, unlike the standard library's handler."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        priority = _LOG_DAEMON | _SEVERITY[record.levelno]
-        with suppress(OSError):
-            # By address each time, so that a syslogd may be started anew.
-            self._socket.sendto(f"<{priority}>{self.format(record)}".encode(), SYSLOG)
+def _refuse_spares(config: Config) -> None:
+    if config.spare and not spares.spares_possible():
+        message = "spare= needs the machine's initial network namespace: leave it out"
+        raise Failure(message, EXIT_USAGE)
 
 
-def _log_to(handler: logging.Handler, config: Config) -> None:
-    handler.setFormatter(_Line("netnsfs: %(levelname)s: %(message)s"))
-    level = logging.DEBUG if config.debug else logging.INFO
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-
-
-def _leave_terminal(config: Config) -> None:
-    _log_to(_Syslog(), config)
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+def _tell_manager(address: str, state: str) -> None:
+    """As sd_notify(3), but without ever waiting, because the event loop must not stop."""
+    if not address:
+        return
+    path = os.fsencode(address)
+    if path.startswith(b"@"):
+        path = b"\0" + path[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.setblocking(False)
+            manager.sendto(state.encode(), path)
+    except OSError as error:
+        log.warning("cannot tell %s to the service manager: %s", state, error.strerror)

@@ -138,7 +138,7 @@ def may_block() -> None:
         raise WouldBlock
 
 
-def asked() -> float:
+def asked_at() -> float:
     """When the job was asked for that this thread runs (time.monotonic); else now."""
     return _local.job.asked if _local.job else time.monotonic()
 

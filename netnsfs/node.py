@@ -1,11 +1,11 @@
 """The vocabulary of the mounted tree: directories, files, links, open files.
 
-What the tree holds is defined in `files`; how the kernel asks for it, in `fuse`. Between
+What the tree holds is defined in `tree`; how the kernel asks for it, in `fuse`. Between
 the two stand these classes, and they know neither FUSE nor namespaces.
 
 Methods are plain calls that raise OSError. The adapter makes those that change something on a
 worker thread, all others on the event loop; one that can take long raises WouldBlock there
-(see `workers.may_block`), and the adapter makes the same call again on a worker thread.
+(see `jobs.may_block`), and the adapter makes the same call again on a worker thread.
 """
 
 import errno
@@ -93,15 +93,23 @@ class Node:
         """
         raise NotImplementedError
 
-    def check(self) -> None:
+    def ensure_present(self) -> None:
         """Make sure that it is still there.
 
         Raises:
             OSError: ENOENT.
         """
 
-    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
-        """Change mode (permission bits) and owner, as chmod(2) and chown(2) do.
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
+        """Change mode and owner, as chmod(2) and chown(2) do.
+
+        Args:
+            mode: permission bits; None, as for the others, to leave them as they are.
+            uid: user ID.
+            gid: group ID.
+            caller: who asks.
 
         Raises:
             OSError: EPERM if they cannot be kept.
@@ -143,16 +151,16 @@ class Directory(Node):
         """
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         """All names, without "." and ".."."""
         return []
 
-    def reader(self, caller: Caller) -> Caller:
+    def listing_caller(self, caller: Caller) -> Caller:
         """For whom a listing is: the opener, with what can be told while they wait only."""
         return caller
 
-    def listed(self, name: bytes, caller: Caller) -> Node:
-        """`lookup` of a name that `list` has just told."""
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        """`lookup` of a name that `list_names` has just told."""
         return self.lookup(name, caller)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
@@ -177,22 +185,22 @@ class Directory(Node):
 class Link(Node):
     """A symbolic link."""
 
-    def text(self) -> bytes:
+    def target_text(self) -> bytes:
         """What it points to."""
         raise NotImplementedError
 
-    def target(self, caller: Caller) -> bytes:
+    def target_for(self, caller: Caller) -> bytes:
         """What it points to, for one who asks.
 
         Raises:
             OSError: EACCES if that is not for everyone.
         """
-        return self.text()
+        return self.target_text()
 
     def attributes(self) -> Attributes:
         # The size can change: the target of a link may follow a rename. A link is followed
         # without its attributes, so that not keeping them costs nothing.
-        return Attributes(stat.S_IFLNK | 0o777, len(self.text()), seconds=0)
+        return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), seconds=0)
 
 
 class File(Node):
@@ -223,11 +231,11 @@ class File(Node):
         """
         raise NotImplementedError
 
-    def opened(self, length: int) -> None:
+    def remember_length(self, length: int) -> None:
         """Take note that an open file, with content of that length, gets to its user."""
         self._last_open = time.monotonic(), length
 
-    def size(self, otherwise: Callable[[], int]) -> int:
+    def size_to_show(self, otherwise: Callable[[], int]) -> int:
         """The size to show now, in bytes."""
         if self._last_open and time.monotonic() - self._last_open[0] < _FSTAT_SECONDS:
             return self._last_open[1]
@@ -292,7 +300,7 @@ class Snapshot:
                 else:
                     self.content = self._take()
             except FileNotFoundError as error:
-                raise gone() from error
+                raise gone_error() from error
             self._unread = False
         return self.content[offset : offset + size]
 
@@ -307,14 +315,14 @@ class Snapshot:
         try:
             self._run(data)
         except FileNotFoundError as error:
-            raise gone() from error
+            raise gone_error() from error
         return len(data)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def gone() -> OSError:
+def gone_error() -> OSError:
     """What an open file answers when what it tells of is gone: ENODEV."""
     return OSError(errno.ENODEV, "it is gone")
 

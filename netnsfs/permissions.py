@@ -22,6 +22,7 @@ is told is decided here, and so is the little that mode bits cannot say.
    are shown to those who may look into anything.
 """
 
+import errno
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Owner(NamedTuple):
 ROOT = Owner(0, 0, 0o755, 0o200)
 
 
-def delegate(uid: int, gid: int, mode: int) -> Owner:
+def delegated_owner(uid: int, gid: int, mode: int) -> Owner:
     """The owner of a namespace that root gives to somebody."""
     return Owner(uid, gid, mode, mode & 0o222)
 
@@ -70,44 +71,68 @@ class Permissions:
     dmask: int = DMASK
     fmask: int = FMASK
 
-    def owner(self) -> Owner:
+    def default_owner(self) -> Owner:
         """To whom a namespace belongs that was not given to anyone."""
         return Owner(self.uid, self.gid, 0o777 & ~self.dmask, 0o222 & ~self.fmask)
 
-    def born(self, mode: int, caller: Caller) -> Owner | None:
+    def owner_at_birth(self, mode: int, caller: Caller) -> Owner | None:
         """To whom a namespace shall belong that is made with a mode (mkdir -m).
 
         Returns:
             None if to whom any other does. Who is not root can make the mode stricter only.
         """
         plain = self.dmask != DMASK and mode == 0o777 & ~caller.umask
-        usual = self.owner().mode
+        usual = self.default_owner().mode
         if caller.uid != 0:
             mode &= usual
         if plain or mode == usual:
             return None
-        return self.given(self.uid, self.gid, mode, self.owner(), caller)
+        asked = delegated_owner(self.uid, self.gid, mode)
+        return (
+            asked if caller.uid == 0 else self._without_new_writers(asked, self.default_owner())
+        )
 
-    def given(self, uid: int, gid: int, mode: int, before: Owner, caller: Caller) -> Owner:
+    def owner_when_given(
+        self,
+        before: Owner,
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        caller: Caller,
+    ) -> Owner:
         """The owner of a namespace that somebody gives to somebody.
 
         Args:
-            uid: user ID that the directory shall have.
-            gid: group ID.
-            mode: permission bits.
             before: to whom it belongs.
+            mode: permission bits that the directory shall have; None for those that it has, as
+                for the following two.
+            uid: user ID.
+            gid: group ID.
             caller: who gives it.
+
+        Raises:
+            OSError: EPERM if it is not theirs.
         """
-        asked = delegate(uid, gid, mode)
+        if caller.uid not in (0, before.uid):
+            raise PermissionError(errno.EPERM, "it belongs to somebody else")
+        after = before._replace(
+            uid=before.uid if uid is None else uid, gid=before.gid if gid is None else gid
+        )
+        if mode is not None:
+            after = after._replace(mode=mode, write=mode & 0o222)
         if caller.uid == 0:
-            return asked
-        return asked._replace(write=asked.write & (before.write | self.owner().write))
+            # Whom root gives it to may write, whatever fmask= says.
+            own = 0 if uid is None else after.mode & 0o200
+            return after._replace(write=after.write | own)
+        if after.gid != before.gid:
+            # Its members are others than those whom root has let in.
+            after = after._replace(mode=after.mode & ~0o020, write=after.write & ~0o020)
+        return self._without_new_writers(after, before)
 
-    def of_directory(self, mode: int) -> int:
-        """The mode of a directory in which nobody can make anything."""
-        return mode & ~self.dmask
+    def _without_new_writers(self, asked: Owner, before: Owner) -> Owner:
+        return asked._replace(write=asked.write & (before.write | self.default_owner().write))
 
-    def of_file(self, mode: int, owner: Owner) -> tuple[int, int, int]:
+    def file_attributes(self, mode: int, owner: Owner) -> tuple[int, int, int]:
         """What a file shows.
 
         Args:

@@ -21,7 +21,7 @@ class Stats:
         self.errors: Counter[tuple[str, str]] = Counter()
         self.last = b"ok\n"
 
-    def failed(self, request: str, code: int) -> None:
+    def count_error(self, request: str, code: int) -> None:
         """Count a request that got an error.
 
         Args:
@@ -30,7 +30,7 @@ class Stats:
         """
         self.errors[request, errno.errorcode.get(code, "EIO")] += 1
 
-    def refused(self, operation: str, name: bytes, error: OSError) -> None:
+    def remember_refusal(self, operation: str, name: bytes, error: OSError) -> None:
         """Remember why a change was refused."""
         code = errno.errorcode.get(error.errno or 0, "EIO")
         shown = repr(name)[2:-1]

@@ -1,9 +1,16 @@
 """Every test runs as root, in a mount namespace of the test run's own with an empty /run and
 /mnt, against this kernel, and must leave nothing behind.
+
+The order is random, but the lowest room comes first: linux, netns, node, fuse, mount, system.
+Each test begins with the run directory as the first `ip netns add` after a boot leaves it.
+Machines are lived in: no test may assume the value of a sysctl, that an nsid is free, or that
+no other process starts or ends meanwhile.
 """
 
 import errno
+import fcntl
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -16,17 +23,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from netnsfs import linux
+from netnsfs.netns import tasks
 
+# pytest loads this file by a name of its own; what tests import is to be the same module.
+sys.modules["conftest"] = sys.modules[__name__]
+
+CHECKOUT = Path(__file__).parents[1]
 RUN = Path("/run/netns")
 MNT = Path("/mnt/netnsfs")
 
+T = TypeVar("T")
+
 LONG = bool(os.environ.get("NETNSFS_LONG"))
 """Tests that can go on for longer, or search at random, do (scripts/test --long)."""
+
+USER_MODE_LINUX = "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+"""Where this kernel is a program (scripts/guest): a fork takes milliseconds."""
 
 HOLD_THREAD = """
 import ctypes, os, sys, threading, time
@@ -41,21 +59,45 @@ threading.Thread(target=enter).start()
 
 CLONE_NEWNS = 0x20000
 
+nsids = itertools.count(10**6 + os.getpid() % 10**5 * 10**4)
+"""Numbers that no other namespace of the machine has, nor one that is just ending."""
+
 
 def pytest_configure() -> None:
     missing = [tool for tool in ("ip", "nsenter", "lsns", "unshare") if not shutil.which(tool)]
     if os.geteuid() != 0 or missing or not os.path.exists("/dev/fuse"):
         pytest.exit(f"the tests need root, /dev/fuse and iproute2 (missing: {missing})", 3)
+    # What the shell of whoever runs this brings along.
+    os.umask(0o022)
+    os.environ["LC_ALL"] = "C.UTF-8"
+    os.environ.pop("NOTIFY_SOCKET", None)
     linux.unshare(CLONE_NEWNS)
     linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
-    _hidden.update(mount.id for mount in linux.mounts())
+    _take_away_what_is_mounted()
     for directory in ("/run", "/mnt"):
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory], check=True
         )
     MNT.mkdir()
+    # What it keeps open is not a test's.
+    tasks.counts()
     # Gone with the mount namespace.
     set_hypothesis_home_dir("/run/hypothesis")
+
+
+def _take_away_what_is_mounted() -> None:
+    """Let no name and no netnsfs of the machine be in this mount namespace."""
+    places = (b"/run/", b"/mnt/")
+    for mount in reversed([*linux.mounts()]):
+        if mount.fs_type in (b"nsfs", b"fuse.netnsfs") or mount.target.startswith(places):
+            # Those of a user namespace's parent are locked, mount_namespaces(7).
+            with suppress(OSError):
+                linux.umount(mount.target, linux.MNT_DETACH)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    rooms = [config.rootpath / room for room in config.getini("testpaths")]
+    items.sort(key=lambda item: rooms.index(item.path.parent))
 
 
 def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:
@@ -63,22 +105,90 @@ def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProce
 
 
 @contextmanager
-def no_more_mounts() -> Iterator[None]:
-    """The limit of mounts (of the whole machine) is reached until the block ends."""
-    limit = Path("/proc/sys/fs/mount-max")
-    before = limit.read_text()
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A bind mount, until the block ends; what still uses it may go on."""
+    linux.mount(bytes(source), bytes(target), linux.MS_BIND)
     try:
-        limit.write_text("1")
         yield
     finally:
-        limit.write_text(before)
+        linux.umount(bytes(target), linux.MNT_DETACH)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
+@pytest.fixture
+def checkout() -> Iterator[Path]:
+    """The checkout where everybody can reach it, wherever it is."""
+    path = Path("/run/checkout")
+    path.mkdir()
+    with bound(CHECKOUT, path):
+        yield path
+    path.rmdir()
+
+
+def python_in(checkout: Path) -> str:
+    """The Python that runs this, by way of a checkout that is bound elsewhere."""
+    path = Path(sys.executable)
+    inside = path.is_relative_to(CHECKOUT)
+    return str(checkout / path.relative_to(CHECKOUT) if inside else path)
+
+
+@contextmanager
+def no_more_mounts() -> Iterator[int]:
+    """The limit of mounts is reached in this mount namespace until the block ends.
+
+    It is the limit of every mount namespace of the machine. So there are many mounts in this
+    one first, for others to have room left.
+
+    Yields:
+        The limit.
+    """
+    path = "/proc/sys/fs/mount-max"
+    with _many_mounts(1000), linux.closing(os.open(path, os.O_RDWR)) as fd:
+        # Two test runs must not take each other's limit for the machine's.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        before, limit = os.pread(fd, 99, 0), len([*linux.mounts()])
+        os.pwrite(fd, b"%d" % limit, 0)
+        try:
+            yield limit
+        finally:
+            os.pwrite(fd, before, 0)
+
+
+@contextmanager
+def _many_mounts(count: int) -> Iterator[None]:
+    place = Path("/mnt/many")
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    (place / "x").mkdir()
+    for _ in range(count):
+        linux.mount(b"/proc", bytes(place / "x"), linux.MS_BIND)
+    try:
+        yield
+    finally:
+        linux.umount(bytes(place), linux.MNT_DETACH)
+        place.rmdir()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds * (6 if USER_MODE_LINUX else 1)
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def settled(measure: Callable[[], T]) -> T:
+    """What is measured when it has not changed for half a second.
+
+    For a baseline: what a daemon has just done may still be ending, such as a close(2).
+    """
+    found, since = measure(), time.monotonic()
+    deadline = since + 20
+    while time.monotonic() < since + 0.5:
+        time.sleep(0.01)
+        again = measure()
+        if again != found:
+            found, since = again, time.monotonic()
+            assert since < deadline, "it does not settle"
+    return found
 
 
 def error_of(function: Callable[..., object], *args: object) -> str:
@@ -129,11 +239,7 @@ def nsfs_mounts() -> list[bytes]:
 
 
 def mounts(fs_type: bytes) -> list[linux.Mount]:
-    """The mounts that were not there (and hidden) before the tests."""
-    return [m for m in linux.mounts() if m.fs_type == fs_type and m.id not in _hidden]
-
-
-_hidden: set[int] = set()
+    return [mount for mount in linux.mounts() if mount.fs_type == fs_type]
 
 
 def _children() -> set[str]:
@@ -148,38 +254,46 @@ def _descriptors() -> dict[str, str]:
     return {fd: target for fd, target in found.items() if not target.endswith("/fd")}
 
 
+def new_run_directory() -> None:
+    """RUN as the first `ip netns add` leaves it: empty, and a shared mount of its own."""
+    no_run_directory()
+    RUN.mkdir()
+    path = bytes(RUN)
+    linux.mount(path, path, linux.MS_BIND)
+    linux.mount(None, path, linux.MS_PRIVATE)
+    linux.mount(None, path, linux.MS_SHARED)
+
+
+def no_run_directory() -> None:
+    """As after a boot."""
+    with suppress(OSError):
+        while True:
+            linux.umount(bytes(RUN), linux.MNT_DETACH)
+    if RUN.exists():
+        shutil.rmtree(RUN)
+
+
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:
     """Fail a test that leaves a name, a mount, a process, a thread or a descriptor."""
+    new_run_directory()
     before = _descriptors()
     threads = threading.active_count()
     home = os.readlink("/proc/thread-self/ns/net")
     yield
     gc.collect()
     names, mounts = (os.listdir(RUN) if RUN.exists() else []), nsfs_mounts()
-    _clean_up()
+    for target in [*fuse_mounts(), *mounts]:
+        with suppress(OSError):
+            linux.umount(target, linux.MNT_DETACH)
     assert names == []
     assert mounts == []
     assert fuse_mounts() == []
     assert os.readlink("/proc/thread-self/ns/net") == home
-    assert _descriptors() == before
+    # A worker closes its way home as it ends.
     wait_for(lambda: threading.active_count() <= threads)
+    assert _descriptors() == before
     assert _children() == set()
-
-
-def _clean_up() -> None:
-    for target in [*fuse_mounts(), *nsfs_mounts()]:
-        subprocess.run(["umount", "-l", target], check=False, capture_output=True)
-    if RUN.exists():
-        # What delegations leave on the directory: with it, a rename takes a lock.
-        for attribute in os.listxattr(RUN):
-            os.removexattr(RUN, attribute)
-        for name in os.listdir(RUN):
-            path = RUN / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 def daemon() -> int:
@@ -196,7 +310,7 @@ def _daemons() -> list[int]:
     return [
         pid
         for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-        if b"\0netnsfs\0" in command_of(pid) and _mount_namespace(pid) == own
+        if b"\0netnsfs\0" in command_of(pid) and mount_namespace(pid) == own
     ]
 
 
@@ -208,7 +322,7 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
-def _mount_namespace(pid: int) -> str:
+def mount_namespace(pid: int | str) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt")
     except OSError:

@@ -73,7 +73,7 @@ class Root(Directory):
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         return list(CONTENTS)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

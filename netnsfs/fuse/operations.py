@@ -1,30 +1,24 @@
-"""The adapter between the FUSE protocol, as pyfuse3 has it, and a `tree`.
+"""The adapter between the FUSE protocol, as pyfuse3 has it, and the nodes of a tree.
 
-Caching. The kernel keeps what lies in a `lasting` directory and what a node's attributes
-allow; it never keeps the names of any other directory, so a change made by anyone is seen
-by the next lookup. File content is never cached (direct_io).
+Caching. The kernel keeps the names below a directory that is `lasting`, and attributes for
+the time that they name. It keeps no name below any other directory, so that the next lookup
+sees a change whoever made it. read(2) always asks here (direct_io). Only sendfile(2) and
+splice(2) read from the kernel's pages, which every open throws away.
 
-Nodes. The kernel knows a node by its number, and counts how often it was told of it
-(lookup, mkdir, an entry of a listing); it takes that number back with forget, and at zero
-the node is dropped here. A tree's node may wish for a number. If the number belongs to a
-node with another generation, the new one takes it over together with the count: the
-kernel retires its old inode, which answers EIO from then on, and the old inode's share of
-the count comes back with forgets for the same number.
+Time. A handler answers at once or waits in the pool, which limits the time: a client that
+waits for FUSE cannot be killed. Nothing here, and nothing that is waited for, may touch the
+mount that is being served.
 
-Time. Handlers answer at once or wait in the pool, which bounds them: a client waiting for
-FUSE cannot be killed. Nothing here, and nothing that is waited for, may touch the mount
-that is being served.
+Errors. A shield stands around every handler: OSError becomes its errno, anything unexpected
+is logged with its traceback and becomes EIO. pyfuse3 alone would end the whole file system
+for either. The four requests that make up most of the traffic (lookup, open, read, release)
+have the shield inside and call the tree themselves: one more coroutine around each would cost
+a tenth of their time. For the same reason they repeat a few lines of other methods.
 
-Errors. One shield stands around every handler: OSError becomes its errno, anything
-unexpected is logged with its traceback and becomes EIO. pyfuse3 alone would end the whole
-file system for either. The four requests that make up most of the traffic (lookup, open,
-read, release) have the shield inside and call the tree themselves: a coroutine around each
-would cost them a tenth.
-
-ENOSYS makes the kernel stop asking. That is wanted for flush (one round trip less for each
+ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
 close) and for extended attributes (`ls -l` asks for them, and the user is told
-"not supported" either way), which is why those four and flush are left to pyfuse3's own
-class; every other operation has an answer here.
+"not supported" either way). Their handlers are therefore those of pyfuse3's own class; every
+other operation has an answer here.
 """
 
 import errno
@@ -35,7 +29,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -50,9 +44,10 @@ from pyfuse3 import (
 )
 
 from netnsfs import linux
+from netnsfs.fuse.nodes import KnownNode, NodeTable
 from netnsfs.fuse.pool import Pool
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node
+from netnsfs.node import Caller, Directory, File, Handle, Link, Node
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -61,18 +56,14 @@ Adapter = TypeVar("Adapter", bound="Operations")
 
 LASTING_SECONDS = 3600.0
 LISTING_SECONDS = 1.0
-"""After that, what has been found of a listing is the answer. The kernel asks for the rest."""
+"""After this time the entries found so far are the answer. The kernel asks for the others."""
 
 NAME_MAX = 255
-
-# Inode numbers of namespaces, which nodes may wish for, have 32 bits.
-_FIRST_NUMBER = 1 << 32
-
 
 log = logging.getLogger(__name__)
 
 
-def _shield(
+def _shielded(
     handler: Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]]:
     @functools.wraps(handler)
@@ -87,46 +78,32 @@ def _shield(
     return shielded
 
 
-def _not_open() -> OSError:
+def _not_open_error() -> OSError:
     return OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
-class _Known:
-    """A node that the kernel knows."""
+def _refuse_other_fields(node: Node, asked: EntryAttributes, fields: SetattrFields) -> None:
+    """Sizes and times cannot be set, but a file for commands can be truncated to nothing.
 
-    __slots__ = ("attributes", "lookups", "node", "number", "stamp")
-
-    def __init__(self, node: Node, number: int, lookups: int, name_seconds: float) -> None:
-        self.node = node
-        self.number = number
-        self.lookups = lookups
-        self.stamp: Hashable = None
-        self.attributes = EntryAttributes()
-        self.attributes.st_ino = number
-        self.attributes.generation = node.generation
-        self.attributes.entry_timeout = name_seconds
-
-    def show(self, shown: Attributes, stamp: Hashable) -> None:
-        """Take over a node's attributes, and the stamp that they have."""
-        self.stamp = stamp
-        entry = self.attributes
-        entry.attr_timeout = shown.seconds
-        entry.st_mode = shown.mode
-        entry.st_nlink = shown.links
-        entry.st_size = shown.size
-        entry.st_uid = shown.uid
-        entry.st_gid = shown.gid
-        entry.st_atime_ns = shown.atime_ns
-        entry.st_mtime_ns = shown.mtime_ns
-        entry.st_ctime_ns = shown.ctime_ns
+    Raises:
+        FUSEError: EPERM.
+    """
+    if fields.update_size:
+        refused = asked.st_size or not (isinstance(node, File) and node.writable)
+    else:
+        # truncate(2) asks for times together with the size.
+        refused = fields.update_atime or fields.update_mtime
+    if refused:
+        raise FUSEError(errno.EPERM)
 
 
 class _Listing:
     """An open directory: the names as they were when it was last read from the start."""
 
-    __slots__ = ("caller", "directory", "names")
+    __slots__ = ("caller", "directory", "known", "names")
 
-    def __init__(self, directory: _Known, caller: Caller) -> None:
+    def __init__(self, known: KnownNode, directory: Directory, caller: Caller) -> None:
+        self.known = known
         self.directory = directory
         self.caller = caller
         self.names: list[bytes] = []
@@ -163,14 +140,12 @@ class Operations(pyfuse3.Operations):
         self._ready = ready
         self.stats = stats
         self._counted = stats.requests
-        self._numbers = itertools.count(_FIRST_NUMBER)
         self._handles: dict[int, tuple[File, Handle]] = {}
         self._listings: dict[int, _Listing] = {}
-        self._fhs = itertools.count(1)
-        self._root = _Known(root, pyfuse3.ROOT_INODE, 1, 0)
-        self._root.show(root.attributes(), root.stamp)
-        self._by_number: dict[int, _Known] = {self._root.number: self._root}
-        self._by_key = {root.key: self._root}
+        self._unused_handles = itertools.count(1)
+        self._nodes = NodeTable(root)
+        self._by_number = self._nodes.by_number
+        self._by_key = self._nodes.by_key
 
     def init(self) -> None:
         self._ready()
@@ -184,89 +159,63 @@ class Operations(pyfuse3.Operations):
         else:
             log.error("%s failed", request, exc_info=error)
             answer = FUSEError(errno.EIO)
-        self.stats.failed(request, answer.errno)
+        self.stats.count_error(request, answer.errno)
         return answer
 
     @property
-    def known(self) -> int:
+    def known_nodes(self) -> int:
         """The number of nodes that the kernel knows."""
         return len(self._by_number)
 
     @property
-    def opened(self) -> int:
+    def open_files(self) -> int:
         """The number of open files."""
         return len(self._handles)
 
-    # The tables of nodes and lookup counts. Nothing below awaits.
+    # What a number of the kernel's stands for
 
-    def _find(self, inode: int) -> _Known:
-        try:
-            return self._by_number[inode]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-
-    def _file(self, fh: int) -> tuple[File, Handle]:
+    def _find_file(self, fh: int) -> tuple[File, Handle]:
         try:
             return self._handles[fh]
         except KeyError:
-            raise _not_open() from None
+            raise _not_open_error() from None
 
-    def _listing(self, fh: int) -> _Listing:
+    def _find_listing(self, fh: int) -> _Listing:
         try:
             return self._listings[fh]
         except KeyError:
-            raise _not_open() from None
+            raise _not_open_error() from None
 
-    def _directory(self, inode: int) -> Directory:
-        node = self._find(inode).node
+    def _find_directory(self, inode: int) -> Directory:
+        node = self._by_number[inode].node
         if not isinstance(node, Directory):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return node
 
-    def _admit(self, node: Node, name_seconds: float) -> _Known:
-        number = node.number or next(self._numbers)
-        before = self._by_number.get(number)
-        known = _Known(node, number, before.lookups if before else 0, name_seconds)
-        if before:
-            del self._by_key[before.node.key]
-        self._by_number[number] = self._by_key[node.key] = known
-        return known
-
-    def _drop(self, known: _Known) -> None:
-        # What is still open may have been dropped already.
-        if known.lookups <= 0 and self._by_number.get(known.number) is known:
-            del self._by_number[known.number]
-            del self._by_key[known.node.key]
-
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for inode, count in inode_list:
-            known = self._by_number.get(inode)
-            if known is None or known is self._root:
-                continue
-            known.lookups -= count
-            self._drop(known)
+        self._nodes.forget(inode_list)
 
     # Calls of the tree, here or on a worker
 
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
+    async def _call_tree(self, function: Callable[..., T], *args: object) -> T:
         try:
             return function(*args)
         except WouldBlock:
             return await self._looks.run(function, *args)
 
-    def _pool(self, file: File) -> Pool:
+    def _pool_for(self, file: File) -> Pool:
         return self._costly if file.costly else self._looks
 
-    async def _change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
-        """A call that changes something: if it fails, people want to know why."""
+    async def _make_change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
+        """Call what changes something, and remember why it failed if it does."""
         try:
             return await self._changes.run(function, *args)
         except OSError as error:
-            self.stats.refused(function.__name__, name, error)
+            self.stats.remember_refusal(function.__name__, name, error)
             raise
 
-    async def _know(self, node: Node, directory: Directory) -> _Known:
-        """The table's entry for a node that was just found, with attributes to show.
+    async def _admit(self, node: Node, directory: Directory) -> KnownNode:
+        """The table's entry for a node that was just found, with attributes as they are now.
 
         The caller counts the lookup before it awaits anything else.
         """
@@ -274,20 +223,20 @@ class Operations(pyfuse3.Operations):
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
-        shown = await self._call(node.attributes)
+        taken = await self._call_tree(node.attributes)
         if node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
-            await self._call(node.check)
+            await self._call_tree(node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
-            known = self._admit(node, LASTING_SECONDS if directory.lasting else 0)
-        known.show(shown, stamp)
+            known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
+        known.take_attributes(taken, stamp)
         return known
 
-    async def _show(self, known: _Known) -> EntryAttributes:
+    async def _refresh_attributes(self, known: KnownNode) -> EntryAttributes:
         """A known node's attributes as they are now."""
         stamp = known.node.stamp
-        known.show(await self._call(known.node.attributes), stamp)
+        known.take_attributes(await self._call_tree(known.node.attributes), stamp)
         return known.attributes
 
     # Names
@@ -300,44 +249,44 @@ class Operations(pyfuse3.Operations):
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
                 raise FUSEError(errno.ENAMETOOLONG)
-            directory = self._directory(parent_inode)
+            directory = self._find_directory(parent_inode)
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
                 node = await self._looks.run(directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
-                known = await self._know(node, directory)
+                known = await self._admit(node, directory)
             known.lookups += 1
             return known.attributes
         except Exception as error:
             raise self.refuse(error, "lookup") from None
 
-    @_shield
+    @_shielded
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
-        directory = self._directory(parent_inode)
-        node = await self._change(name, directory.mkdir, name, mode & 0o777, ctx)
-        known = await self._know(node, directory)
+        directory = self._find_directory(parent_inode)
+        node = await self._make_change(name, directory.mkdir, name, mode & 0o777, ctx)
+        known = await self._admit(node, directory)
         known.lookups += 1
         return known.attributes
 
-    @_shield
+    @_shielded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._change(name, self._directory(parent_inode).rmdir, name)
+        await self._make_change(name, self._find_directory(parent_inode).rmdir, name)
 
-    @_shield
+    @_shielded
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        directory = self._directory(parent_inode)
-        node = await self._change(name, directory.symlink, name, target, ctx)
-        known = await self._know(node, directory)
+        directory = self._find_directory(parent_inode)
+        node = await self._make_change(name, directory.symlink, name, target, ctx)
+        known = await self._admit(node, directory)
         known.lookups += 1
         return known.attributes
 
-    @_shield
+    @_shielded
     async def rename(
         self,
         parent_inode_old: int,
@@ -349,27 +298,27 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise FUSEError(errno.EINVAL)
-        into = self._directory(parent_inode_new)
-        old = self._directory(parent_inode_old)
-        await self._change(name_old, old.rename, name_old, into, name_new, ctx)
+        into = self._find_directory(parent_inode_new)
+        old = self._find_directory(parent_inode_old)
+        await self._make_change(name_old, old.rename, name_old, into, name_new, ctx)
 
-    @_shield
+    @_shielded
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         raise FUSEError(errno.EPERM)
 
-    @_shield
+    @_shielded
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EPERM)
 
-    @_shield
+    @_shielded
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EPERM)
 
-    @_shield
+    @_shielded
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -377,11 +326,11 @@ class Operations(pyfuse3.Operations):
 
     # Attributes
 
-    @_shield
+    @_shielded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._show(self._find(inode))
+        return await self._refresh_attributes(self._by_number[inode])
 
-    @_shield
+    @_shielded
     async def setattr(
         self,
         inode: int,
@@ -390,41 +339,36 @@ class Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        known = self._find(inode)
-        shown = await self._show(known)
-        emptied = isinstance(known.node, File) and known.node.writable and not attr.st_size
+        known = self._by_number[inode]
+        before = await self._refresh_attributes(known)
+        _refuse_other_fields(known.node, attr, fields)
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+        uid = attr.st_uid if fields.update_uid else None
+        gid = attr.st_gid if fields.update_gid else None
         if (
-            (fields.update_size and not emptied)
-            or (fields.update_atime and not fields.update_size)
-            or (fields.update_mtime and not fields.update_size)
+            mode in (None, stat.S_IMODE(before.st_mode))
+            and uid in (None, before.st_uid)
+            and gid in (None, before.st_gid)
         ):
+            return before
+        # The kernel may have decided by attributes that are no longer true.
+        if ctx.uid not in (0, before.st_uid):
             raise FUSEError(errno.EPERM)
-        before = stat.S_IMODE(shown.st_mode), shown.st_uid, shown.st_gid
-        after = (
-            stat.S_IMODE(attr.st_mode) if fields.update_mode else before[0],
-            attr.st_uid if fields.update_uid else before[1],
-            attr.st_gid if fields.update_gid else before[2],
-        )
-        if after == before:
-            return shown
-        # The kernel may have asked attributes that are no longer true.
-        if ctx.uid not in (0, shown.st_uid):
-            raise FUSEError(errno.EPERM)
-        await self._change(known.node.label, known.node.setattr, *after, ctx)
-        return await self._show(known)
+        await self._make_change(known.node.label, known.node.setattr, mode, uid, gid, ctx)
+        return await self._refresh_attributes(known)
 
-    @_shield
+    @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        node = self._find(inode).node
+        node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call(node.target, ctx)
+        return await self._call_tree(node.target_for, ctx)
 
-    @_shield
+    @_shielded
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         return True
 
-    @_shield
+    @_shielded
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         # As cgroup2 answers: no blocks, no count of inodes.
         result = StatvfsData()
@@ -434,51 +378,50 @@ class Operations(pyfuse3.Operations):
 
     # Directories
 
-    @_shield
+    @_shielded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        reader = self._directory(inode).reader(ctx)
-        fh = next(self._fhs)
-        self._listings[fh] = _Listing(self._find(inode), reader)
+        directory = self._find_directory(inode)
+        fh = next(self._unused_handles)
+        self._listings[fh] = _Listing(
+            self._by_number[inode], directory, directory.listing_caller(ctx)
+        )
         return fh
 
-    @_shield
+    @_shielded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        listing = self._listing(fh)
-        directory = listing.directory.node
-        assert isinstance(directory, Directory)
+        listing = self._find_listing(fh)
         if start_id == 0:
-            listing.names = [b".", b"..", *await self._call(directory.list)]
+            listing.names = [b".", b"..", *await self._call_tree(listing.directory.list_names)]
         replied = False
         end = time.monotonic() + LISTING_SECONDS
         for index in range(start_id, len(listing.names)):
+            try:
+                known = await self._find_listed(listing, index)
+            except OSError:
+                # The entries before are counted, so the kernel must hear of them. It asks
+                # for this one again.
+                if replied:
+                    break
+                raise
+            if known is None:
+                continue
             name = listing.names[index]
-            if index < 2:
-                known = listing.directory if index == 0 else self._root
-            else:
-                try:
-                    found = await self._entry(directory, name, listing.caller)
-                except OSError:
-                    # The kernel must hear of the entries before, which are counted. It asks
-                    # for this one again.
-                    if replied:
-                        break
-                    raise
-                if found is None:
-                    continue
-                known = found
             if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
-                self._drop(known)
+                self._nodes.drop_unused(known)
                 break
             known.lookups += index >= 2
             replied = True
             if time.monotonic() > end:
                 break
 
-    async def _entry(self, directory: Directory, name: bytes, caller: Caller) -> _Known | None:
+    async def _find_listed(self, listing: _Listing, index: int) -> KnownNode | None:
+        if index < 2:
+            return listing.known if index == 0 else self._nodes.root
+        name = listing.names[index]
         # Names come and go between list and lookup.
         try:
-            node = await self._call(directory.listed, name, caller)
-            return await self._know(node, directory)
+            node = await self._call_tree(listing.directory.lookup_listed, name, listing.caller)
+            return await self._admit(node, listing.directory)
         except OSError as error:
             if error.errno in linux.SHORTAGE:
                 raise
@@ -487,12 +430,12 @@ class Operations(pyfuse3.Operations):
             log.exception("readdir failed for %r", name)
             return None
 
-    @_shield
+    @_shielded
     async def releasedir(self, fh: int) -> None:
-        self._listing(fh)
+        self._find_listing(fh)
         del self._listings[fh]
 
-    @_shield
+    @_shielded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         pass
 
@@ -501,60 +444,66 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         self._counted["open"] += 1
         try:
-            known = self._find(inode)
+            known = self._by_number[inode]
             node = known.node
             if not isinstance(node, File):
                 raise FUSEError(errno.EISDIR)
             try:
                 handle = node.open(flags, ctx)
             except WouldBlock:
-                handle = await self._pool(node).run(node.open, flags, ctx)
-            fh = next(self._fhs)
-            self._handles[fh] = node, handle
+                handle = await self._pool_for(node).run(node.open, flags, ctx)
             length = handle.length
-            node.opened(length)
+            node.remember_length(length)
             if length > known.attributes.st_size:
-                await self._tell_size(known, length)
+                await self._correct_size(known, length, handle)
+            fh = next(self._unused_handles)
+            self._handles[fh] = node, handle
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
             raise self.refuse(error, "open") from None
 
-    async def _tell_size(self, known: _Known, size: int) -> None:
-        # sendfile(2) asks for nothing after open, so a size that was too small must be made
-        # good before. A stored byte does it; open throws the page away. On a worker, for it
-        # waits for the page, which a request may hold that only the event loop can answer.
+    async def _correct_size(self, known: KnownNode, size: int, handle: Handle) -> None:
+        # sendfile(2) asks for nothing after open, so a size that was too small must be
+        # corrected before: storing the last byte does it, and open throws the page away. This
+        # is done on a worker because it waits for the page, which may be held by a request
+        # that only the event loop can answer.
         known.attributes.st_size = size
-        await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
+        try:
+            await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
+        except BaseException:
+            # The kernel does not release what it could not open.
+            handle.close()
+            raise
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._counted["read"] += 1
         try:
-            node, handle = self._file(fh)
+            node, handle = self._find_file(fh)
             try:
                 return handle.read(size, off)
             except WouldBlock:
-                return await self._pool(node).run(handle.read, size, off)
+                return await self._pool_for(node).run(handle.read, size, off)
         except Exception as error:
             raise self.refuse(error, "read") from None
 
-    @_shield
+    @_shielded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        node, handle = self._file(fh)
-        return await self._change(node.label, handle.write, buf, off)
+        node, handle = self._find_file(fh)
+        return await self._make_change(node.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1
         try:
-            _, handle = self._file(fh)
+            _, handle = self._find_file(fh)
             del self._handles[fh]
             handle.close()
         except Exception as error:
             raise self.refuse(error, "release") from None
 
-    @_shield
+    @_shielded
     async def fsync(self, fh: int, datasync: bool) -> None:
         pass
 
-    @_shield
+    @_shielded
     async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext) -> int:
         return select.POLLIN | select.POLLRDNORM

@@ -5,17 +5,19 @@ bounded in time: a client that waits for a FUSE request cannot be killed, not ev
 SIGKILL.
 
 trio.to_thread was considered: its threads go back to a cache that the whole process
-shares, and one that is stranded in a namespace (see `workers`) could not be taken out.
+shares, and one that is stranded in a namespace (see `jobs`) could not be taken out.
 
-All bookkeeping happens on the event loop's thread, so it needs no locks: a worker hands
-its finished job over with `run_sync_soon`. A job that hangs (a dead NFS server behind a
-link, say) costs its thread, not its place: the pool puts another thread there, until
+The counts of jobs and threads are kept by the event loop's thread alone, and so need no lock.
+A worker hands a finished job over with `run_sync_soon`. A job that hangs (a dead NFS server
+behind a link, say) costs its thread, not its place: the pool puts another thread there, until
 MAX_LOST of them hang.
 
-What a worker does takes mostly less time than two passes of the event loop, one to go on
-and one to come back. So while nobody else waits for anything, the loop's thread waits for the
-job where it stands (`Lull`), as it would in epoll_wait(2): the next request wakes it just the
-same, and then it goes on as a loop. Which of the two it is when a job ends, a lock decides.
+A job usually takes less time than two passes of the event loop, one to leave a handler and
+one to come back to it. So while no other handler waits for a job, the loop's thread waits for
+the job in place (`Lull`) instead of in epoll_wait(2). The next request wakes it just the same;
+then the handler waits as any other does. A lock in each job decides which of the two happened
+first, the end of the job or the end of the wait in place: the job is either taken in place or
+handed over, never both and never neither.
 """
 
 import errno
@@ -37,81 +39,87 @@ T = TypeVar("T")
 
 MAX_LOST = 64
 
-# Signals and limits of time are heeded that much later, for each job of a request.
+# Each job can delay signals and limits of time by this much.
 _LULL_MS = 2
 
 log = logging.getLogger(__name__)
 
 
-class _Turn:
+class _QueuedJob:
     """A job in a pool.
 
     Attributes:
         job: the job.
-        done: set when the event loop's thread knows that it has ended, if somebody waits for
-            that otherwise than in place.
-        lock: held to look at the following two.
-        in_place: the event loop's thread waits for nothing but it and requests.
-        ended: it was waited for in place when it ended.
+        done: set when the event loop's thread knows that the job has ended; None while
+            nobody waits in this way.
+        lock: held to change or compare the following two.
+        in_place: the event loop's thread waits in place, for this job and for requests.
+        ended_in_place: it was waited for in place when it ended.
+        lost: nobody waits for it any more, and it keeps a thread.
     """
 
-    __slots__ = ("done", "ended", "in_place", "job", "lock")
+    __slots__ = ("done", "ended_in_place", "in_place", "job", "lock", "lost")
 
     def __init__(self, job: Job[Any], in_place: bool) -> None:
         self.job = job
         self.done: trio.Event | None = None
         self.lock = threading.Lock()
         self.in_place = in_place
-        self.ended = False
+        self.ended_in_place = False
+        self.lost = False
 
 
 class Lull:
-    """What to wait for while nobody but one caller waits for a job; of all pools of a loop.
+    """Waiting in place while only one handler waits for a job. All pools of a loop share it.
 
     Attributes:
-        waiting: how many callers wait.
+        waiting: how many handlers wait for a job.
     """
 
     def __init__(self) -> None:
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._job_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll: select.poll | None = None
         self.waiting = 0
 
-    def heed(self, requests: int) -> None:
+    def watch_requests(self, requests: int) -> None:
         """Wait in place from now on.
 
         Args:
-            requests: a descriptor that can be read when somebody asks for something.
+            requests: a descriptor that can be read when a request is there.
         """
         self._poll = select.poll()
-        for fd in (self._bell, requests):
+        for fd in (self._job_ended, requests):
             self._poll.register(fd, select.POLLIN)
 
     def close(self) -> None:
         """When no pool is in use any more."""
-        os.close(self._bell)
+        os.close(self._job_ended)
 
-    def turn(self, job: Job[Any]) -> _Turn:
-        """A turn for one more caller, who waits already."""
-        return _Turn(job, in_place=self.waiting == 1 and self._poll is not None)
+    def may_begin(self) -> bool:
+        """Whether the only handler that is counted in `waiting` can wait in place."""
+        return self.waiting == 1 and self._poll is not None
 
-    def ring(self, turn: _Turn) -> bool:
-        """On a worker, at the end of a job: whether it was waited for in place."""
-        with turn.lock:
-            turn.ended = turn.in_place
-            if turn.ended:
-                os.eventfd_write(self._bell, 1)
-            return turn.ended
+    def end_in_place(self, queued: _QueuedJob) -> bool:
+        """On a worker, when a job has ended: wake the loop's thread if it waits in place.
 
-    def wait(self, turn: _Turn) -> bool:
-        """On the event loop's thread: whether the job ended before anything else came."""
+        Returns:
+            Whether it does.
+        """
+        with queued.lock:
+            queued.ended_in_place = queued.in_place
+            if queued.ended_in_place:
+                os.eventfd_write(self._job_ended, 1)
+            return queued.ended_in_place
+
+    def wait_in_place(self, queued: _QueuedJob) -> bool:
+        """On the event loop's thread: whether the job ended before anything else happened."""
         assert self._poll
         self._poll.poll(_LULL_MS)
-        with turn.lock:
-            turn.in_place = False
-        if turn.ended:
-            os.eventfd_read(self._bell)
-        return turn.ended
+        with queued.lock:
+            queued.in_place = False
+        if queued.ended_in_place:
+            os.eventfd_read(self._job_ended)
+        return queued.ended_in_place
 
 
 class Pool:
@@ -130,7 +138,7 @@ class Pool:
         self._queue_seconds = queue_seconds
         self._lull = lull
         self._token = trio.lowlevel.current_trio_token()
-        self._queue: queue.SimpleQueue[_Turn | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_QueuedJob | None] = queue.SimpleQueue()
         self._jobs = 0
         self._threads = 0
         self._lost = 0
@@ -148,22 +156,23 @@ class Pool:
             Exception: what the function raises.
         """
         job = Job(function, *args)
-        self._staff(self._jobs + 1)
+        self._start_threads(self._jobs + 1)
         self._jobs += 1
         self._lull.waiting += 1
         try:
-            turn = self._lull.turn(job)
-            self._queue.put(turn)
-            if turn.in_place and self._lull.wait(turn):
-                self._finished(turn)
+            queued = _QueuedJob(job, self._lull.may_begin())
+            self._queue.put(queued)
+            if queued.in_place and self._lull.wait_in_place(queued):
+                self._take_back(queued)
             else:
-                turn.done = trio.Event()
-                await self._wait(job, turn.done)
+                queued.done = trio.Event()
+                await self._wait_for(queued, queued.done)
         finally:
             self._lull.waiting -= 1
         return job.result()
 
-    async def _wait(self, job: Job[Any], done: trio.Event) -> None:
+    async def _wait_for(self, queued: _QueuedJob, done: trio.Event) -> None:
+        job = queued.job
         try:
             with trio.move_on_after(self._seconds):
                 await done.wait()
@@ -172,7 +181,8 @@ class Pool:
         finally:
             if not done.is_set():
                 job.abandoned = True
-                self._lost += job.started
+                queued.lost = job.started
+                self._lost += queued.lost
         if not done.is_set():
             raise OSError(errno.ETIMEDOUT, "it takes too long")
 
@@ -194,7 +204,7 @@ class Pool:
         for _ in range(self._threads):
             self._queue.put(None)
 
-    def _staff(self, jobs: int) -> None:
+    def _start_threads(self, jobs: int) -> None:
         """Have threads for that many jobs, up to the limit."""
         limit = self._limit + min(self._lost, MAX_LOST)
         while self._threads < min(jobs, limit):
@@ -211,29 +221,35 @@ class Pool:
 
     def _work(self) -> None:
         with expendable():
-            while (turn := self._queue.get()) is not None:
-                job = turn.job
+            while (queued := self._queue.get()) is not None:
+                job = queued.job
                 if not job.abandoned:
                     job.run()
-                if not self._lull.ring(turn):
-                    try:
-                        self._token.run_sync_soon(self._finished, turn)
-                    except trio.RunFinishedError:
-                        return
-                    except OSError as error:
-                        # Handed over all the same: only waking the loop has failed.
-                        log.warning("the event loop wakes late: %s", error.strerror)
+                if not self._lull.end_in_place(queued) and not self._hand_over(queued):
+                    return
                 if job.stranded:
                     return
-                del turn, job
+                # What a job holds ends with it, not with the next one.
+                del queued, job
 
-    def _finished(self, turn: _Turn) -> None:
-        job = turn.job
+    def _hand_over(self, queued: _QueuedJob) -> bool:
+        """Tell the event loop of a job that has ended. False if there is no loop any more."""
+        try:
+            self._token.run_sync_soon(self._take_back, queued)
+        except trio.RunFinishedError:
+            return False
+        except OSError as error:
+            # Handed over all the same: only waking the loop has failed.
+            log.warning("the event loop wakes late: %s", error.strerror)
+        return True
+
+    def _take_back(self, queued: _QueuedJob) -> None:
+        job = queued.job
         self._jobs -= 1
-        self._lost -= job.abandoned and job.started
+        self._lost -= queued.lost
         self._threads -= job.stranded
-        if turn.done is not None:
-            turn.done.set()
+        if queued.done is not None:
+            queued.done.set()
         # What waits in the queue has been refused already if there is no thread at all.
         with suppress(OSError):
-            self._staff(self._jobs)
+            self._start_threads(self._jobs)

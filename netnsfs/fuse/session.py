@@ -1,45 +1,49 @@
-"""The life of one mount: the only place that calls pyfuse3's module functions.
+"""The life of one mount: the one owner of pyfuse3's session.
 
-pyfuse3 3.5 has one mount per process, held in module globals, and trusts its caller with
-them. What is done about that:
+pyfuse3 3.5 has one session per process, held in module globals, and trusts its caller with
+them. It is made, run and closed here and nowhere else. (`operations` calls readdir_reply and
+notify_store, which need the session that this module keeps open.) What is done about the
+rest:
 
-1. A mount on top of another succeeds silently, so the mount point is looked at first. A
-   netnsfs whose daemon is dead is detached, anything alive refused.
-2. It polls /dev/fuse and then reads it with the interpreter locked. If the client of the
+1. libfuse mounts by path, and tells nobody which mount it has made. So the mount is made
+   here, known before it is mounted anywhere (see `takeover`), and libfuse gets its descriptor
+   of /dev/fuse.
+2. pyfuse3 polls /dev/fuse and then reads it with the interpreter locked. If the client of the
    only request is killed in between, the read blocks the whole process until the next
    request. An interval timer interrupts the read (EINTR makes pyfuse3 start over).
 3. terminate() leaves handlers in flight running and serves nobody meanwhile. So the mount
    is detached first, and after a grace period the handlers are cancelled.
-4. The kernel keeps what it was told of until it is short of memory, also below a directory
-   that is gone if a file was open in it. A daemon would grow by each. So once there is much
-   of it, the kernel is made to forget what is not in use.
-5. libfuse has a buffer of a megabyte for each request that is read at once. What is kept of
-   others between them makes the C library keep what is free, ever more of it. So it is made to
-   give that back.
-6. close() unmounts by path, whatever is mounted there by now, and does not after an abort
-   of the connection (umount -f). So it only closes the session, once, and the mount is
+4. The kernel keeps the nodes that it was told of until it is short of memory, also below a
+   directory that is gone if a file was open in it. The daemon would grow by each. So once
+   there are many, the kernel is made to forget those that are not in use.
+5. libfuse has a buffer of a megabyte for each request that is read at once. Small pieces that
+   stay allocated between such buffers make the C library keep ever more free memory. So it is
+   made to give that back.
+6. close() unmounts by path, whatever is mounted there by now, and does not unmount after an
+   abort of the connection (umount -f). So it only closes the session, and the mount is
    detached here if it is still there, recognised by its mount ID.
+7. Whatever fails, every step of the clean-up is made, so that no mount is left without a
+   daemon.
 """
 
 import logging
 import os
 import signal
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
-from typing import IO, NamedTuple
 
 import pyfuse3
 import trio
 
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
+from netnsfs.fuse import takeover
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Lull, Pool
-from netnsfs.fuse.takeover import FS_TYPE, mounted_at
+from netnsfs.fuse.takeover import Identity
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
 from netnsfs.node import Directory
@@ -48,46 +52,40 @@ from netnsfs.stats import Stats
 HANDLER_SECONDS = 10.0
 """How long a handler waits for a worker, and once more if the worker is past its commit."""
 
+QUEUE_SECONDS = 30.0
+"""How long a handler waits for a worker to be free."""
 
 GRACE_SECONDS = 2.0
-
+"""How long requests in flight may go on after a signal to stop."""
 
 HEARTBEAT_SECONDS = 0.5
+"""How long a blocked read of /dev/fuse can stop the process."""
 
+BOUND_MEMORY_SECONDS = 20.0
+"""How often memory is given back, and the kernel made to forget nodes."""
 
-KEEP_SMALL_SECONDS = 20.0
-
-
-MOST_KEPT = 1000
-"""How often, and from how many nodes on, the kernel is made to forget those not in use."""
-
+MOST_UNUSED_NODES = 1000
+"""From how many known nodes on the kernel is made to forget those not in use."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
-
-
-# MISC_MAJOR, FUSE_MINOR (linux/major.h, linux/miscdevice.h).
-_FUSE_DEVICE = os.makedev(10, 229)
-
-
-QUEUE_SECONDS = 30.0
-"""How long it waits for a worker to be free."""
-
 
 # More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
 # share the interpreter.
 CHANGES = 4
-
-
 LOOKS = 4
-
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
 # stop all others.
 MAX_TASKS = 1000
 
+_MOST_TRIES = 10
+_MOUNT_ATTRIBUTES = (
+    linux.MOUNT_ATTR_NOSUID
+    | linux.MOUNT_ATTR_NODEV
+    | linux.MOUNT_ATTR_NOEXEC
+    | linux.MOUNT_ATTR_NOATIME
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,123 +119,136 @@ async def _serve(
     mounted: Callable[[int], None],
     ready: Callable[[], None],
 ) -> None:
-    lull = Lull()
-    looks = Pool(LOOKS, HANDLER_SECONDS, QUEUE_SECONDS, lull)
-    changes = Pool(CHANGES, HANDLER_SECONDS, QUEUE_SECONDS, lull)
-    costly = Pool(1, HANDLER_SECONDS, QUEUE_SECONDS, lull)
-    operations = Operations(root, looks, changes, costly, ready, stats)
-    if config.debug:
-        trace(operations)
-    # What the receiver leaves behind: a second signal must not cut the clean-up short.
+    # A second signal must not cut the clean-up short: the receiver leaves this behind.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        before = _devices()
-        _init(operations, config)
-        for device in _devices() - before:
-            lull.heed(device)
-        ours = _netnsfs_at(config.mount_point)
-        if ours is None:
-            pyfuse3.close(unmount=False)
-            raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
-        detach = partial(_detach, config.mount_point, ours)
-        try:
-            mounted(ours.dev)
-            never_block()
-            with _heartbeat():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_heed, signals, operations, detach, nursery)
-                    forget = partial(_forget_unused, config.mount_point, ours)
-                    nursery.start_soon(_keep_small, operations, looks, forget)
-                    await pyfuse3.main(max_tasks=MAX_TASKS)
-                    nursery.cancel_scope.cancel()
-        finally:
-            looks.close()
-            changes.close()
-            costly.close()
-            lull.close()
-            pyfuse3.close(unmount=False)
-            detach()
+    with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
+        lull = Lull()
+        cleanup.callback(lull.close)
+        looks, changes, costly = (
+            _open_pool(limit, lull, cleanup) for limit in (LOOKS, CHANGES, 1)
+        )
+        operations = Operations(root, looks, changes, costly, ready, stats)
+        if config.debug:
+            trace(operations)
+        ours = _open_session(operations, lull, config, cleanup)
+        mounted(ours.dev)
+        never_block()
+        with _heartbeat():
+            async with trio.open_nursery() as nursery:
+                detach = partial(_detach, config.mount_point, ours)
+                nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
+                forget = partial(_forget_unused, config.mount_point, ours)
+                nursery.start_soon(_bound_memory, operations, looks, forget)
+                await pyfuse3.main(max_tasks=MAX_TASKS)
+                nursery.cancel_scope.cancel()
 
 
-def _init(operations: Operations, config: Config) -> None:
+def _open_pool(limit: int, lull: Lull, cleanup: ExitStack) -> Pool:
+    pool = Pool(limit, HANDLER_SECONDS, QUEUE_SECONDS, lull)
+    cleanup.callback(pool.close)
+    return pool
+
+
+def _open_session(
+    operations: Operations, lull: Lull, config: Config, cleanup: ExitStack
+) -> Identity:
+    """Mount, and open pyfuse3's session. What undoes both goes to `cleanup`."""
+    device, ours = _mount(config)
+    cleanup.callback(_detach, config.mount_point, ours)
+    try:
+        # Such a path tells libfuse that the descriptor is mounted already.
+        pyfuse3.init(operations, f"/dev/fd/{device}", set())
+    except BaseException:
+        os.close(device)
+        raise
+    # It closes the device too.
+    cleanup.callback(pyfuse3.close, unmount=False)
+    lull.watch_requests(device)
+    return ours
+
+
+def _mount(config: Config) -> tuple[int, Identity]:
+    """Mount what is to be served, unless another start is first.
+
+    Returns:
+        The descriptor by which requests come, and what tells the mount from any other.
+
+    Raises:
+        Failure: it cannot be mounted.
+    """
+    for _ in range(_MOST_TRIES):
+        with ExitStack() as undo:
+            device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+            undo.callback(os.close, device)
+            with linux.closing(_new_mount(device, config)) as mount:
+                ours = takeover.attach(mount, config.mount_point)
+            if ours:
+                # The session closes the device.
+                undo.pop_all()
+                return device, ours
+        # Ends here if the other start serves. If it has failed meanwhile, this one tries again.
+        takeover.clear(config.mount_point)
+    raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
+
+
+def _new_mount(device: int, config: Config) -> int:
+    attributes = _MOUNT_ATTRIBUTES
     options = {
-        "fsname=" + config.source.replace("\\", "\\\\").replace(",", "\\,"),
-        "subtype=netnsfs",
-        "default_permissions",
-        "nosuid",
-        "nodev",
-        "noexec",
-        "noatime",
+        b"source": os.fsencode(config.source),
+        b"subtype": b"netnsfs",
+        b"fd": b"%d" % device,
+        b"rootmode": b"40000",
+        b"user_id": b"%d" % os.getuid(),
+        b"group_id": b"%d" % os.getgid(),
+        b"default_permissions": None,
     }
-    if config.read_only:
-        options.add("ro")
     if config.allow_other:
-        options.add("allow_other")
-    with _captured_stderr() as captured:
-        try:
-            pyfuse3.init(operations, os.fsdecode(config.mount_point), options)
-            return
-        except RuntimeError as error:
-            # libfuse tells the reason to file descriptor 2 only.
-            captured.seek(0)
-            reason = captured.read().strip().replace("\n", "; ") or str(error)
-    raise Failure(f"cannot mount: {reason}", EXIT_MOUNT)
-
-
-def _devices() -> set[int]:
-    """Our descriptors of /dev/fuse: pyfuse3 does not tell which it uses."""
-    found = set()
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):
-            if os.fstat(fd).st_rdev == _FUSE_DEVICE:
-                found.add(fd)
-    return found
+        options[b"allow_other"] = None
+    if config.read_only:
+        options[b"ro"] = None
+        attributes |= linux.MOUNT_ATTR_RDONLY
+    try:
+        return linux.new_mount(b"fuse", options, attributes)
+    except OSError as error:
+        raise takeover.cannot_mount(error) from None
 
 
 @contextmanager
-def _captured_stderr() -> Iterator[IO[str]]:
-    with tempfile.TemporaryFile("w+") as file:
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield file
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+def _top_if_ours(mount_point: bytes, ours: Identity) -> Iterator[int | None]:
+    """A descriptor of our mount, None if something else is at the mount point by now."""
+    with ExitStack() as opened:
+        top = None
+        with suppress(FileNotFoundError, NotADirectoryError):
+            fd = takeover.open_mount_point(mount_point)
+            opened.callback(os.close, fd)
+            top = fd if takeover.identity_of(fd) == ours else None
+        yield top
 
 
-class _Ours(NamedTuple):
-    """What tells our mount from any other: device numbers are given again at once."""
-
-    dev: int
-    mount: int
-
-
-def _netnsfs_at(mount_point: bytes) -> _Ours | None:
-    top = mounted_at(mount_point)
-    if top is None or top.fs_type != FS_TYPE:
-        return None
-    return _Ours(top.dev, linux.statx(mount_point).mount)
-
-
-def _detach(mount_point: bytes, ours: _Ours) -> None:
+def _detach(mount_point: bytes, ours: Identity) -> None:
+    shown = os.fsdecode(mount_point)
     try:
-        if _netnsfs_at(mount_point) == ours:
-            linux.umount(mount_point, linux.MNT_DETACH | linux.UMOUNT_NOFOLLOW)
-        elif any(
-            mount.dev == ours.dev and mount.fs_type == FS_TYPE for mount in linux.mounts()
-        ):
-            log.warning("something is mounted over %s: umount both", os.fsdecode(mount_point))
+        with _top_if_ours(mount_point, ours) as top:
+            if top is not None:
+                linux.detach(top)
+            elif _is_mounted(ours):
+                log.warning("something is mounted over %s: umount both", shown)
     except OSError as error:
-        log.warning("cannot unmount %s: %s", os.fsdecode(mount_point), error.strerror)
+        log.warning("cannot unmount %s: %s", shown, error.strerror)
 
 
-async def _keep_small(operations: Operations, pool: Pool, forget: Callable[[], None]) -> None:
+def _is_mounted(ours: Identity) -> bool:
+    return any(
+        mount.dev == ours.dev and mount.fs_type == takeover.FS_TYPE for mount in linux.mounts()
+    )
+
+
+async def _bound_memory(operations: Operations, pool: Pool, forget: Callable[[], None]) -> None:
     answered = 0
     while True:
-        await trio.sleep(KEEP_SMALL_SECONDS)
-        if operations.known > MOST_KEPT:
+        await trio.sleep(BOUND_MEMORY_SECONDS)
+        if operations.known_nodes > MOST_UNUSED_NODES:
             with suppress(OSError):
                 await pool.run(forget)
         if answered != (answered := operations.stats.requests.total()):
@@ -245,12 +256,13 @@ async def _keep_small(operations: Operations, pool: Pool, forget: Callable[[], N
                 await pool.run(linux.give_memory_back)
 
 
-def _forget_unused(mount_point: bytes, ours: _Ours) -> None:
-    if _netnsfs_at(mount_point) == ours:
-        linux.forget_unused(mount_point)
+def _forget_unused(mount_point: bytes, ours: Identity) -> None:
+    with _top_if_ours(mount_point, ours) as top:
+        if top is not None:
+            linux.forget_unused(mount_point)
 
 
-async def _heed(
+async def _handle_signals(
     signals: AsyncIterator[int],
     operations: Operations,
     detach: Callable[[], None],
@@ -259,10 +271,7 @@ async def _heed(
     started = time.monotonic()
     async for number in signals:
         if number == signal.SIGUSR1:
-            up = time.monotonic() - started
-            nodes, files = operations.known, operations.opened
-            message = "version %s, up %d s, %d nodes, %d open files"
-            log.info(message, version("netnsfs"), up, nodes, files)
+            _log_counts(operations, time.monotonic() - started)
             continue
         log.info("%s: unmounting", signal.Signals(number).name)
         with trio.move_on_after(GRACE_SECONDS):
@@ -272,6 +281,12 @@ async def _heed(
         await trio.sleep(GRACE_SECONDS)
         log.warning("requests are still in flight; they are dropped")
         nursery.cancel_scope.cancel()
+
+
+def _log_counts(operations: Operations, up: float) -> None:
+    nodes, files = operations.known_nodes, operations.open_files
+    message = "version %s, up %d s, %d nodes, %d open files"
+    log.info(message, version("netnsfs"), up, nodes, files)
 
 
 @contextmanager

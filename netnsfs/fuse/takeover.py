@@ -1,11 +1,24 @@
-"""What is at the mount point already: nothing, a dead netnsfs, or what must not be covered."""
+"""The mount point: what is there already, and being the only netnsfs there.
+
+A mount on top of another succeeds silently, so the mount point is looked at first. A netnsfs
+whose daemon is dead is detached; anything alive, but what mounts on demand, is refused.
+
+Several starts may look at the same moment. No lock keeps them apart, because whoever may open
+a file may lock it, and so could stop every start. Instead:
+
+1. A start knows its mount before anybody else can see it, and so can tell it from any other.
+2. After mounting it looks at the mount below its own. If that is a netnsfs at the same path,
+   another start was first: this one detaches its own and looks at the mount point again. Only
+   the lowest one serves.
+3. A dead netnsfs is detached through a descriptor of that very mount. If another start was
+   first, that call fails, and the mount that has taken its place is not touched.
+"""
 
 import errno
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, EXIT_SYSTEM, EXIT_USAGE, Failure
@@ -13,9 +26,19 @@ from netnsfs.jobs import start_thread
 
 FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
-LOCK_SECONDS = 10.0
 _MOST_LINKS = 40
 log = logging.getLogger(__name__)
+
+
+class AlreadyMounted(Failure):
+    """A netnsfs that is alive is mounted there."""
+
+
+class Identity(NamedTuple):
+    """What tells a mount from any other: device numbers alone are reused at once."""
+
+    dev: int
+    mount: int
 
 
 def check_machine() -> None:
@@ -53,10 +76,9 @@ def clear(mount_point: bytes) -> bytes:
     """
     shown = os.fsdecode(mount_point)
     try:
-        mount_point = _resolved(mount_point)
-        while _is_dead(mount_point):
-            log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
-            linux.umount(mount_point, linux.MNT_DETACH)
+        mount_point = _follow_links(mount_point)
+        while _detach_dead(mount_point):
+            pass
         os.makedirs(mount_point, exist_ok=True)
     except FileExistsError:
         raise Failure(f"{shown} is not a directory", EXIT_MOUNT) from None
@@ -65,7 +87,7 @@ def clear(mount_point: bytes) -> bytes:
     return mount_point
 
 
-def _resolved(path: bytes) -> bytes:
+def _follow_links(path: bytes) -> bytes:
     # Only the last component, by readlink(2): it asks no FUSE server, dead or alive.
     for _ in range(_MOST_LINKS):
         try:
@@ -78,72 +100,117 @@ def _resolved(path: bytes) -> bytes:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
-def _is_dead(mount_point: bytes) -> bool:
-    """Whether a netnsfs without a daemon is mounted there. Anything alive is a Failure."""
-    top = mounted_at(mount_point)
-    # What mounts on demand is what we are to be mounted on.
-    if top is None or top.fs_type == b"autofs":
+def _detach_dead(mount_point: bytes) -> bool:
+    """Detach a netnsfs without a daemon. Anything alive is a Failure.
+
+    Returns:
+        Whether to look again.
+    """
+    try:
+        fd = open_mount_point(mount_point)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    shown = os.fsdecode(mount_point)
+    with linux.closing(fd):
+        top = _mount_of(fd)
+        # What mounts on demand is what we are to be mounted on.
+        if top is None or top.target != mount_point or top.fs_type == b"autofs":
+            return False
+        _refuse_alive(top, fd)
+        if linux.detach(fd):
+            shown = os.fsdecode(mount_point)
+            log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
+        elif _mount_of(fd):
+            # A mount from outside of this user namespace may not be detached alone.
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return True
+
+
+def _mount_of(fd: int) -> linux.Mount | None:
+    """The mount that a file is on, None if it has been detached."""
+    number = linux.mount_number(fd)
+    return next((mount for mount in linux.mounts() if mount.id == number), None)
+
+
+def _refuse_alive(top: linux.Mount, fd: int) -> None:
+    shown = os.fsdecode(top.target)
     if top.fs_type != FS_TYPE:
         kind = os.fsdecode(top.fs_type)
         message = f"{shown} is busy: a file system of type {kind} is mounted there"
         raise Failure(message, EXIT_MOUNT)
-    if _answers(mount_point):
-        raise Failure(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
-    return True
+    if _answers(fd):
+        raise AlreadyMounted(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
 
 
-@contextmanager
-def only_one_start(mount_point: bytes) -> Iterator[Callable[[], None]]:
-    """Keep others from mounting at the same place at the same moment.
-
-    Yields:
-        What ends it before the block does.
-
-    Raises:
-        Failure: somebody keeps it locked.
-    """
-    fd = _existing_parent(mount_point)
-    try:
-        try:
-            linux.lock(fd, LOCK_SECONDS)
-        except TimeoutError:
-            message = f"another start at {os.fsdecode(mount_point)} does not end"
-            raise Failure(message, EXIT_MOUNT) from None
-        yield lambda: fcntl.flock(fd, fcntl.LOCK_UN)
-    finally:
-        os.close(fd)
-
-
-def _existing_parent(path: bytes) -> int:
-    while True:
-        path = os.path.dirname(path)
-        try:
-            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            if path == b"/":
-                raise
-
-
-def mounted_at(mount_point: bytes) -> linux.Mount | None:
-    try:
-        return linux.mount_at(mount_point)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _answers(mount_point: bytes) -> bool:
-    """Whether a daemon serves the mount. One that is too slow to tell does."""
+def _answers(fd: int) -> bool:
+    """Whether a daemon serves the mount. One that is too slow to answer does."""
     dead = False
 
     def probe() -> None:
         nonlocal dead
         try:
             # Unlike stat(2), never answered from the kernel's cache.
-            os.statvfs(mount_point)
+            os.fstatvfs(fd)
         except OSError as error:
             dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
     start_thread(probe, "netnsfs-probe").join(PROBE_SECONDS)
     return not dead
+
+
+def open_mount_point(mount_point: bytes) -> int:
+    """An O_PATH descriptor of what is mounted there now. Asks no file system.
+
+    Raises:
+        OSError: as open(2) does.
+    """
+    return os.open(mount_point, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def identity_of(fd: int) -> Identity:
+    """The identity of the mount that an open file is on."""
+    found = linux.statx(b"", fd)
+    return Identity(found.dev, found.mount)
+
+
+def attach(mount: int, mount_point: bytes) -> Identity | None:
+    """Mount an open mount that is mounted nowhere.
+
+    Returns:
+        Its identity, or None if another start was first and it is detached again.
+
+    Raises:
+        Failure: it cannot be mounted there.
+    """
+    ours = identity_of(mount)
+    with ExitStack() as undo:
+        # Harmless if it is mounted nowhere: then there is nothing to detach.
+        undo.callback(linux.detach, mount)
+        _move_to(mount, mount_point)
+        if not _is_lowest(mount):
+            return None
+        undo.pop_all()
+    return ours
+
+
+def _move_to(mount: int, mount_point: bytes) -> None:
+    try:
+        with linux.closing(open_mount_point(mount_point)) as target:
+            linux.move_mount(mount, target)
+    except OSError as error:
+        raise cannot_mount(error) from None
+
+
+def cannot_mount(error: OSError) -> Failure:
+    """The end of a start whose mount is refused by the kernel."""
+    return Failure(f"cannot mount: {error.strerror}", EXIT_MOUNT)
+
+
+def _is_lowest(mount: int) -> bool:
+    """Whether an open mount is mounted, and not on another netnsfs at the same path."""
+    by_number = {found.id: found for found in linux.mounts()}
+    ours = by_number.get(linux.mount_number(mount))
+    # Detached together with a lower one that has withdrawn, or by somebody's umount(8).
+    if ours is None:
+        return False
+    below = by_number.get(ours.parent)
+    return below is None or below.fs_type != FS_TYPE or below.target != ours.target

@@ -26,29 +26,29 @@ def trace(operations: Operations) -> None:
     """Log each request from now on: what, for whom, the answer, and how long it took."""
     for name, handler in inspect.getmembers(operations, inspect.iscoroutinefunction):
         if not name.startswith("_"):
-            setattr(operations, name, _logged(name, handler))
+            setattr(operations, name, _with_logging(name, handler))
 
 
-def _logged(name: str, handler: Handler) -> Handler:
+def _with_logging(name: str, handler: Handler) -> Handler:
     async def logged(*args: object) -> object:
         started = time.perf_counter_ns()
         answer = "dropped"
         try:
             result = await handler(*args)
-            answer = _shown(result)
+            answer = _describe(result)
             return result
         except FUSEError as error:
             answer = errno.errorcode.get(error.errno, str(error.errno))
             raise
         finally:
             took = (time.perf_counter_ns() - started) // 1000
-            shown = " ".join(filter(None, map(_shown, args)))
+            shown = " ".join(filter(None, map(_describe, args)))
             log.debug("%s %s: %s, %d us", name, shown, answer, took)
 
     return logged
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     if isinstance(value, bytes):
         cut = f"+{len(value) - _MOST_BYTES}" if len(value) > _MOST_BYTES else ""
         return repr(value[:_MOST_BYTES])[1:] + cut

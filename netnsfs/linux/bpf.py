@@ -40,7 +40,7 @@ class Iterators:
         self._create = library.bpf_iter_create
         self._update = library.bpf_map_update_elem
         self._lock = threading.Lock()
-        with ExitStack() as opened:
+        with ExitStack() as kept, ExitStack() as opened:
             loaded = library.bpf_object__open_file(os.fsencode(path), None)
             if not loaded:
                 raise error_of_call(os.fsencode(path))
@@ -49,8 +49,12 @@ class Iterators:
             if library.bpf_object__load(loaded):
                 raise error_of_call(os.fsencode(path))
             self._variables = _variables(library, loaded)
-            self._links = {name: _attach(library, loaded, name) for name in names}
-        self.close = weakref.finalize(self, _close, self._variables, *self._links.values())
+            kept.callback(os.close, self._variables)
+            self._links: dict[str, int] = {}
+            for name in names:
+                self._links[name] = _attach(library, loaded, name)
+                kept.callback(os.close, self._links[name])
+            self.close = weakref.finalize(self, kept.pop_all().close)
 
     def run(self, name: str, variables: bytes) -> bytes:
         """Run an iterator to its end, and return what it writes.
@@ -72,11 +76,6 @@ class Iterators:
                 return b"".join(iter(lambda: _read(fd), b""))
             finally:
                 os.close(fd)
-
-
-def _close(*fds: int) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def _read(fd: int) -> bytes:

@@ -46,16 +46,16 @@ class Watch:
         """The descriptor, which can be read when something has happened."""
         return self._fd
 
-    def add(self, path: bytes, events: int) -> None:
+    def watch_file(self, path: bytes, events: int) -> None:
         """Watch one more file, for events as in inotify_add_watch(2)."""
         if libc.inotify_add_watch(self._fd, path, events) < 0:
             raise error_of_call(path)
 
-    def touched(self) -> bool:
+    def has_events(self) -> bool:
         """Whether something has happened since the last call. For one thread at a time."""
         return bool(_read(self._fd, self._buffer, _WATCH_BUFFER) > 0)
 
-    def events(self) -> Iterator[tuple[int, bytes]]:
+    def read_events(self) -> Iterator[tuple[int, bytes]]:
         """What has happened since the last call: each event's mask, and the name it is of.
 
         For one thread at a time.
@@ -84,6 +84,6 @@ class Poll:
         self._files = ctypes.create_string_buffer(packed, len(packed))
         self._count = len(files)
 
-    def ready(self) -> bool:
+    def any_ready(self) -> bool:
         """Whether one is, or that cannot be told."""
         return bool(_poll(self._files, self._count, 0))

@@ -126,7 +126,7 @@ def device_of(packed: bytes) -> tuple[int, int]:
     return major, minor
 
 
-def open_cached(path: bytes, follow: bool = False) -> int | None:
+def open_cached(path: bytes, follow: bool = False, dir_fd: int = AT_FDCWD) -> int | None:
     """An O_PATH descriptor of a file, without waiting for anything.
 
     What the kernel does not have in its cache it would look for in the directory, with the
@@ -135,6 +135,7 @@ def open_cached(path: bytes, follow: bool = False) -> int | None:
     Args:
         path: the file.
         follow: whether it is meant to be what a link leads to.
+        dir_fd: what a relative `path` starts from.
 
     Returns:
         None if that is not to be had (openat2(2), RESOLVE_CACHED).
@@ -143,7 +144,7 @@ def open_cached(path: bytes, follow: bool = False) -> int | None:
         OSError: as open(2) does.
     """
     how = _CACHED_TARGET if follow else _CACHED
-    fd: int = _quick_syscall(_SYS_OPENAT2, AT_FDCWD, path, how, len(how))
+    fd: int = _quick_syscall(_SYS_OPENAT2, dir_fd, path, how, len(how))
     if fd >= 0:
         return fd
     _pass_over(error_of_call(path))

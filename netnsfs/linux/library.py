@@ -7,8 +7,6 @@ kernel's errno and the path concerned.
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """What a call fails with that tells of this process or the machine, not of its object."""
@@ -53,10 +51,20 @@ def syscall(path: bytes | None, number: int, *arguments: int | bytes | None) -> 
     return result
 
 
-@contextmanager
-def closing(fd: int) -> Iterator[int]:
-    """Close a descriptor when the block ends."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class closing:
+    """Close a descriptor when the block ends.
+
+    Args:
+        fd: the descriptor, which the block gets.
+    """
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *failure: object) -> None:
+        os.close(self._fd)

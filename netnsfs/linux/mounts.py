@@ -1,13 +1,14 @@
 """Mounts: made, moved, detached, and read from mountinfo (mount(2), proc_pid_mountinfo(5))."""
 
+import errno
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from netnsfs.linux.files import _STEP
-from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, error_of_call, libc, syscall
+from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, closing, error_of_call, libc, syscall
 
 MS_BIND = 0x1000
 MS_REC = 0x4000
@@ -15,16 +16,28 @@ MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 FIRST_UNIQUE_MOUNT = 1 << 31
 """Mount IDs from here on are never given again (Linux 6.8, fs/namespace.c), and ascend."""
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_NOATIME = 0x10
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 # The same numbers on every architecture.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_FSPICK = 433
 _SYS_MOUNT_SETATTR = 442
 # FSPICK_CLOEXEC | FSPICK_SYMLINK_NOFOLLOW | FSPICK_NO_AUTOMOUNT
 _FSPICK_FLAGS = 1 | 2 | 4
+_FSOPEN_CLOEXEC = 1
+_FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 1
 # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
@@ -38,6 +51,25 @@ def mount(source: bytes | None, target: bytes, flags: int) -> None:
     """mount(2) of a bind mount or a change of propagation."""
     if libc.mount(source, target, b"none", flags, None):
         raise error_of_call(target)
+
+
+def new_mount(kind: bytes, options: Mapping[bytes, bytes | None], attributes: int) -> int:
+    """A mount of a new file system, yet to be mounted anywhere (fsopen(2), Linux 5.2).
+
+    Args:
+        kind: type of the file system.
+        options: of the file system; None for an option without a value.
+        attributes: of the mount, MOUNT_ATTR_* (fsmount(2)).
+
+    Returns:
+        A descriptor of the mount, which ends with it if `move_mount` has not been called.
+    """
+    with closing(syscall(None, _SYS_FSOPEN, kind, _FSOPEN_CLOEXEC)) as context:
+        for name, value in options.items():
+            command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
+            syscall(None, _SYS_FSCONFIG, context, command, name, value, 0)
+        syscall(None, _SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return syscall(None, _SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)
 
 
 def bind_mount(source: int) -> int:
@@ -81,6 +113,24 @@ def umount(target: bytes, flags: int) -> None:
     """umount2(2)."""
     if libc.umount2(target, flags):
         raise error_of_call(target)
+
+
+def detach(fd: int) -> bool:
+    """Detach the mount whose root is open, with everything that is mounted on it.
+
+    Returns:
+        False if it was detached already, or may not be (umount2(2), EINVAL).
+    """
+    detached = False
+    # The first calls take what is on top of it, if anything is.
+    while True:
+        try:
+            umount(b"/proc/self/fd/%d" % fd, MNT_DETACH)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return detached
+        detached = True
 
 
 def forget_unused(target: bytes) -> None:
@@ -167,13 +217,15 @@ def mount_at(path: bytes) -> Mount | None:
     Raises:
         OSError: the path cannot be opened.
     """
-    fd = os.open(path, _STEP | os.O_NOFOLLOW)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
-            number = next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id"))
-    finally:
-        os.close(fd)
+    with closing(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
+        number = mount_number(fd)
     return next((m for m in mounts() if m.id == number and m.target == path), None)
+
+
+def mount_number(fd: int) -> int:
+    """The ID in mountinfo of the mount that an open file is on (proc_pid_fdinfo(5))."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id"))
 
 
 def _unescape(field: bytes) -> bytes:

@@ -45,10 +45,10 @@ def namespace_of(fd: int) -> Namespace:
     """
     if linux.statx(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
         raise OSError(errno.EINVAL, "not a network namespace")
-    return _described(fd)
+    return _describe(fd)
 
 
-def open_own() -> tuple[int, Namespace]:
+def open_own_namespace() -> tuple[int, Namespace]:
     """The network namespace that the calling thread is in.
 
     Returns:
@@ -56,23 +56,23 @@ def open_own() -> tuple[int, Namespace]:
     """
     fd = os.open(_OWN, _OPEN)
     try:
-        return fd, _described(fd)
+        return fd, _describe(fd)
     except BaseException:
         os.close(fd)
         raise
 
 
-def _described(fd: int) -> Namespace:
+def _describe(fd: int) -> Namespace:
     found = os.fstat(fd)
     ns_id = linux.namespace_id(fd)
     if ns_id is None:
-        ns_id = on_own_thread(_cookie, fd)
+        ns_id = on_own_thread(_cookie_of, fd)
     return Namespace(
         found.st_ino, ns_id, found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
     )
 
 
-def _cookie(fd: int) -> int:
+def _cookie_of(fd: int) -> int:
     with visit():
         linux.setns(fd, linux.CLONE_NEWNET)
         return linux.netns_cookie()
@@ -91,7 +91,7 @@ def nsfs_device() -> int:
 _nsfs_device = 0
 
 
-def reopen(path_fd: int) -> int:
+def open_reached(path_fd: int) -> int:
     """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
 
     Opening anything else could have effects, or never end.

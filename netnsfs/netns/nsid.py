@@ -20,7 +20,7 @@ _MAX = 0x7FFFFFFF
 _importing = threading.Lock()
 
 
-def show(fd: int) -> bytes:
+def read_nsid(fd: int) -> bytes:
     """The nsid of the namespace of `fd` as a line: a number, or "unassigned".
 
     Raises:
@@ -31,11 +31,11 @@ def show(fd: int) -> bytes:
     from pyroute2.netlink import NLM_F_REQUEST
     from pyroute2.netlink.rtnl import RTM_GETNSID
 
-    number = _ask(RTM_GETNSID, NLM_F_REQUEST, fd).get_attr("NETNSA_NSID")
+    number = _ask_kernel(RTM_GETNSID, NLM_F_REQUEST, fd).get_attr("NETNSA_NSID")
     return b"unassigned\n" if number == UNASSIGNED else b"%d\n" % number
 
 
-def assign(fd: int, text: bytes) -> None:
+def assign_nsid(fd: int, text: bytes) -> None:
     """Give the namespace of `fd` an nsid; it cannot be changed afterwards.
 
     Args:
@@ -47,13 +47,13 @@ def assign(fd: int, text: bytes) -> None:
             namespace has an nsid or the number is taken.
     """
     may_block()
-    number = _number(text.strip())
+    number = _parse_number(text.strip())
     _import_pyroute2()
     from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
     from pyroute2.netlink.rtnl import RTM_NEWNSID
 
     try:
-        _ask(RTM_NEWNSID, NLM_F_REQUEST | NLM_F_ACK, fd, ("NETNSA_NSID", number))
+        _ask_kernel(RTM_NEWNSID, NLM_F_REQUEST | NLM_F_ACK, fd, ("NETNSA_NSID", number))
     except FileExistsError as error:
         message = "the namespace has an nsid already, or the number is another's"
         raise FileExistsError(errno.EEXIST, message) from error
@@ -65,7 +65,7 @@ def _import_pyroute2() -> None:
         import_module("pyroute2.netlink.rtnl.marshal")
 
 
-def _number(text: bytes) -> int:
+def _parse_number(text: bytes) -> int:
     if text == b"auto":
         return UNASSIGNED
     if not text.isdigit():
@@ -77,7 +77,7 @@ def _number(text: bytes) -> int:
     return number
 
 
-def _ask(kind: int, flags: int, fd: int, *attributes: tuple[str, int]) -> Any:
+def _ask_kernel(kind: int, flags: int, fd: int, *attributes: tuple[str, int]) -> Any:
     from pyroute2.netlink.rtnl.marshal import MarshalRtnl
     from pyroute2.netlink.rtnl.nsidmsg import nsidmsg
 

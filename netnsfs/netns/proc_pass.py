@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from netnsfs import linux
-from netnsfs.netns.nsfs import nsfs_device, reopen
+from netnsfs.netns.nsfs import nsfs_device, open_reached
 from netnsfs.netns.passes import NAMESPACE_FILE, SOCKET, TUN, Descriptor, Task
 from netnsfs.netns.spares import is_spare
 
@@ -156,7 +156,7 @@ def _namespace_file(task: int, number: bytes) -> Iterator[Descriptor]:
     if is_spare(_flags(task, number)):
         return
     target = os.open(b"/proc/%d/fd/%b" % (task, number), os.O_PATH | os.O_CLOEXEC)
-    with linux.closing(target), linux.closing(reopen(target)) as fd:
+    with linux.closing(target), linux.closing(open_reached(target)) as fd:
         if linux.is_net_namespace(fd):
             inode = os.fstat(fd).st_ino
             yield Descriptor(NAMESPACE_FILE, task, int(number), inode)

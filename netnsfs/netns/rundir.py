@@ -1,24 +1,39 @@
-"""Which names stand in a directory, and whether anything has changed there, without looking.
+"""The run directory: which names stand in it, what lies below their mounts, what has changed.
 
-To look for a name that is not there, the kernel takes the lock of the directory. Whoever lists
-the directory holds that lock too, for as long as they like: the list may be written to memory
-that a file is mapped to, and that file may be one of ours. So the event loop must not look.
+**Has it changed?** `RunDirectory.stamp` is the one answer: the same object for as long as no
+name, no mount and no attribute in the directory has changed. It asks nobody: inotify(7) tells
+of names and attributes, and /proc/self/mountinfo, which can be polled (proc_pid_mountinfo(5)),
+tells of mounts. One poll(2) asks for both. The kernel queues each event before the system call
+that caused it returns, so whoever was told of a change finds it here.
 
-inotify(7) tells it of names instead. The kernel queues each event while it still has the lock
-of the directory, so a name that somebody has been told of is known here. It tells of changed
-attributes before the one who changes them goes on. Of mounts, /proc/self/mountinfo tells, which
-can be polled (proc_pid_mountinfo(5)): a mount that somebody was told of has been counted. One
-call asks for both.
+**Why not just look?** To look for a name that is not there, the kernel takes the directory's
+lock. Whoever lists the directory holds that lock too, for as long as they like: the list may be
+written to memory that a file is mapped to, and that file may be one of ours. So the event loop
+looks at nothing but what the kernel has in its cache (openat2(2), RESOLVE_CACHED), learns from
+inotify which names do not stand, and leaves everything else to a worker.
 
-Only a directory in memory is watched: nothing comes into it but through this kernel.
+Only a directory on a tmpfs is watched: there nothing comes in but through this kernel.
+
+**What is below.** A namespace's file covers the placeholder that it is mounted on. A private
+clone of the directory's mount without the mounts in it (open_tree(2)) shows the placeholders.
+While somebody holds a placeholder open, its inode number is not given to another file. So it
+tells a name from the same name made anew, on every kernel; mount IDs do so from Linux 6.8 on.
 """
 
 import errno
 import os
 import select
+import time
 import weakref
 
 from netnsfs import linux
+from netnsfs.jobs import may_block, on_event_loop
+from netnsfs.netns.nsfs import nsfs_device
+from netnsfs.permissions import Owner
+
+LOCK_SECONDS = 5.0
+_WATCH_AGAIN_SECONDS = 1.0
+_MOST_CLONES = 10
 
 _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
 _WENT = linux.IN_DELETE
@@ -31,82 +46,81 @@ _WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 # Who keeps making and removing names must not keep the reader.
 _MOST_EVENTS = 20_000
 
+_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-class Presence:
-    """The names in a directory.
+
+class Watcher:
+    """Hears what happens in a directory. For one thread at a time.
 
     Args:
         path: the directory, without links on the way.
 
+    Attributes:
+        identity: device and inode number of the directory.
+        lost: some event was missed, or the directory is another now: nothing is known.
+        owners: what the caller has found of names; an entry is dropped when its name changes.
+
     Raises:
         OSError: EOPNOTSUPP if it cannot be watched, EAGAIN if not now; else as open(2),
             inotify_init1(2).
-
-    Attributes:
-        lost: it is not known any more.
-        attributes: another object after each change of the directory's attributes that has been
-            heard of.
     """
 
     def __init__(self, path: bytes) -> None:
         self._path = path
         self.lost = False
-        self.attributes = object()
-        self._state = object()
+        self.owners: dict[bytes, Owner | None] = {}
+        self._stamp = object()
         self._checked = True
-        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            in_memory = linux.filesystem_magic(directory) == linux.TMPFS_MAGIC
+        with linux.closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            in_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
             if not in_memory or os.path.realpath(path) != path:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
-            found = linux.statx(b"", directory)
-            self._directory = found.dev, found.ino, found.mount
+            found = linux.statx(b"", fd)
+            self.identity, self._mount = (found.dev, found.ino), found.mount
             self._watch = linux.Watch()
-            self._watch.add(b"/proc/self/fd/%d" % directory, _WATCHED)
+            self._watch.watch_file(b"/proc/self/fd/%d" % fd, _WATCHED)
             while (path := os.path.dirname(path)) != b"/":
-                self._watch.add(path, _MOVED)
-            mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, mounts)
-            self._poll = linux.Poll(
-                (self._watch.fileno(), select.POLLIN), (mounts, select.POLLPRI)
-            )
-            self._names = {os.fsencode(name) for name in os.listdir(directory)}
-        finally:
-            os.close(directory)
+                self._watch.watch_file(path, _MOVED)
+            self._poll = self._poll_of(self._watch)
+            self._names = {os.fsencode(name) for name in os.listdir(fd)}
         if not self._is_there():
             raise OSError(errno.EAGAIN, "the directory is another now", self._path)
 
-    # At once, and for one thread alone:
+    def _poll_of(self, watch: linux.Watch) -> linux.Poll:
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, mounts)
+        return linux.Poll((watch.fileno(), select.POLLIN), (mounts, select.POLLPRI))
 
-    def state(self) -> object:
-        """What stays the same for as long as no name and no mount changes."""
-        if self._poll.ready():
+    def stamp(self) -> object:
+        """What stays the same for as long as no name, mount or attribute changes."""
+        if self._poll.any_ready():
             self._catch_up()
             self._checked = False
         if not self._checked:
             # What is mounted may hide the directory, or show it elsewhere.
             self._checked = self._is_there()
-            self._state = object()
-        return self._state
+            self._stamp = object()
+        return self._stamp
 
-    def lacks(self, name: bytes) -> bool:
+    def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
-        self.state()
+        self.stamp()
         return self._checked and not self.lost and name not in self._names
 
     def _catch_up(self) -> None:
-        for number, (mask, changed) in enumerate(self._watch.events()):
-            self._state = object()
+        for number, (mask, name) in enumerate(self._watch.read_events()):
+            self.owners.pop(name, None)
             if number == _MOST_EVENTS:
                 self.lost = True
                 break
             if mask & _CAME:
-                self._names.add(changed)
+                self._names.add(name)
+                if mask & linux.IN_CREATE:
+                    # A new file has no attributes. When it gets one, that is told too.
+                    self.owners[name] = None
             elif mask & _WENT:
-                self._names.discard(changed)
-            elif mask & _CHANGED:
-                self.attributes = object()
-            else:
+                self._names.discard(name)
+            elif not mask & _CHANGED:
                 # Events are lost, or names were renamed, or the directory is not where it was.
                 self.lost = True
 
@@ -118,5 +132,264 @@ class Presence:
         if packed is None:
             return False
         found = linux.Stat._make(linux.unpack_statx(packed))
-        self.lost |= (found.dev, found.ino, found.mount) != self._directory
+        self.lost |= ((found.dev, found.ino), found.mount) != (self.identity, self._mount)
         return not self.lost
+
+
+class Uncovered:
+    """A directory as it is below the mounts in it, for as long as this object lives.
+
+    Args:
+        path: the directory.
+
+    Attributes:
+        fd: a descriptor of the clone.
+        identity: device and inode number of the directory.
+
+    Raises:
+        OSError: as open_tree(2): EINVAL where a more privileged user namespace has mounted.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self.fd = linux.open_tree(path)
+        weakref.finalize(self, os.close, self.fd)
+        # What is mounted in the directory from now on is not mounted here too.
+        linux.make_private(self.fd)
+        found = linux.statx(b"", self.fd)
+        self.identity = found.dev, found.ino
+
+
+class RunDirectory:
+    """The directory of names.
+
+    Args:
+        path: absolute, without links on the way. It need not exist before `prepare`.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+        self._watcher: Watcher | None = None
+        self._watcher_wanted = False
+        self._watch_again_at = 0.0
+        self._uncovered: Uncovered | None = None
+        self._prepared_mount = 0
+
+    def path_of(self, name: bytes) -> bytes:
+        """The path of a name's file."""
+        return b"%b/%b" % (self.path, name)
+
+    # What is heard, without looking. On the event loop's thread alone.
+
+    def stamp(self) -> object:
+        """What stays the same for as long as no name, mount or attribute changes.
+
+        Returns:
+            None if that is not known here.
+        """
+        watcher = self._live_watcher()
+        return watcher.stamp() if watcher else None
+
+    def known_owners(self) -> dict[bytes, Owner | None] | None:
+        """What may be kept of names: entries are dropped when their name changes.
+
+        Returns:
+            None if changes are not heard of here.
+        """
+        watcher = self._live_watcher()
+        if watcher is None:
+            return None
+        watcher.stamp()
+        return None if watcher.lost else watcher.owners
+
+    def _live_watcher(self) -> Watcher | None:
+        if not on_event_loop():
+            return None
+        watcher = self._watcher
+        if watcher and not watcher.lost:
+            return watcher
+        # To start watching takes system calls that may wait: a worker does it.
+        self._watcher_wanted = True
+        return None
+
+    def _start_watching(self) -> None:
+        if self._watcher_wanted and time.monotonic() >= self._watch_again_at:
+            try:
+                self._watcher = Watcher(self.path)
+                self._watcher_wanted = False
+            except FileNotFoundError:
+                pass
+            except OSError:
+                # The kernel takes a while until a closed inotify(7) counts no longer.
+                self._watch_again_at = time.monotonic() + _WATCH_AGAIN_SECONDS
+
+    # Looks
+
+    def list_names(self) -> list[bytes]:
+        """All names, as `ip netns list` shows them; none if the directory is missing."""
+        may_block()
+        self._start_watching()
+        try:
+            return os.listdir(self.path)
+        except FileNotFoundError:
+            return []
+
+    def reach_name(self, name: bytes) -> int:
+        """An O_PATH descriptor of what stands under a name, links not followed.
+
+        Raises:
+            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            OSError: ENOENT, ENAMETOOLONG.
+        """
+        watcher = self._live_watcher()
+        if watcher and watcher.lacks_name(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
+        path = self.path_of(name)
+        fd = linux.open_cached(path)
+        if fd is not None:
+            return fd
+        may_block()
+        try:
+            return os.open(path, _STEP)
+        except FileNotFoundError:
+            self._start_watching()
+            raise
+
+    def packed_look(self, name: bytes) -> bytes:
+        """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
+        with linux.closing(self.reach_name(name)) as fd:
+            return linux.statx_packed(b"", fd)
+
+    def read_times(self) -> tuple[int, int, int]:
+        """Times of the directory (access, modification, change), nanoseconds since the epoch.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        fd = linux.open_cached(self.path, follow=True)
+        if fd is None:
+            may_block()
+            fd = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
+        with linux.closing(fd):
+            found = os.fstat(fd)
+        return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
+
+    # Placeholders
+
+    def reach_placeholder(self, name: bytes) -> int:
+        """An O_PATH descriptor of the file that a name's namespace is mounted on.
+
+        Raises:
+            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            OSError: ENOENT; else as open_tree(2).
+        """
+        for _ in range(_MOST_CLONES):
+            directory = self._below_mounts()
+            fd = linux.open_cached(name, dir_fd=directory.fd)
+            if fd is None:
+                may_block()
+                fd = os.open(name, _STEP, dir_fd=directory.fd)
+            if linux.statx(b"", fd).dev != nsfs_device():
+                return fd
+            # It was mounted after the directory was cloned and before the clone was private.
+            os.close(fd)
+            self._uncovered = None
+        raise OSError(errno.EBUSY, "its placeholder cannot be seen", name)
+
+    def is_placeholder(self, name: bytes, placeholder: int) -> bool:
+        """Whether an open file is still the one that stands under a name.
+
+        Args:
+            name: the name.
+            placeholder: a descriptor of the file.
+        """
+        may_block()
+        before = linux.statx(b"", placeholder)
+        try:
+            found = linux.statx(name, self._below_mounts().fd)
+        except FileNotFoundError:
+            return False
+        return (found.dev, found.ino) == (before.dev, before.ino)
+
+    def _below_mounts(self) -> Uncovered:
+        uncovered = self._uncovered
+        if uncovered and uncovered.identity == self._identity():
+            return uncovered
+        may_block()
+        self._start_watching()
+        uncovered = self._uncovered = Uncovered(self.path)
+        return uncovered
+
+    def _identity(self) -> tuple[int, int]:
+        watcher = self._live_watcher()
+        if watcher:
+            return watcher.identity
+        packed = linux.statx_cached(self.path)
+        if packed is None:
+            may_block()
+            packed = linux.statx_packed(self.path)
+        found = linux.Stat._make(linux.unpack_statx(packed))
+        return found.dev, found.ino
+
+    # Made, and shared
+
+    def prepare(self) -> None:
+        """Make the directory, and make it a shared mount, once per mount of it.
+
+        Mounts of a shared mount propagate, and so do their removals: without that, a
+        namespace would live on in every mount namespace made while its name stood.
+
+        Raises:
+            OSError: ETIMEDOUT if another process holds the directory's lock; else as mkdir(2),
+                mount(2).
+        """
+        self._start_watching()
+        try:
+            found = linux.statx(self.path)
+        except FileNotFoundError:
+            self._make_directory()
+            found = linux.statx(self.path)
+        if found.mount == self._prepared_mount:
+            return
+        # Anybody can take the lock of the directory, and keep it: not without need.
+        if not self._is_shared():
+            # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
+            with linux.locked(self.path, LOCK_SECONDS):
+                self._make_shared()
+        self._prepared_mount = linux.statx(self.path).mount
+
+    def _make_directory(self) -> None:
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        try:
+            os.mkdir(self.path, 0o755)
+            os.chmod(self.path, 0o755)
+        except FileExistsError:
+            pass
+
+    def _is_shared(self) -> bool:
+        # Looked at, not tried as ip netns does: with MS_REC, a change of propagation walks
+        # the mounts of all names.
+        top = linux.mount_at(self.path)
+        return top is not None and bool(top.peers) and not self._is_left_bound(top)
+
+    def _make_shared(self) -> None:
+        # Whoever had the lock before may have done it.
+        if self._is_shared():
+            return
+        top = linux.mount_at(self.path)
+        if top is None:
+            linux.mount(self.path, self.path, linux.MS_BIND | linux.MS_REC)
+        # Private first (iproute2 82c8b9fe): otherwise the directory stays in the peer group of
+        # /run, and every namespace is mounted twice.
+        if top is None or top.peers:
+            linux.mount(None, self.path, linux.MS_PRIVATE | linux.MS_REC)
+        linux.mount(None, self.path, linux.MS_SHARED | linux.MS_REC)
+
+    def _is_left_bound(self, top: linux.Mount) -> bool:
+        """Whether somebody was killed after the bind: still a peer of the mount it lies in.
+
+        If names are mounted already, then in both, and each removal must reach both.
+        """
+        others = list(linux.mounts())
+        return any(m.id == top.parent and m.peers == top.peers for m in others) and not any(
+            m.target.startswith(self.path + b"/") for m in others
+        )

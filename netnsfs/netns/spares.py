@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.jobs import expendable, start_thread, visit
-from netnsfs.netns.nsfs import Namespace, open_own
+from netnsfs.netns.nsfs import Namespace, open_own_namespace
 
 # After a mkdir, how long to wait for the next one before the places are filled.
 _QUIET_SECONDS = 0.1
@@ -73,7 +73,7 @@ _MARK = os.O_APPEND | os.O_NOATIME
 log = logging.getLogger(__name__)
 
 
-def possible() -> bool:
+def spares_possible() -> bool:
     """Whether what a new namespace copies can be seen: only in the initial one."""
     # Not in any other namespace (net/core/sysctl_net_core.c).
     return os.path.exists(_NET + "core/netdev_budget")
@@ -89,7 +89,7 @@ class _Origin:
 
     def __init__(self) -> None:
         # Some are for writing only.
-        paths = [path for path in _paths() if os.stat(path).st_mode & 0o400]
+        paths = [path for path in _copied_paths() if os.stat(path).st_mode & 0o400]
         self._fds: list[int] = []
         with ExitStack() as opened:
             self._watch = linux.Watch()
@@ -99,18 +99,18 @@ class _Origin:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
                 self._fds.append(fd)
-                self._watch.add(path.encode(), linux.IN_MODIFY)
+                self._watch.watch_file(path.encode(), linux.IN_MODIFY)
             self.close = opened.pop_all().close
         self._read_at = 0.0
         self._writes = 0
         self._content: list[bytes] = []
 
-    def writes(self) -> int:
-        """Another number after every write that is noticed. To be followed by `read`."""
-        self._writes += self._watch.touched()
+    def count_writes(self) -> int:
+        """Another number after each write that is noticed. `read_settings` must follow."""
+        self._writes += self._watch.has_events()
         return self._writes
 
-    def read(self) -> list[bytes]:
+    def read_settings(self) -> list[bytes]:
         """What a namespace that is born now is given."""
         self._read_at = time.monotonic()
         content = [os.pread(fd, 256, 0) for fd in self._fds]
@@ -119,15 +119,15 @@ class _Origin:
             self._content = content
         return self._content
 
-    def content(self) -> list[bytes]:
+    def current_settings(self) -> list[bytes]:
         """The same, but read again only if it may have changed."""
         before = self._writes
-        if self.writes() != before or time.monotonic() > self._read_at + _READ_SECONDS:
-            return self.read()
+        if self.count_writes() != before or time.monotonic() > self._read_at + _READ_SECONDS:
+            return self.read_settings()
         return self._content
 
 
-def _paths() -> list[str]:
+def _copied_paths() -> list[str]:
     patterns: tuple[str, ...] = _COPIED
     with open(_INHERIT, "rb") as file:
         if file.read() not in _NOT_INHERITED:
@@ -175,7 +175,7 @@ class Spares:
             self._wanted.set()
             start_thread(self._keep_filled, "netnsfs-spares")
 
-    def take(self) -> tuple[int, Namespace] | None:
+    def take_spare(self) -> tuple[int, Namespace] | None:
         """A namespace that is as a new one would be.
 
         Returns:
@@ -185,7 +185,7 @@ class Spares:
             return None
         with self._lock:
             self._taken = time.monotonic()
-            spare = self._fitting()
+            spare = self._take_fitting()
             if spare is None:
                 self.misses += 1
             else:
@@ -193,10 +193,10 @@ class Spares:
         self._wanted.set()
         return spare and (spare.fd, spare.namespace)
 
-    def _fitting(self) -> _Spare | None:
+    def _take_fitting(self) -> _Spare | None:
         if not self._held or self._origin is None:
             return None
-        now = self._origin.content()
+        now = self._origin.current_settings()
         while self._held:
             spare = self._held.popleft()
             if spare.born == now:
@@ -211,13 +211,13 @@ class Spares:
                 while (wait := self._taken + _QUIET_SECONDS - time.monotonic()) > 0:
                     time.sleep(wait)
                 try:
-                    self._fill()
+                    self._fill_places()
                 except OSError as error:
                     log.warning("cannot make a spare namespace: %s", error.strerror)
                     time.sleep(_RETRY_SECONDS)
                     self._wanted.set()
 
-    def _fill(self) -> None:
+    def _fill_places(self) -> None:
         origin, before = _Origin(), self._origin
         with self._lock:
             self._origin = origin
@@ -225,13 +225,13 @@ class Spares:
             before.close()
         while len(self._held) < self._count:
             with self._lock:
-                writes, born = origin.writes(), origin.read()
+                writes, born = origin.count_writes(), origin.read_settings()
             with visit():
                 linux.unshare(linux.CLONE_NEWNET)
-                spare = _Spare(*open_own(), born)
+                spare = _Spare(*open_own_namespace(), born)
             fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
             with self._lock:
-                if (writes, born) == (origin.writes(), origin.read()):
+                if (writes, born) == (origin.count_writes(), origin.read_settings()):
                     self._held.append(spare)
                 else:
                     os.close(spare.fd)

@@ -174,7 +174,7 @@ class Holder(NamedTuple):
         else:
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         with linux.closing(target):
-            return nsfs.reopen(target)
+            return nsfs.open_reached(target)
 
 
 def scan(inode: int = 0) -> Iterator[Holder]:

@@ -15,7 +15,7 @@ CAP_SYS_ADMIN = 21
 _HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
 
 
-def has(caller: Caller, capability: int) -> bool:
+def has_capability(caller: Caller, capability: int) -> bool:
     """Whether a caller, who waits for an answer, has a capability that the daemon has.
 
     Args:
@@ -43,7 +43,7 @@ def refuse_attaching(caller: Caller, name: bytes) -> None:
     Raises:
         OSError: EPERM.
     """
-    if caller.uid != 0 or not has(caller, CAP_SYS_ADMIN):
+    if caller.uid != 0 or not has_capability(caller, CAP_SYS_ADMIN):
         message = "only root, with CAP_SYS_ADMIN as the daemon has it, may attach"
         raise PermissionError(errno.EPERM, message, name)
 
@@ -57,19 +57,19 @@ class Viewer:
 
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
-        self._sees_all = has(caller, CAP_SYS_PTRACE) or not _hidden()
+        self._sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
 
-    def sees(self, pid: int) -> bool:
+    def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
-        return self._sees_all or _owner(pid) == self.uid
+        return self._sees_all or _owner_of_task(pid) == self.uid
 
 
-def _hidden() -> bool:
+def _proc_hides_tasks() -> bool:
     at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
     return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))
 
 
-def _owner(pid: int) -> int | None:
+def _owner_of_task(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from weakref import WeakSet
 
-from netnsfs.jobs import asked, may_block
+from netnsfs.jobs import asked_at, may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -28,7 +28,7 @@ from netnsfs.node import (
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
 from netnsfs.tree import metrics
-from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, Viewer, has, refuse_attaching
+from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, Viewer, has_capability, refuse_attaching
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Unnamed
 
@@ -38,14 +38,14 @@ PID = b"pid"
 _MOST_TEXTS = 16
 
 
-def absent(name: bytes, why: str = "there is no such name") -> OSError:
+def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
     return FileNotFoundError(errno.ENOENT, why, name)
 
 
-def _number(name: bytes) -> int:
+def _parse_inode(name: bytes) -> int:
     """An inode number, written as the kernel writes it."""
     if not name.isdigit() or name != b"%d" % int(name[:20]):
-        raise absent(name, "there is no such namespace")
+        raise absent_error(name, "there is no such namespace")
     return int(name)
 
 
@@ -75,9 +75,9 @@ class UnnamedDirectory(Directory):
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         may_block()
-        named = self._names.by_inode(without=RESERVED)
+        named = self._names.names_by_inode(without=RESERVED)
         found: dict[int, tasks.Holder] = {}
         for holder in tasks.scan():
             if holder.inode not in named:
@@ -85,27 +85,27 @@ class UnnamedDirectory(Directory):
         self._listed = found
         return [b"%d" % inode for inode in sorted(found)]
 
-    def listed(self, name: bytes, caller: Caller) -> Node:
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
         may_block()
         holder = self._listed.get(int(name))
         if holder is None:
-            raise absent(name)
+            raise absent_error(name)
         with suppress(OSError):
-            return self._found(holder)
+            return self._directory_of(holder)
         # Another may hold it still: this one may be a mount that another mount covers.
         return self.lookup(name, caller)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        inode = _number(name)
-        if inode in self._names.by_inode(without=RESERVED):
-            raise absent(name, "the namespace has a name")
-        for holder in self._holders(inode):
+        inode = _parse_inode(name)
+        if inode in self._names.names_by_inode(without=RESERVED):
+            raise absent_error(name, "the namespace has a name")
+        for holder in self._likely_holders(inode):
             with suppress(OSError):
-                return self._found(holder)
-        raise absent(name, "there is no such namespace")
+                return self._directory_of(holder)
+        raise absent_error(name, "there is no such namespace")
 
-    def _holders(self, inode: int) -> Iterator[tasks.Holder]:
+    def _likely_holders(self, inode: int) -> Iterator[tasks.Holder]:
         """First the one that was seen last, then, at the cost of a scan, all."""
         if inode in self._listed:
             yield self._listed[inode]
@@ -113,32 +113,32 @@ class UnnamedDirectory(Directory):
             self._listed[inode] = holder
             yield holder
 
-    def _found(self, holder: tasks.Holder) -> Node:
-        fd, namespace = self._open(holder)
+    def _directory_of(self, holder: tasks.Holder) -> Node:
+        fd, namespace = self._open_holder(holder)
         os.close(fd)
-        return self._directories.unnamed(namespace, Unnamed(self._names, holder))
+        return self._directories.place_unnamed(namespace, Unnamed(self._names, holder))
 
-    def _open(self, holder: tasks.Holder) -> tuple[int, Namespace]:
-        fd = holder.open(self._names.avoid)
+    def _open_holder(self, holder: tasks.Holder) -> tuple[int, Namespace]:
+        fd = holder.open(self._names.links.avoid)
         try:
             namespace = namespace_of(fd)
             if namespace.inode != holder.inode:
-                raise absent(holder.line, "it holds another namespace now")
+                raise absent_error(holder.line, "it holds another namespace now")
         except BaseException:
             os.close(fd)
             raise
         return fd, namespace
 
-    def open(self, name: bytes) -> int:
+    def open_namespace(self, name: bytes) -> int:
         """A descriptor of the namespace with an inode number.
 
         Raises:
             OSError: ENOENT.
         """
-        for holder in self._holders(_number(name)):
+        for holder in self._likely_holders(_parse_inode(name)):
             with suppress(OSError):
-                return self._open(holder)[0]
-        raise absent(name, "there is no such namespace")
+                return self._open_holder(holder)[0]
+        raise absent_error(name, "there is no such namespace")
 
     def rename(
         self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
@@ -147,7 +147,7 @@ class UnnamedDirectory(Directory):
         if directory is not self._root:
             return super().rename(name, directory, new_name, caller)
         refuse_attaching(caller, new_name)
-        fd = self.open(name)
+        fd = self.open_namespace(name)
         try:
             self._root.attach(new_name, fd)
         finally:
@@ -161,7 +161,7 @@ class PidLink(Link):
         self.key = (PID, name, target)
         self._target = target
 
-    def text(self) -> bytes:
+    def target_text(self) -> bytes:
         return self._target
 
 
@@ -177,27 +177,29 @@ class PidDirectory(Directory):
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         may_block()
-        self._listed = self._names.by_inode(without=RESERVED)
+        self._listed = self._names.names_by_inode(without=RESERVED)
         return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
 
-    def reader(self, caller: Caller) -> Caller:
+    def listing_caller(self, caller: Caller) -> Caller:
         return Viewer(caller)
 
-    def listed(self, name: bytes, caller: Caller) -> Node:
-        return self._link(name, caller, self._listed)
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        return self._link_to_task(name, caller, self._listed)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        return self._link(name, caller, self._names.by_inode(without=RESERVED))
+        return self._link_to_task(name, caller, self._names.names_by_inode(without=RESERVED))
 
-    def _link(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
+    def _link_to_task(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
         pid = b"%d" % caller.pid if name == b"self" else name
         inode = tasks.namespace_of_task(pid) if pid.isdigit() else None
         viewer = caller if isinstance(caller, Viewer) else Viewer(caller)
-        if inode is None or not viewer.sees(int(pid)):
-            raise absent(name, "there is no such process, or its namespace is not to be seen")
+        if inode is None or not viewer.may_see(int(pid)):
+            raise absent_error(
+                name, "there is no such process, or its namespace is not to be seen"
+            )
         if inode in named:
             return PidLink(name, b"../../" + named[inode])
         return PidLink(name, b"../unnamed/%d" % inode)
@@ -213,14 +215,14 @@ class LastError(File):
     key = label = b"last_error"
 
     def __init__(self, stats: Stats, permissions: Permissions) -> None:
-        self._journal = stats
-        self._mode = stat.S_IFREG | permissions.of_file(0o444, ROOT)[0]
+        self._stats = stats
+        self._mode = stat.S_IFREG | permissions.file_attributes(0o444, ROOT)[0]
 
     def attributes(self) -> Attributes:
-        return Attributes(self._mode, len(self._journal.last), seconds=0)
+        return Attributes(self._mode, len(self._stats.last), seconds=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
-        return Snapshot(flags, lambda: self._journal.last)
+        return Snapshot(flags, lambda: self._stats.last)
 
 
 class Metrics(File):
@@ -236,41 +238,41 @@ class Metrics(File):
 
     def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
         self._names = names
-        self._journal = stats
+        self._stats = stats
         self._permissions = permissions
         self._latest: dict[bool, tuple[float, bytes]] = {}
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
     def attributes(self) -> Attributes:
-        mode, _, _ = self._permissions.of_file(0o444, ROOT)
-        size, now = self.size(lambda: USUAL_SIZE), time.time_ns()
+        mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
+        size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, 2, now, now, now, seconds=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         refuse_writing(flags)
         may_block()
-        sees_all = has(caller, CAP_DAC_READ_SEARCH)
+        sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         mine = self._open.setdefault(caller.uid, WeakSet())
         if caller.uid and len(mine) >= _MOST_TEXTS:
             raise OSError(errno.EMFILE, "close some of those that are open")
-        snapshot = Snapshot(flags, partial(self._text, sees_all))
+        snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)
         return snapshot
 
-    def _text(self, sees_all: bool) -> bytes:
+    def _current_text(self, sees_all: bool) -> bytes:
         may_block()
         began, text = self._latest.get(sees_all, (0.0, b""))
-        if began < asked():
+        if began < asked_at():
             began = time.monotonic()
-            shown = None if sees_all else self._is_open
-            text = metrics.text(self._names, self._journal, shown)
+            shown = None if sees_all else self._is_open_to_all
+            text = metrics.render(self._names, self._stats, shown)
             self._latest[sees_all] = began, text
         return text
 
-    def _is_open(self, name: bytes) -> bool:
+    def _is_open_to_all(self, name: bytes) -> bool:
         """Whether everyone may look into a namespace."""
-        owner = self._names.owner(name, self._names.entry(name).mark)
-        return bool((owner or self._permissions.owner()).mode & 0o001)
+        owner = self._names.owners.owner_of(name)
+        return bool((owner or self._permissions.default_owner()).mode & 0o001)
 
 
 class Corner(Directory):
@@ -285,7 +287,7 @@ class Corner(Directory):
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         return [*self._nodes]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

@@ -27,7 +27,7 @@ class Directories:
         # Used by the event loop, and by workers.
         self._lock = threading.Lock()
 
-    def named(self, name: bytes) -> NamespaceDirectory | None:
+    def find_by_name(self, name: bytes) -> NamespaceDirectory | None:
         """The directory under a name, if what stands there has not changed.
 
         Raises:
@@ -36,36 +36,38 @@ class Directories:
         known = self._by_name.get(name)
         if known is None or not isinstance(known.home, Name) or known.home.name != name:
             return None
-        return known if known.home.unchanged() else None
+        return known if known.home.is_unchanged() else None
 
-    def under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+    def place_under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
         gone = None
         while True:
             with self._lock:
-                node = self._node(namespace, home, FIRST)
+                node = self._get_or_make(namespace, home, FIRST)
                 first = node.home
                 if not isinstance(first, Name) or first.name == home.name or first is gone:
-                    return self._found(node, home)
+                    return self._remember_home(node, home)
             # Not with the lock: it may be a link, which takes long to follow.
-            if _stands(first, namespace):
+            if _still_stands(first, namespace):
                 with self._lock:
-                    return self._found(self._node(namespace, home, home.name), home)
+                    return self._remember_home(
+                        self._get_or_make(namespace, home, home.name), home
+                    )
             gone = first
 
-    def _found(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
+    def _remember_home(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
         node.home = home
         self._by_name[home.name] = node
         return node
 
-    def unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
+    def place_unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
         with self._lock:
-            node = self._node(namespace, home, NO_NAME)
+            node = self._get_or_make(namespace, home, NO_NAME)
             node.home = home
             return node
 
-    def moved(self, old: bytes, home: Name) -> None:
+    def note_renamed(self, old: bytes, home: Name) -> None:
         """Take note that a name is another now, for those who have its directory open."""
         with self._lock:
             node = self._by_name.get(old)
@@ -73,7 +75,7 @@ class Directories:
                 node.home = home
                 self._by_name[home.name] = node
 
-    def removed(self, name: bytes) -> None:
+    def note_removed(self, name: bytes) -> None:
         """Take note that the kernel has removed the directory under a name.
 
         It lets nobody into that again. If the namespace is alive and is found elsewhere, and
@@ -85,7 +87,9 @@ class Directories:
                 self._by_name.pop(name)
                 self._by_key.pop((node.namespace.id, node.place), None)
 
-    def _node(self, namespace: Namespace, home: Home, place: bytes) -> NamespaceDirectory:
+    def _get_or_make(
+        self, namespace: Namespace, home: Home, place: bytes
+    ) -> NamespaceDirectory:
         key = namespace.id, place
         node = self._by_key.get(key)
         if node is None:
@@ -95,9 +99,9 @@ class Directories:
         return node
 
 
-def _stands(home: Home, namespace: Namespace) -> bool:
+def _still_stands(home: Home, namespace: Namespace) -> bool:
     try:
-        home.check(namespace)
+        home.ensure_present(namespace)
     except OSError:
         return False
     return True

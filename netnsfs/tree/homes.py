@@ -1,8 +1,12 @@
-"""Where a namespace is found: under a name, or by what holds it."""
+"""Where a namespace is found: under a name, or by what holds it.
+
+A home answers for the namespace that was found there first, and for no other: when something
+else stands there, it is gone (ENOENT).
+"""
 
 import errno
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from netnsfs import linux
@@ -12,25 +16,27 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import ROOT, Owner
 
+_CLOSED = Owner(0, 0, 0, 0)
+
 
 class Home(Protocol):
     """Where a namespace can be found."""
 
-    def check(self, namespace: Namespace) -> None:
+    def ensure_present(self, namespace: Namespace) -> None:
         """Make sure that it is still there.
 
         Raises:
             OSError: ENOENT.
         """
 
-    def open(self, namespace: Namespace) -> int:
+    def open_namespace(self, namespace: Namespace) -> int:
         """A descriptor of it.
 
         Raises:
             OSError: ENOENT.
         """
 
-    def path(self) -> bytes:
+    def path_for_setns(self) -> bytes:
         """A path that setns(2) can use."""
 
     @property
@@ -42,13 +48,16 @@ class Home(Protocol):
         """What to call it in a message."""
 
     def stamp(self) -> Hashable:
-        """What changes with what `owner` says."""
+        """What is another after each change of what `owner` says."""
 
     def owner(self) -> Owner | None:
         """To whom the namespace was given."""
 
-    def give(self, owner: Owner) -> None:
+    def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
         """Give it to somebody.
+
+        Args:
+            decide: from the owner as it is now to what it shall be; raises what refuses it.
 
         Raises:
             OSError: EPERM if that cannot be kept, ENOENT if it is not there any more.
@@ -59,7 +68,7 @@ class Name:
     """A name in the run directory.
 
     Args:
-        names: the directory.
+        names: the names.
         name: the name.
         mark: what stood under it when the namespace was found there.
     """
@@ -68,69 +77,76 @@ class Name:
 
     def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
         self._names = names
-        self._path = names.file(name)
+        self._directory = names.directory
+        self._path = names.path_of(name)
         self._mounted = mark.dev == nsfs_device()
         self.name = name
         self.mark = mark
         self._packed = b""
-        self._state: object = None
+        self._stamp: object = None
 
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the same namespace file is still mounted there.
 
         Raises:
             OSError: ENOENT.
         """
-        state = self._names.state()
-        if state is not None and state is self._state:
+        stamp = self._directory.stamp()
+        if stamp is not None and stamp is self._stamp:
             return True
-        packed = self._names.packed(self.name)
+        packed = self._directory.packed_look(self.name)
         if packed != self._packed:
+            # What a link leads to may be another each time.
             if linux.unpack_statx(packed) != self.mark or not self._mounted:
                 return False
             self._packed = packed
-        self._state = state
+        self._stamp = stamp
         return True
 
-    def check(self, namespace: Namespace) -> None:
-        """See `Home.check`."""
-        if not self.unchanged():
-            os.close(self.open(namespace))
+    def ensure_present(self, namespace: Namespace) -> None:
+        """See `Home.ensure_present`."""
+        if not self.is_unchanged():
+            os.close(self.open_namespace(namespace))
 
-    def open(self, namespace: Namespace) -> int:
-        """See `Home.open`."""
+    def open_namespace(self, namespace: Namespace) -> int:
+        """See `Home.open_namespace`."""
         try:
-            return _same(self._names.open(self.name), namespace)
+            return _require_same(self._names.open_namespace(self.name), namespace)
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ETIMEDOUT):
                 raise
-            raise _gone() from None
+            raise _gone_error() from None
 
-    def path(self) -> bytes:
-        """See `Home.path`."""
+    def path_for_setns(self) -> bytes:
+        """See `Home.path_for_setns`."""
         return self._path
 
     def stamp(self) -> Hashable:
-        """See `Home.stamp`. Another name of the namespace may have another owner."""
-        return self._names.stamp(), self.mark
+        """See `Home.stamp`: when it was last seen to be unchanged."""
+        return self._stamp or object()
 
     def owner(self) -> Owner | None:
-        """See `Home.owner`."""
-        return self._names.owner(self.name, self.mark)
+        """See `Home.owner`. When something else stands there, it is closed to everyone."""
+        if not self._mounted:
+            return None
+        try:
+            return self._names.owners.owner_of(self.name) if self.is_unchanged() else _CLOSED
+        except FileNotFoundError:
+            return _CLOSED
 
-    def give(self, owner: Owner) -> None:
-        """See `Home.give`. There is nothing below a symbolic link to keep it on."""
+    def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
+        """See `Home.change_owner`. There is nothing below a symbolic link to keep it on."""
         may_block()
         if not self._mounted:
             raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
-        self._names.delegations.change(self.name, self.mark, owner)
+        self._names.owners.change_owner(self.name, self.mark, decide)
 
 
 class Unnamed:
     """Held by something else than a name.
 
     Args:
-        names: for `Names.avoid`.
+        names: for what a path is not followed into.
         holder: one thing that holds it. Another takes its place when it lets go.
     """
 
@@ -141,30 +157,30 @@ class Unnamed:
         self._holder = holder
         self.name = b"%d" % holder.inode
 
-    def check(self, namespace: Namespace) -> None:
-        """See `Home.check`."""
-        os.close(self.open(namespace))
+    def ensure_present(self, namespace: Namespace) -> None:
+        """See `Home.ensure_present`."""
+        os.close(self.open_namespace(namespace))
 
-    def open(self, namespace: Namespace) -> int:
-        """See `Home.open`."""
+    def open_namespace(self, namespace: Namespace) -> int:
+        """See `Home.open_namespace`."""
         may_block()
         try:
-            return _same(self._holder.open(self._names.avoid), namespace)
+            return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError:
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
         for holder in tasks.scan(namespace.inode):
             try:
-                fd = _same(holder.open(self._names.avoid), namespace)
+                fd = _require_same(holder.open(self._names.links.avoid), namespace)
             except OSError:
                 continue
             self._holder = holder
             return fd
-        raise _gone()
+        raise _gone_error()
 
-    def path(self) -> bytes:
-        """See `Home.path`. A namespace that only sockets hold has none that works."""
+    def path_for_setns(self) -> bytes:
+        """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
     def stamp(self) -> Hashable:
@@ -175,20 +191,20 @@ class Unnamed:
         """See `Home.owner`."""
         return ROOT
 
-    def give(self, owner: Owner) -> None:
-        """See `Home.give`."""
+    def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
+        """See `Home.change_owner`."""
         raise PermissionError(errno.EPERM, "give the namespace a name first")
 
 
-def _same(fd: int, namespace: Namespace) -> int:
+def _require_same(fd: int, namespace: Namespace) -> int:
     try:
         if namespace_of(fd).id != namespace.id:
-            raise _gone()
+            raise _gone_error()
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _gone() -> OSError:
+def _gone_error() -> OSError:
     return FileNotFoundError(errno.ENOENT, "the namespace is not there any more")

@@ -77,7 +77,7 @@ class Reading(NamedTuple):
     protocols: dict[str, int]
 
 
-def text(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
+def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
     """The counters of all namespaces, and of the file system itself.
 
     Args:
@@ -95,7 +95,7 @@ def text(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> b
 
     class Pass(Collector):
         def collect(self) -> Iterator[Metric]:
-            for family in _families(names, stats, shown):
+            for family in _all_families(names, stats, shown):
                 metric = Metric(family.name, family.help, family.kind)
                 sample = family.name + ("_total" if family.kind == "counter" else "")
                 for values, value in family.samples:
@@ -108,15 +108,17 @@ def text(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> b
     return generate_latest(Pass(), escaping=ALLOWUTF8)
 
 
-def _families(
+def _all_families(
     names: Names, stats: Stats, shown: Callable[[bytes], bool] | None
 ) -> Iterator[Family]:
-    yield from _own(stats)
-    listed = names.list()
+    yield from _own_families(stats)
+    listed = names.list_names()
     seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
-    readings = [reading for name in seen if (reading := on_own_thread(_read, names, name))]
+    readings = [
+        reading for name in seen if (reading := on_own_thread(_read_namespace, names, name))
+    ]
     yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
-    yield from _of_spares(names.spares)
+    yield from _spare_families(names.spares)
     inside = tasks.counts()
     yield Family(
         "gauge",
@@ -157,7 +159,7 @@ def _families(
         )
 
 
-def _own(stats: Stats) -> Iterator[Family]:
+def _own_families(stats: Stats) -> Iterator[Family]:
     build = [([version("netnsfs")], 1)]
     yield Family("gauge", "netnsfs_build_info", "The version.", ["version"], build)
     yield Family(
@@ -191,7 +193,7 @@ def _is_shown(shown: Callable[[bytes], bool], name: bytes) -> bool:
         return False
 
 
-def _of_spares(spares: Spares) -> Iterator[Family]:
+def _spare_families(spares: Spares) -> Iterator[Family]:
     held = [((), len(spares))]
     yield Family("gauge", "netnsfs_spares", "Namespaces made ahead.", (), held)
     taken = [(["hit"], spares.hits), (["miss"], spares.misses)]
@@ -200,26 +202,26 @@ def _of_spares(spares: Spares) -> Iterator[Family]:
     )
 
 
-def _read(names: Names, name: bytes) -> Reading | None:
+def _read_namespace(names: Names, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
     try:
-        return names.look(name, partial(_inside, name))
+        return names.look_inside(name, partial(_read_inside, name))[1]
     except FileNotFoundError:
         return None
 
 
-def _inside(name: bytes, fd: int) -> Reading:
+def _read_inside(name: bytes, fd: int) -> Reading:
     # Only now, for a link is followed by a thread that is born where we are.
     with visit():
         linux.setns(fd, linux.CLONE_NEWNET)
-        devices = _content(b"dev")
-        sockets = _content(b"sockstat") + _content(b"sockstat6")
-    used, protocols = _sockets(sockets)
+        devices = _read_file(b"dev")
+        sockets = _read_file(b"sockstat") + _read_file(b"sockstat6")
+    used, protocols = _parse_sockets(sockets)
     link = b"net:[%d]" % os.fstat(fd).st_ino
-    return Reading(_label(name), link, _devices(devices), used, protocols)
+    return Reading(_label_text(name), link, _parse_devices(devices), used, protocols)
 
 
-def _content(name: bytes) -> bytes:
+def _read_file(name: bytes) -> bytes:
     # A kernel without IPv6 has no sockstat6.
     try:
         fd = os.open(_OWN_NET + name, os.O_RDONLY | os.O_CLOEXEC)
@@ -231,17 +233,17 @@ def _content(name: bytes) -> bytes:
         os.close(fd)
 
 
-def _devices(table: bytes) -> dict[str, list[int]]:
+def _parse_devices(table: bytes) -> dict[str, list[int]]:
     """The columns of each interface, from /proc/net/dev."""
     found = {}
     for line in table.split(b"\n")[2:-1]:
         # No name has a colon or white space in it (dev_valid_name, net/core/dev.c).
         device, _, columns = line.partition(b":")
-        found[_label(device.lstrip(b" "))] = [int(column) for column in columns.split()]
+        found[_label_text(device.lstrip(b" "))] = [int(column) for column in columns.split()]
     return found
 
 
-def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
+def _parse_sockets(tables: bytes) -> tuple[int, dict[str, int]]:
     """All sockets, and those in use by protocol, from /proc/net/sockstat and sockstat6."""
     used, protocols = 0, dict[str, int]()
     for line in tables.splitlines():
@@ -254,5 +256,5 @@ def _sockets(tables: bytes) -> tuple[int, dict[str, int]]:
     return used, protocols
 
 
-def _label(name: bytes) -> str:
+def _label_text(name: bytes) -> str:
     return name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")

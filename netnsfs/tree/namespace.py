@@ -20,7 +20,7 @@ from netnsfs.netns.nsfs import Namespace
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node, Snapshot
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has
+from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has_capability
 from netnsfs.tree.homes import Home
 
 Show = Callable[[Namespace, int], bytes]
@@ -66,7 +66,9 @@ NAMESPACE = {
             bound=tasks.holders_size,
             guarded=True,
         ),
-        Row(b"nsid", mode=0o644, live=lambda ns, fd: nsid.show(fd), write=nsid.assign),
+        Row(
+            b"nsid", mode=0o644, live=lambda ns, fd: nsid.read_nsid(fd), write=nsid.assign_nsid
+        ),
     )
 }
 
@@ -135,12 +137,12 @@ class NamespaceDirectory(Directory):
     def stamp(self) -> Hashable:
         return self.home.stamp()
 
-    def owner(self) -> Owner:
+    def current_owner(self) -> Owner:
         """To whom the namespace belongs."""
-        return self.home.owner() or self._settings.permissions.owner()
+        return self.home.owner() or self._settings.permissions.default_owner()
 
     def attributes(self) -> Attributes:
-        ns, owner = self.namespace, self.owner()
+        ns, owner = self.namespace, self.current_owner()
         mode, links = stat.S_IFDIR | owner.mode, 2 + len(self._settings.views)
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
         # A user who stands in the directory looks nothing up that would tell of a new owner.
@@ -150,51 +152,60 @@ class NamespaceDirectory(Directory):
     def label(self) -> bytes:
         return self.home.name
 
-    def setattr(self, mode: int, uid: int, gid: int, caller: Caller) -> None:
-        if mode & ~0o777:
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
+        if mode is not None and mode & ~0o777:
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
-        owner = self._settings.permissions.given(uid, gid, mode, self.owner(), caller)
-        self.home.give(owner)
+
+        def decide(before: Owner | None) -> Owner:
+            permissions = self._settings.permissions
+            owner = before or permissions.default_owner()
+            return permissions.owner_when_given(owner, mode, uid, gid, caller)
+
+        self.home.change_owner(decide)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
-        self.check()
+        self.ensure_present()
         if name in NAMESPACE:
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
         if name in self._settings.views:
-            return self._view(name).node(self._settings.views[name])
+            return self._make_view(name).find_node(self._settings.views[name])
         return super().lookup(name, caller)
 
-    def _view(self, name: bytes) -> views.View:
+    def _make_view(self, name: bytes) -> views.View:
         closed = self._settings.permissions.dmask
         writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
-        return views.View(self.key, self.enter, self.of_file, closed, writable, steady)
+        return views.View(
+            self.key, self.enter_namespace, self.file_attributes, closed, writable, steady
+        )
 
-    def of_file(self, mode: int) -> tuple[int, int, int]:
+    def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self._settings.permissions.of_file(mode, self.owner())
+        return self._settings.permissions.file_attributes(mode, self.current_owner())
 
-    def list(self) -> list[bytes]:
-        self.check()
+    def list_names(self) -> list[bytes]:
+        self.ensure_present()
         return [*NAMESPACE, _LINK, *self._settings.views]
 
-    def check(self) -> None:
-        self.home.check(self.namespace)
+    def ensure_present(self) -> None:
+        self.home.ensure_present(self.namespace)
 
-    def show(self, row: Row) -> bytes:
+    def show_content(self, row: Row) -> bytes:
         """The content of one of the files.
 
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
         """
         if row.fixed:
-            self.check()
+            self.ensure_present()
             return row.fixed(self.namespace)
         assert row.live
         may_block()
         # While it is held, its inode number cannot become another's.
-        with self._held() as fd:
+        with self._held_open() as fd:
             return row.live(self.namespace, fd)
 
     def list_tasks(self, row: Row, viewer: Viewer) -> bytes:
@@ -205,29 +216,29 @@ class NamespaceDirectory(Directory):
         """
         assert row.tasks
         may_block()
-        with self._held():
+        with self._held_open():
             found = row.tasks(self.namespace.link)
-        return b"".join(b"%d\n" % task for task in found if viewer.sees(task))
+        return b"".join(b"%d\n" % task for task in found if viewer.may_see(task))
 
-    def enter(self) -> None:
+    def enter_namespace(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace.
 
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        with self._held() as fd:
+        with self._held_open() as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
 
-    def write(self, row: Row, data: bytes) -> None:
+    def run_command(self, row: Row, data: bytes) -> None:
         """Carry out what was written to one of the files."""
         assert row.write
         may_block()
-        with self._held() as fd:
+        with self._held_open() as fd:
             row.write(fd, data)
 
     @contextmanager
-    def _held(self) -> Iterator[int]:
-        fd = self.home.open(self.namespace)
+    def _held_open(self) -> Iterator[int]:
+        fd = self.home.open_namespace(self.namespace)
         try:
             yield fd
         finally:
@@ -245,23 +256,23 @@ class ControlFile(File):
         self.writable = row.write is not None
 
     def attributes(self) -> Attributes:
-        mode, uid, gid = self._directory.of_file(self._row.mode)
+        mode, uid, gid = self._directory.file_attributes(self._row.mode)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
-        bound = self._row.bound or (lambda: len(self._directory.show(self._row)))
-        return Attributes(mode, self.size(bound), seconds=0, uid=uid, gid=gid)
+        bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
+        return Attributes(mode, self.size_to_show(bound), seconds=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
-        if self._row.guarded and not has(caller, CAP_SYS_PTRACE):
+        if self._row.guarded and not has_capability(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
-        take = partial(directory.show, self._row)
+        take = partial(directory.show_content, self._row)
         if self._row.tasks:
             may_block()
             take = partial(directory.list_tasks, self._row, Viewer(caller))
-        run = partial(directory.write, self._row) if self.writable else None
-        return Snapshot(flags, take, directory.check, run)
+        run = partial(directory.run_command, self._row) if self.writable else None
+        return Snapshot(flags, take, directory.ensure_present, run)
 
 
 class NamespaceLink(Link):
@@ -271,11 +282,11 @@ class NamespaceLink(Link):
         self._directory = directory
         self.key = (directory.key, _LINK)
 
-    def text(self) -> bytes:
-        self._directory.check()
-        return self._directory.home.path()
+    def target_text(self) -> bytes:
+        self._directory.ensure_present()
+        return self._directory.home.path_for_setns()
 
-    def target(self, caller: Caller) -> bytes:
-        if not self._directory.home.public and not has(caller, CAP_SYS_PTRACE):
+    def target_for(self, caller: Caller) -> bytes:
+        if not self._directory.home.public and not has_capability(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", _LINK)
-        return self.text()
+        return self.target_text()

@@ -11,7 +11,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
-from netnsfs.netns.nsfs import reopen
+from netnsfs.netns.nsfs import namespace_of, open_reached
 from netnsfs.node import (
     MOUNTED_NS,
     Attributes,
@@ -32,7 +32,7 @@ from netnsfs.tree.corner import (
     NamesDirectory,
     PidDirectory,
     UnnamedDirectory,
-    absent,
+    absent_error,
 )
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Name
@@ -44,11 +44,7 @@ _ROOT_INODE = 1
 _MOST_RETURNS = 40
 
 
-# At a name that keeps changing.
-_MOST_LOOKS = 10
-
-
-def _invalid(why: str) -> OSError:
+def _invalid_target(why: str) -> OSError:
     return OSError(errno.EINVAL, why)
 
 
@@ -69,7 +65,7 @@ class OneTimeLink(Link):
         self.key = self
         self._target = target
 
-    def text(self) -> bytes:
+    def target_text(self) -> bytes:
         return self._target
 
 
@@ -89,7 +85,7 @@ class Root(NamesDirectory):
         self._mount_point = config.mount_point
         self._keep_busy = config.keep_busy
         self._permissions = config.permissions
-        owner = config.permissions.owner()
+        owner = config.permissions.default_owner()
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
         self._directories = Directories(Settings(shown, config.permissions))
@@ -108,41 +104,36 @@ class Root(NamesDirectory):
 
     def attributes(self) -> Attributes:
         try:
-            times = self._names.times()
+            times = self._names.directory.read_times()
         except FileNotFoundError:
             times = (MOUNTED_NS,) * 3
         owner = self._owner
         return Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
 
-    def list(self) -> list[bytes]:
-        return [RESERVED, *(name for name in self._names.list() if name != RESERVED)]
+    def list_names(self) -> list[bytes]:
+        return [RESERVED, *(name for name in self._names.list_names() if name != RESERVED)]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         if name == RESERVED:
             return self._corner
-        return self._find(name)
+        return self._find_name(name)
 
-    def _find(self, name: bytes) -> Node:
-        known = self._directories.named(name)
+    def _find_name(self, name: bytes) -> Node:
+        known = self._directories.find_by_name(name)
         if known is not None:
             return known
-        for _ in range(_MOST_LOOKS):
-            entry = self._names.entry(name)
-            namespace = self._names.identify(name)
-            if self._names.entry(name) == entry:
-                break
-        else:
-            # Of another entry, the namespace may be another's.
-            namespace = None
+        entry, namespace = self._names.look_inside(name, namespace_of)
         if namespace is None:
             return StaleDirectory(name, entry.mark)
-        return self._directories.under_name(namespace, Name(self._names, name, entry.mark))
+        return self._directories.place_under_name(
+            namespace, Name(self._names, name, entry.mark)
+        )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         self._refuse_reserved(name)
-        owner = self._permissions.born(mode, caller)
+        owner = self._permissions.owner_at_birth(mode, caller)
         namespace, mark = self._names.create(name, owner)
-        return self._directories.under_name(namespace, Name(self._names, name, mark))
+        return self._directories.place_under_name(namespace, Name(self._names, name, mark))
 
     def rmdir(self, name: bytes) -> None:
         if name == RESERVED:
@@ -150,10 +141,10 @@ class Root(NamesDirectory):
         if self._keep_busy:
             self._refuse_busy(name)
         self._names.remove(name)
-        self._directories.removed(name)
+        self._directories.note_removed(name)
 
     def _refuse_busy(self, name: bytes) -> None:
-        if self._names.entry(name).kind != "mount" or not (ns := self._names.identify(name)):
+        if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
             return
         if tasks.is_busy(ns.link):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
@@ -166,9 +157,9 @@ class Root(NamesDirectory):
         self._refuse_reserved(new_name)
         self._names.rename(name, new_name)
         with suppress(OSError):
-            mark = self._names.entry(new_name).mark
-            self._directories.moved(name, Name(self._names, new_name, mark))
-        self._look(new_name)
+            mark = self._names.entry_at(new_name).mark
+            self._directories.note_renamed(name, Name(self._names, new_name, mark))
+        self._look_ahead(new_name)
 
     def attach(self, name: bytes, fd: int) -> None:
         """Give the namespace of `fd` a name.
@@ -178,18 +169,18 @@ class Root(NamesDirectory):
         """
         self._refuse_reserved(name)
         self._names.attach(name, fd)
-        self._look(name)
+        self._look_ahead(name)
 
-    def _look(self, name: bytes) -> None:
+    def _look_ahead(self, name: bytes) -> None:
         """Find a namespace under its new name before anyone asks under which it is open."""
         with suppress(OSError):
-            self._find(name)
+            self._find_name(name)
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         may_block()
         refuse_attaching(caller, name)
         self._refuse_reserved(name)
-        if os.path.lexists(self._names.file(name)):
+        if os.path.lexists(self._names.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
         fd = self._open_target(target, caller)
         try:
@@ -203,18 +194,20 @@ class Root(NamesDirectory):
         path = os.path.join(self._mount_point, target)
         for _ in range(_MOST_RETURNS):
             try:
-                reached = linux.open_avoiding(path, self._names.avoid, caller.pid)
+                reached = linux.open_avoiding(path, self._names.links.avoid, caller.pid)
             except linux.EnteredError as error:
                 if error.ino != _ROOT_INODE:
-                    raise _invalid("the target goes through a bind mount of netnsfs") from None
+                    raise _invalid_target(
+                        "the target goes through a bind mount of netnsfs"
+                    ) from None
                 if error.rest[:1] != [b".."]:
                     return self._open_below(error.rest, caller)
                 path = os.path.join(os.path.dirname(self._mount_point), *error.rest[1:])
                 continue
             except FileNotFoundError:
-                raise absent(b"", "the target does not exist") from None
+                raise absent_error(b"", "the target does not exist") from None
             try:
-                return reopen(reached)
+                return open_reached(reached)
             finally:
                 os.close(reached)
         raise OSError(errno.ELOOP, "the target leaves the mount too often")
@@ -226,17 +219,17 @@ class Root(NamesDirectory):
                 return self._names.open_settled(name)
             case [corner, kind, name] | [corner, kind, name, b"ns"] if corner == RESERVED:
                 if kind == UNNAMED:
-                    return self._unnamed.open(name)
+                    return self._unnamed.open_namespace(name)
                 if kind == PID:
                     return self._open_task(b"%d" % caller.pid if name == b"self" else name)
-        raise _invalid("the target is not a network namespace")
+        raise _invalid_target("the target is not a network namespace")
 
     def _open_task(self, pid: bytes) -> int:
         if not pid.isdigit():
-            raise absent(pid, "the target does not exist")
+            raise absent_error(pid, "the target does not exist")
         task = os.open(b"/proc/%b/ns/net" % pid, os.O_PATH | os.O_CLOEXEC)
         try:
-            return reopen(task)
+            return open_reached(task)
         finally:
             os.close(task)
 

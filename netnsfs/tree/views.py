@@ -32,7 +32,7 @@ from netnsfs.node import (
     Handle,
     Link,
     Node,
-    gone,
+    gone_error,
     refuse_writing,
 )
 
@@ -66,20 +66,20 @@ class View:
     writable: bool
     steady: int
 
-    def node(self, path: bytes, level: int = 0) -> Node:
+    def find_node(self, path: bytes, level: int = 0) -> Node:
         """A directory, file or link of procfs, as seen in the namespace.
 
         Raises:
             OSError: ENOENT if the kernel has none.
         """
-        found = self.inside(os.lstat, path)
+        found = self.call_inside(os.lstat, path)
         if stat.S_ISDIR(found.st_mode):
             return _Directory(self, path, found, level)
         if stat.S_ISLNK(found.st_mode):
             return _Link(self, path)
         return _File(self, path, found)
 
-    def inside(self, function: Callable[..., T], *args: object) -> T:
+    def call_inside(self, function: Callable[..., T], *args: object) -> T:
         """Call something on a thread that is in the namespace."""
 
         def run() -> T:
@@ -104,10 +104,10 @@ class _Directory(Directory):
         return Attributes(self._found.st_mode & ~0o222 & ~self._view.closed)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
-        return self._view.node(self._path + b"/" + name, self._level + 1)
+        return self._view.find_node(self._path + b"/" + name, self._level + 1)
 
-    def list(self) -> list[bytes]:
-        return self._view.inside(os.listdir, self._path)
+    def list_names(self) -> list[bytes]:
+        return self._view.call_inside(os.listdir, self._path)
 
 
 class _Link(Link):
@@ -116,8 +116,8 @@ class _Link(Link):
         self._view = view
         self._path = path
 
-    def text(self) -> bytes:
-        text: bytes = self._view.inside(os.readlink, self._path)
+    def target_text(self) -> bytes:
+        text: bytes = self._view.call_inside(os.readlink, self._path)
         return text
 
 
@@ -131,7 +131,7 @@ class _File(File):
         self._mode = found.st_mode
 
     def attributes(self) -> Attributes:
-        size = self.size(lambda: USUAL_SIZE)
+        size = self.size_to_show(lambda: USUAL_SIZE)
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
         mode, uid, gid = self._view.show(bits)
         return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
@@ -141,13 +141,15 @@ class _File(File):
             refuse_writing(flags)
         accepted = os.O_ACCMODE | os.O_TRUNC
         try:
-            return _Open(self._view.inside(_open, self._path, flags & accepted), flags)
+            return _Open(
+                self._view.call_inside(_open_file, self._path, flags & accepted), flags
+            )
         except FileNotFoundError:
             # Has the kernel look the name up again, which it may have kept.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
 
-def _open(path: bytes, flags: int) -> io.FileIO:
+def _open_file(path: bytes, flags: int) -> io.FileIO:
     mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}.get(flags & os.O_ACCMODE)
     if mode is None:
         raise OSError(errno.EINVAL, "neither for reading nor for writing")
@@ -168,12 +170,12 @@ class _Open:
         self._head = b""
         self.length = 0
         if file.readable():
-            self._take()
+            self._take_snapshot()
 
-    def _take(self) -> None:
-        self._head = self._pread(HEAD, 0)
+    def _take_snapshot(self) -> None:
+        self._head = self._read_fully(HEAD, 0)
         self.length = len(self._head)
-        while self.length >= HEAD and (chunk := self._pread(_CHUNK, self.length)):
+        while self.length >= HEAD and (chunk := self._read_fully(_CHUNK, self.length)):
             self.length += len(chunk)
 
     def read(self, size: int, offset: int) -> bytes:
@@ -181,14 +183,14 @@ class _Open:
         if offset == 0:
             if not self._unread:
                 may_block()
-                self._take()
+                self._take_snapshot()
             self._unread = False
         if self.length < HEAD or offset + size <= HEAD:
             return self._head[offset : offset + size]
         may_block()
-        return self._pread(size, offset)
+        return self._read_fully(size, offset)
 
-    def _pread(self, size: int, offset: int) -> bytes:
+    def _read_fully(self, size: int, offset: int) -> bytes:
         # procfs gives what fits a page; to FUSE, less than asked for is the end.
         parts = []
         try:
@@ -199,7 +201,7 @@ class _Open:
         except FileNotFoundError as error:
             # An open sysctl, whose namespace or interface is gone. A write that gets it may
             # have asked for what there is not.
-            raise gone() from error
+            raise gone_error() from error
         return b"".join(parts)
 
     def write(self, data: bytes, offset: int) -> int:

@@ -570,7 +570,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    for name in names.list():
+    for name in names.list_names():
         names.remove(name)
     if failures:
         raise failures[0]

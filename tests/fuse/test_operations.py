@@ -6,6 +6,7 @@ import stat
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pyfuse3
@@ -51,7 +52,7 @@ class Root(Directory):
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755)
 
-    def list(self) -> list[bytes]:
+    def list_names(self) -> list[bytes]:
         return list(self.nodes)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
@@ -286,6 +287,65 @@ async def test_a_size_that_was_too_small_is_made_good_at_open(
         inode = (await ops.lookup(1, name, CTX)).st_ino
         await ops.release((await ops.open(inode, 0, CTX)).fh)
     assert told == [(inode, 99, b"\n")]
+
+
+async def test_what_cannot_be_opened_after_all_is_closed(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*store: object) -> None:
+        raise OSError(errno.ENOENT, "not known to the kernel")
+
+    def close(snapshot: Snapshot) -> None:
+        closed.append(snapshot)
+
+    closed: list[Snapshot] = []
+    monkeypatch.setattr(Snapshot, "close", close)
+    monkeypatch.setattr(pyfuse3, "notify_store", fail)
+    root.nodes[b"f"] = lambda: Leaf("f", lambda: bytes(100))
+    inode = (await ops.lookup(1, b"f", CTX)).st_ino
+    assert await code(ops.open(inode, 0, CTX)) == "ENOENT"
+    assert len(closed) == 1
+    assert ops.open_files == 0
+
+
+Change = tuple[int | None, int | None, int | None]
+
+
+class Changeable(Numbered):
+    changes: list[Change]
+
+    def setattr(
+        self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
+    ) -> None:
+        self.changes.append((mode, uid, gid))
+
+
+@pytest.mark.parametrize(
+    ("asked", "changes"),
+    [
+        ({"mode": 0o40700}, [(0o700, None, None)]),
+        ({"uid": 5}, [(None, 5, None)]),
+        ({"gid": 6}, [(None, None, 6)]),
+        ({"mode": 0o40755, "uid": 5, "gid": 0}, [(0o755, 5, 0)]),
+        ({"mode": 0o40755, "uid": 0, "gid": 0}, []),
+        ({}, []),
+    ],
+)
+async def test_only_the_fields_that_were_asked_for_are_changed(
+    ops: fuse.Operations, root: Root, asked: dict[str, int], changes: list[Change]
+) -> None:
+    directory = Changeable(4026532001, 1)
+    directory.changes = []
+    root.nodes[b"d"] = lambda: directory
+    inode = (await ops.lookup(1, b"d", CTX)).st_ino
+    attributes = pyfuse3.EntryAttributes()
+    for name, value in asked.items():
+        setattr(attributes, f"st_{name}", value)
+    names = ("size", "atime", "mtime", "ctime", "mode", "uid", "gid")
+    fields = SimpleNamespace(**{f"update_{name}": name in asked for name in names})
+    root_user = cast(pyfuse3.RequestContext, SimpleNamespace(uid=0, pid=1, umask=0))
+    await ops.setattr(inode, attributes, cast(Any, fields), None, root_user)
+    assert directory.changes == changes
 
 
 async def test_a_snapshot_of_what_is_gone(ops: fuse.Operations, root: Root) -> None:

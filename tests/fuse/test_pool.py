@@ -33,14 +33,22 @@ def asking() -> Iterator[tuple[int, int]]:
 def lull(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lull]:
     lull = Lull()
     if request.param == "in place":
-        lull.heed(asking[0])
+        lull.watch_requests(asking[0])
     yield lull
     lull.close()
 
 
 @pytest.fixture
 async def pool(lull: Lull) -> AsyncIterator[Pool]:
-    pool = Pool(limit=2, seconds=0.3, queue_seconds=2, lull=lull)
+    pool = Pool(limit=2, seconds=20, queue_seconds=40, lull=lull)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+async def hasty(lull: Lull) -> AsyncIterator[Pool]:
+    """A pool for jobs that take too long."""
+    pool = Pool(limit=2, seconds=1, queue_seconds=3, lull=lull)
     yield pool
     pool.close()
 
@@ -116,12 +124,12 @@ async def test_at_most_limit_at_a_time(pool: Pool) -> None:
     assert peak == 2
 
 
-async def test_a_slow_job_times_out_and_costs_no_place(pool: Pool) -> None:
+async def test_a_slow_job_times_out_and_costs_no_place(hasty: Pool) -> None:
     release = threading.Event()
     async with trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(_expect_timeout, pool, release)
-    assert await pool.run(own) == own()
+            nursery.start_soon(_expect_timeout, hasty, release)
+    assert await hasty.run(own) == own()
     release.set()
     wait_for(lambda: threading.active_count() < 6)
 
@@ -132,40 +140,40 @@ async def _expect_timeout(pool: Pool, release: threading.Event) -> None:
     assert caught.value.errno == errno.ETIMEDOUT
 
 
-async def test_a_late_job_does_not_commit(pool: Pool) -> None:
-    done = threading.Event()
+async def test_a_late_job_does_not_commit(hasty: Pool) -> None:
+    late, done = threading.Event(), threading.Event()
     committed = []
 
     def work() -> None:
         try:
-            time.sleep(0.8)
+            late.wait()
             workers.commit()
             committed.append(1)
         finally:
             done.set()
 
     with pytest.raises(OSError, match="too long"):
-        await pool.run(work)
-    await trio.sleep(0.5)
-    assert done.is_set()
+        await hasty.run(work)
+    late.set()
+    assert done.wait(20)
     assert not committed
 
 
-async def test_a_job_that_has_committed_is_waited_for(pool: Pool) -> None:
+async def test_a_job_that_has_committed_is_waited_for(hasty: Pool) -> None:
     def work() -> str:
         workers.commit()
-        time.sleep(0.4)
+        time.sleep(1.2)
         return "done"
 
-    assert await pool.run(work) == "done"
+    assert await hasty.run(work) == "done"
 
 
 async def test_a_job_has_its_time_from_when_it_starts(lull: Lull) -> None:
-    pool = Pool(limit=1, seconds=0.6, queue_seconds=5, lull=lull)
+    pool = Pool(limit=1, seconds=1.5, queue_seconds=10, lull=lull)
     async with trio.open_nursery() as nursery:
-        # The second waits for half a second before it starts.
-        nursery.start_soon(pool.run, time.sleep, 0.5)
-        nursery.start_soon(pool.run, time.sleep, 0.4)
+        # The second waits for so long before it starts.
+        nursery.start_soon(pool.run, time.sleep, 0.8)
+        nursery.start_soon(pool.run, time.sleep, 0.8)
     pool.close()
 
 
@@ -186,10 +194,10 @@ async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
     pool: Pool, lull: Lull, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
-    lull.heed(asking[0])
+    lull.watch_requests(asking[0])
     assert not await others_run(pool.run(time.sleep, 0.01))
     os.write(asking[1], b"request")
-    assert await others_run(pool.run(time.sleep, 0.1))
+    assert await others_run(pool.run(time.sleep, 0.5))
 
 
 async def test_a_request_ends_the_wait_in_place(
@@ -204,7 +212,7 @@ async def test_a_request_ends_the_wait_in_place(
 
     def work() -> bool:
         os.write(asking[1], b"request")
-        return answered.wait(0.2)
+        return answered.wait(5)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
@@ -234,7 +242,7 @@ async def test_no_end_of_a_job_is_missed(pool: Pool, asking: tuple[int, int]) ->
     asker = threading.Thread(target=ask)
     asker.start()
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(100):
             for number in range(2000):
                 assert await pool.run(divmod, number, 7) == divmod(number, 7)
     finally:
@@ -244,19 +252,24 @@ async def test_no_end_of_a_job_is_missed(pool: Pool, asking: tuple[int, int]) ->
 
 async def test_a_cancelled_job_does_not_commit(pool: Pool) -> None:
     outcome: list[str] = []
-    started = threading.Event()
+    started, cancelled, done = (threading.Event() for _ in range(3))
 
     def work() -> None:
         started.set()
-        time.sleep(0.1)
+        cancelled.wait()
         try:
             workers.commit()
         except workers.Abandoned:
             outcome.append("abandoned")
+        done.set()
 
-    with trio.move_on_after(0.05):
-        await pool.run(work)
-    await trio.sleep(0.2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run, work)
+        while not started.is_set():
+            await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    cancelled.set()
+    assert done.wait(20)
     assert outcome == ["abandoned"]
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,10 @@ from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
 
 from netnsfs import linux
 from netnsfs.config import Config
+from netnsfs.jobs import never_block
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.netns.owners import Delegations
-from netnsfs.permissions import Owner, Permissions, delegate
+from netnsfs.permissions import Owner, Permissions, delegated_owner
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
 
@@ -65,7 +66,7 @@ def owner(path: Path) -> tuple[int, int, int]:
 
 
 def clear(mounted: Mounted) -> None:
-    for name in Names(bytes(RUN)).list():
+    for name in Names(bytes(RUN)).list_names():
         os.rmdir(os.path.join(bytes(mounted.path), name))
 
 
@@ -279,13 +280,12 @@ def test_where_it_cannot_be_kept_it_is_refused(
     names = Names(bytes(RUN))
     names.create(b"before")
     names.remove(b"before")
-    names.delegations._attribute = "nosuchkind.netnsfs"
-    assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "EPERM"
-    assert names.list() == []
+    names.owners._attribute = "nosuchkind.netnsfs"
+    assert error_of(names.create, b"foo", delegated_owner(ALICE, ALICE, 0o700)) == "EPERM"
+    assert names.list_names() == []
     names.create(b"foo")
-    mark = names.entry(b"foo").mark
-    owner_to_be = delegate(ALICE, ALICE, 0o700)
-    assert error_of(names.delegations.change, b"foo", mark, owner_to_be) == "EPERM"
+    mark = names.entry_at(b"foo").mark
+    assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "EPERM"
     names.remove(b"foo")
 
 
@@ -294,8 +294,8 @@ def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
     _, mark = names.create(b"foo")
     names.remove(b"foo")
     names.create(b"foo")
-    assert error_of(names.delegations.change, b"foo", mark, delegate(1, 1, 0o700)) == "ENOENT"
-    assert Delegations(bytes(RUN)).of(b"foo", names.entry(b"foo").mark) is None
+    assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "ENOENT"
+    assert names.owners.owner_of(b"foo") is None
     names.remove(b"foo")
 
 
@@ -308,32 +308,31 @@ def test_nobody_sees_a_given_name_before_its_owner_is_known(
 
     def look(mount: int, target: int) -> None:
         move_mount(mount, target)
-        seen.append(names.owner(b"foo", names.entry(b"foo").mark))
+        seen.append(names.owners.owner_of(b"foo"))
 
     monkeypatch.setattr(linux, "move_mount", look)
-    private = delegate(ALICE, ALICE, 0o700)
+    private = delegated_owner(ALICE, ALICE, 0o700)
     names.create(b"foo", private)
     assert seen == [private]
     names.remove(b"foo")
 
 
 def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    names, marks = Names(bytes(RUN)), []
+    names = Names(bytes(RUN))
     names.create(b"before")
     names.remove(b"before")
 
     def fail(mount: int, target: int) -> None:
-        marks.append(linux.statx(b"", mount))
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     with monkeypatch.context() as patch:
         patch.setattr(linux, "move_mount", fail)
-        assert error_of(names.create, b"foo", delegate(ALICE, ALICE, 0o700)) == "ENOMEM"
-    assert names.delegations.of(b"foo", marks[0]) is None
-    assert names.list() == []
+        assert error_of(names.create, b"foo", delegated_owner(ALICE, ALICE, 0o700)) == "ENOMEM"
+    assert names.owners.owner_of(b"foo") is None
+    assert names.list_names() == []
 
 
-def test_a_name_that_is_mounted_between_two_looks_has_its_owner(
+def test_a_name_that_is_mounted_during_a_look_has_its_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
@@ -341,15 +340,18 @@ def test_a_name_that_is_mounted_between_two_looks_has_its_owner(
     others.create(b"foo")
     others.remove(b"foo")
     (RUN / "foo").touch()
-    identify = names.identify
+    reach = names.directory.reach_name
 
-    def late(name: bytes) -> Namespace | None:
-        if names.entry(name).kind == "other":
-            (RUN / "foo").unlink()
-            others.create(name, delegate(ALICE, ALICE, 0o700))
-        return identify(name)
+    def late(name: bytes) -> int:
+        fd = reach(name)
+        monkeypatch.setattr(names.directory, "reach_name", reach)
+        (RUN / "foo").unlink()
+        others.create(name, delegated_owner(ALICE, ALICE, 0o700))
+        return fd
 
-    monkeypatch.setattr(names, "identify", late)
+    monkeypatch.setattr(names.directory, "reach_name", late)
+    # Of that moment: a stale name, closed. The next look sees the namespace, and whose it is.
+    assert tree.lookup(b"foo", _Caller()).attributes().mode & 0o7777 == 0
     shown = tree.lookup(b"foo", _Caller()).attributes()
     assert (shown.uid, shown.mode & 0o7777) == (ALICE, 0o700)
     names.remove(b"foo")
@@ -359,54 +361,96 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
     names = Names(bytes(RUN))
     tree = Root(names, Stats(), Config(bytes(MNT)))
     names.create(b"foo")
-    identify = names.identify
+    reach = names.directory.reach_name
 
-    def another(name: bytes) -> Namespace | None:
-        found = identify(name)
+    def another(name: bytes) -> int:
+        fd = reach(name)
+        monkeypatch.setattr(names.directory, "reach_name", reach)
         names.remove(name)
         names.create(name)
-        return found
+        return fd
 
-    with monkeypatch.context() as patch:
-        patch.setattr(names, "identify", another)
-        shown = tree.lookup(b"foo", _Caller()).attributes()
+    monkeypatch.setattr(names.directory, "reach_name", another)
+    shown = tree.lookup(b"foo", _Caller()).attributes()
     assert shown.mode & 0o7777 == 0
     names.remove(b"foo")
 
 
-def test_what_was_found_holds_as_long_as_the_stamp() -> None:
+def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
-    _, mark = names.create(b"foo")
-    first, second = object(), object()
-    assert others.delegations.of(b"foo", mark, first) is None
-    private = delegate(ALICE, ALICE, 0o700)
-    names.delegations.change(b"foo", mark, private)
-    assert others.delegations.of(b"foo", mark, first) is None
-    assert others.delegations.of(b"foo", mark, second) == private
-    names.remove(b"foo")
-    _, anew = names.create(b"foo")
-    assert others.delegations.of(b"foo", anew, second) is None
+    names.create(b"foo")
+    private = delegated_owner(ALICE, ALICE, 0o700)
+    seen: list[Owner | None] = []
+
+    def on_event_loop() -> None:
+        never_block()
+        assert others.directory.known_owners() is None
+        for name in (b"foo", b"foo", b"bar", b"foo"):
+            turn.wait(10)
+            turn.wait(10)
+            seen.append(others.owners.owner_of(name))
+            assert set(others.directory.known_owners() or {}) == {name}
+
+    def between_looks(step: Callable[[], object]) -> None:
+        turn.wait(10)
+        step()
+        turn.wait(10)
+
+    def listen() -> None:
+        # What the event loop has found that it does not know, a worker prepares.
+        others.list_names()
+        others.owners.owner_of(b"foo")
+
+    turn = threading.Barrier(2)
+    thread = threading.Thread(target=on_event_loop)
+    thread.start()
+    between_looks(listen)
+    between_looks(
+        lambda: names.owners.change_owner(b"foo", names.entry_at(b"foo").mark, to_alice)
+    )
+    between_looks(lambda: names.rename(b"foo", b"bar"))
+    between_looks(lambda: names.rename(b"bar", b"foo"))
+    thread.join()
+    assert seen == [None, private, private, private]
     names.remove(b"foo")
 
 
 def test_masks_and_delegations_by_the_table() -> None:
     plain, caller = Permissions(), _Caller()
-    assert plain.born(0o755, caller) is None
-    assert plain.born(0o700, caller) == delegate(0, 0, 0o700)
+    assert plain.owner_at_birth(0o755, caller) is None
+    assert plain.owner_at_birth(0o700, caller) == delegated_owner(0, 0, 0o700)
     grouped = Permissions(gid=5, dmask=0o002)
-    assert grouped.born(0o755, caller) is None
-    assert grouped.born(0o750, caller) == delegate(0, 5, 0o750)
+    assert grouped.owner_at_birth(0o755, caller) is None
+    assert grouped.owner_at_birth(0o750, caller) == delegated_owner(0, 5, 0o750)
     alice = _Caller(uid=ALICE)
-    assert grouped.born(0o770, alice) == Owner(0, 5, 0o770, 0o200)
-    given = delegate(ALICE, 5, 0o755)
-    assert plain.given(ALICE, 5, 0o777, given, alice) == Owner(ALICE, 5, 0o777, 0o200)
+    assert grouped.owner_at_birth(0o770, alice) == Owner(0, 5, 0o770, 0o200)
+    given = delegated_owner(ALICE, 5, 0o755)
+    assert plain.owner_when_given(given, 0o777, None, None, alice) == Owner(
+        ALICE, 5, 0o777, 0o200
+    )
+    shared = delegated_owner(ALICE, 5, 0o775)
+    assert plain.owner_when_given(shared, None, None, 6, alice) == Owner(ALICE, 6, 0o755, 0o200)
+    assert plain.owner_when_given(shared, None, None, 6, caller) == Owner(
+        ALICE, 6, 0o775, 0o220
+    )
+    assert plain.owner_when_given(shared, None, 7, None, caller) == Owner(7, 5, 0o775, 0o220)
+    assert (
+        error_of(plain.owner_when_given, shared, 0o700, None, None, _Caller(uid=7)) == "EPERM"
+    )
     closed = Permissions(uid=ALICE, fmask=0o222)
-    assert closed.given(ALICE, 0, 0o700, closed.owner(), alice).write == 0
-    assert closed.given(ALICE, 0, 0o700, closed.owner(), caller).write == 0o200
-    assert plain.of_file(0o200, plain.owner()) == (0o200, 0, 0)
-    assert plain.of_file(0o644, delegate(7, 8, 0o777)) == (0o666, 7, 8)
-    assert plain.of_file(0o644, delegate(7, 8, 0o555)) == (0o444, 7, 8)
-    assert plain.of_file(0o444, delegate(7, 8, 0o777)) == (0o444, 0, 0)
+    assert closed.owner_when_given(closed.default_owner(), 0o700, None, None, alice).write == 0
+    assert (
+        closed.owner_when_given(closed.default_owner(), None, ALICE, None, caller).write
+        == 0o200
+    )
+    assert plain.file_attributes(0o200, plain.default_owner()) == (0o200, 0, 0)
+    assert plain.file_attributes(0o644, delegated_owner(7, 8, 0o777)) == (0o666, 7, 8)
+    assert plain.file_attributes(0o644, delegated_owner(7, 8, 0o555)) == (0o444, 7, 8)
+    assert plain.file_attributes(0o444, delegated_owner(7, 8, 0o777)) == (0o444, 0, 0)
+
+
+def to_alice(before: Owner | None) -> Owner:
+    return delegated_owner(ALICE, ALICE, 0o700)
 
 
 @dataclass
@@ -553,18 +597,18 @@ except PermissionError:
 
 def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
-    names.create(b"secret", delegate(0, 0, 0o700))
-    mark = names.entry(b"secret").mark
+    names.create(b"secret", delegated_owner(0, 0, 0o700))
+    others.owners.owner_of(b"absent")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     # Of the next free descriptors, none may be used.
     lowest = os.open("/", os.O_PATH)
     os.close(lowest)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
-        assert error_of(others.delegations.of, b"secret", mark) == "EMFILE"
+        assert error_of(others.owners.owner_of, b"secret") == "EMFILE"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert others.delegations.of(b"secret", mark) == delegate(0, 0, 0o700)
+    assert others.owners.owner_of(b"secret") == delegated_owner(0, 0, 0o700)
     names.remove(b"secret")
 
 
@@ -675,6 +719,82 @@ held.bind("\\0netnsfs-test")
 print("ready", flush=True)
 time.sleep(100)
 """
+
+
+def test_an_old_owner_never_has_it_back(start: Start) -> None:
+    first, second = start(), start(at=Path("/mnt/second"))
+    script = f"""
+import os
+os.setgroups([])
+os.setresgid({ALICE}, {ALICE}, {ALICE})
+os.setresuid({ALICE}, {ALICE}, {ALICE})
+print("ready", flush=True)
+while True:
+    for mode in (0o755, 0o711):
+        try:
+            os.chmod("{second.path}/foo", mode)
+        except OSError:
+            pass
+"""
+    (first / "foo").mkdir()
+    with subprocess.Popen(["/usr/bin/python3", "-c", script], stdout=subprocess.PIPE) as loop:
+        assert loop.stdout
+        loop.stdout.readline()
+        try:
+            for number in range(100):
+                os.chown(first / "foo", ALICE, -1)
+                time.sleep(number % 7 / 1000)
+                os.chown(first / "foo", NOBODY, -1)
+                time.sleep(0.002)
+                assert owner(first / "foo")[0] == NOBODY
+        finally:
+            loop.kill()
+    (first / "foo").rmdir()
+
+
+def test_who_changes_the_group_lets_nobody_else_write(mnt: Mounted, foo: Path) -> None:
+    os.chown(foo, ALICE, STAFF)
+    foo.chmod(0o775)
+    assert owner(foo / "nsid") == (ALICE, STAFF, 0o664)
+    change = f"os.chown('{foo}', -1, {ALICE})"
+    assert as_user(ALICE, ALICE, change) == [""]
+    assert owner(foo) == (ALICE, ALICE, 0o755)
+    assert owner(foo / "nsid") == (ALICE, ALICE, 0o644)
+    assert as_user(ALICE, ALICE, f"os.chmod('{foo}', 0o775)") == [""]
+    assert owner(foo / "sysctl/ipv4/ip_forward") == (ALICE, ALICE, 0o644)
+
+
+def has_lock(pid: int) -> bool:
+    return f"FLOCK  ADVISORY  WRITE {pid} " in Path("/proc/locks").read_text()
+
+
+def test_nobody_keeps_the_locks_that_changes_need(mnt: Mounted, foo: Path) -> None:
+    locks = []
+    for directory in (RUN, mnt.path, Path("/run")):
+        command = [
+            "setpriv",
+            f"--reuid={NOBODY}",
+            "flock",
+            "--no-fork",
+            str(directory),
+            "sleep",
+            "60",
+        ]
+        locks.append(subprocess.Popen(command))
+        wait_for(partial(has_lock, locks[-1].pid))
+    try:
+        started = time.monotonic()
+        os.chown(foo, ALICE, -1)
+        foo.chmod(0o711)
+        os.mkdir(mnt / "bar", 0o700)
+        os.rename(foo, mnt / "baz")
+        assert time.monotonic() - started < 2
+        assert owner(mnt / "baz") == (ALICE, 0, 0o711)
+    finally:
+        for lock in locks:
+            lock.kill()
+            lock.wait()
+    clear(mnt)
 
 
 def test_a_refused_chown_is_explained(mnt: Mounted) -> None:

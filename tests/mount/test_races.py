@@ -4,8 +4,21 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
-from conftest import MNT, RUN, Mounted, Start, agree, error_of, nsfs_mounts, resident
+from conftest import (
+    MNT,
+    RUN,
+    Mounted,
+    Start,
+    agree,
+    error_of,
+    nsfs_mounts,
+    resident,
+    settled,
+    wait_for,
+)
+from usage import MOST_THREADS, Usage, descriptors
 
 STORM = """
 import os, random, subprocess, sys
@@ -85,12 +98,12 @@ def test_memory_and_descriptors_do_not_grow(mnt: Mounted) -> None:
 
     pid = mnt.process.pid
     pairs(1500)
-    memory, descriptors = resident(pid), os.listdir(f"/proc/{pid}/fd")
-    threads = os.listdir(f"/proc/{pid}/task")
+    before = settled(partial(descriptors, mnt))
+    memory = resident(pid)
     pairs(3000)
     assert resident(pid) - memory < 500
-    assert len(os.listdir(f"/proc/{pid}/fd")) == len(descriptors)
-    assert len(os.listdir(f"/proc/{pid}/task")) == len(threads)
+    wait_for(lambda: descriptors(mnt) == before)
+    assert Usage(mnt).threads <= MOST_THREADS
 
 
 def test_hundreds_of_clients_at_once(mnt: Mounted) -> None:

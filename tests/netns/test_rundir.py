@@ -5,23 +5,24 @@ import os
 import subprocess
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from netnsfs import linux
-from netnsfs.netns.rundir import Presence
+from netnsfs.netns.rundir import RunDirectory, Uncovered, Watcher
 
 ABOVE = Path("/run/above")
 DIRECTORY = ABOVE / "names"
 
 
 @pytest.fixture
-def presence() -> Iterator[Presence]:
+def watcher() -> Iterator[Watcher]:
     DIRECTORY.mkdir(parents=True)
     (DIRECTORY / "old").touch()
     # What pytest keeps must not keep the descriptors.
-    made = [Presence(bytes(DIRECTORY))]
+    made = [Watcher(bytes(DIRECTORY))]
     yield weakref.proxy(made[0])
     made.clear()
 
@@ -34,22 +35,22 @@ def no_directory() -> Iterator[None]:
     subprocess.run(["rm", "-r", ABOVE], check=True)
 
 
-def test_names_come_and_go(presence: Presence) -> None:
-    assert not presence.lacks(b"old")
-    assert presence.lacks(b"new")
+def test_names_come_and_go(watcher: Watcher) -> None:
+    assert not watcher.lacks_name(b"old")
+    assert watcher.lacks_name(b"new")
     (DIRECTORY / "new").touch()
-    assert not presence.lacks(b"new")
+    assert not watcher.lacks_name(b"new")
     (DIRECTORY / "new").unlink()
     (DIRECTORY / "directory").mkdir()
     (DIRECTORY / "link").symlink_to("nowhere")
-    assert [presence.lacks(name) for name in (b"new", b"directory", b"link")] == [
+    assert [watcher.lacks_name(name) for name in (b"new", b"directory", b"link")] == [
         True,
         False,
         False,
     ]
     (ABOVE / "elsewhere").touch()
     (ABOVE / "elsewhere").rename(DIRECTORY / b"\xff\n".decode("utf-8", "surrogateescape"))
-    assert not presence.lacks(b"\xff\n")
+    assert not watcher.lacks_name(b"\xff\n")
 
 
 def exchange() -> None:
@@ -64,14 +65,12 @@ def rename() -> None:
 
 
 @pytest.mark.parametrize("change", [exchange, rename])
-def test_after_a_rename_nothing_is_known(
-    presence: Presence, change: Callable[[], None]
-) -> None:
-    before = presence.state()
+def test_after_a_rename_nothing_is_known(watcher: Watcher, change: Callable[[], None]) -> None:
+    before = watcher.stamp()
     change()
-    assert not any(presence.lacks(name) for name in (b"old", b"new", b"absent"))
-    assert presence.lost
-    assert presence.state() is not before
+    assert not any(watcher.lacks_name(name) for name in (b"old", b"new", b"absent"))
+    assert watcher.lost
+    assert watcher.stamp() is not before
 
 
 def bind() -> None:
@@ -82,7 +81,7 @@ def unmount() -> None:
     linux.umount(bytes(DIRECTORY / "old"), linux.MNT_DETACH)
 
 
-def test_the_state_is_another_after_each_change(presence: Presence) -> None:
+def test_the_stamp_is_another_after_each_change(watcher: Watcher) -> None:
     changes: list[Callable[[], None]] = [
         (DIRECTORY / "new").touch,
         (DIRECTORY / "new").unlink,
@@ -92,32 +91,36 @@ def test_the_state_is_another_after_each_change(presence: Presence) -> None:
         lambda: linux.umount(bytes(DIRECTORY / "old"), 0),
     ]
     for change in changes:
-        before = presence.state()
-        assert presence.state() is before
+        before = watcher.stamp()
+        assert watcher.stamp() is before
         change()
-        after = presence.state()
+        after = watcher.stamp()
         assert after is not before
-        assert presence.state() is after
+        assert watcher.stamp() is after
 
 
-def test_what_one_question_has_heard_the_other_knows(presence: Presence) -> None:
-    before = presence.state()
+def test_what_one_question_has_heard_the_other_knows(watcher: Watcher) -> None:
+    before = watcher.stamp()
     (DIRECTORY / "new").touch()
-    assert not presence.lacks(b"new")
-    assert presence.state() is not before
+    assert not watcher.lacks_name(b"new")
+    assert watcher.stamp() is not before
 
 
-def test_changed_attributes_of_the_directory_are_told(presence: Presence) -> None:
-    before = presence.attributes
-    (DIRECTORY / "new").mkdir()
+def test_changed_attributes_are_told(watcher: Watcher) -> None:
+    (DIRECTORY / "other").touch()
+    watcher.stamp()
+    watcher.owners.update({b"old": None, b"other": None})
+    before = watcher.stamp()
     bind()
-    presence.state()
-    assert presence.attributes is before
-    os.setxattr(DIRECTORY, "trusted.netnsfs-test", b"1")
-    presence.state()
-    assert presence.attributes is not before
-    assert not presence.lost
-    linux.umount(bytes(DIRECTORY / "old"), linux.MNT_DETACH)
+    assert watcher.stamp() is not before
+    assert set(watcher.owners) == {b"old", b"other"}
+    below = Uncovered(bytes(DIRECTORY))
+    before = watcher.stamp()
+    os.setxattr(f"/proc/self/fd/{below.fd}/old", "trusted.netnsfs-test", b"1")
+    assert watcher.stamp() is not before
+    assert set(watcher.owners) == {b"other"}
+    assert not watcher.lost
+    unmount()
 
 
 def cover() -> None:
@@ -155,22 +158,22 @@ def remove() -> None:
     ],
 )
 def test_a_directory_that_is_another_is_noticed(
-    presence: Presence, change: Callable[[], object]
+    watcher: Watcher, change: Callable[[], object]
 ) -> None:
-    before = presence.state()
+    before = watcher.stamp()
     change()
-    assert presence.state() is not before
-    assert presence.lost or not presence.lacks(b"new")
-    assert presence.lost
+    assert watcher.stamp() is not before
+    assert watcher.lost or not watcher.lacks_name(b"new")
+    assert watcher.lost
 
 
-def test_too_many_events_are_noticed(presence: Presence) -> None:
+def test_too_many_events_are_noticed(watcher: Watcher) -> None:
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     for _ in range(most // 2 + 1):
         (DIRECTORY / "new").touch()
         (DIRECTORY / "new").unlink()
-    assert not presence.lacks(b"new")
-    assert presence.lost
+    assert not watcher.lacks_name(b"new")
+    assert watcher.lost
 
 
 def test_only_a_directory_in_memory_is_watched() -> None:
@@ -179,5 +182,63 @@ def test_only_a_directory_in_memory_is_watched() -> None:
     for path in (Path("/proc/self"), ABOVE / "link", ABOVE / "absent"):
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match=r"watched|No such"):
-            Presence(bytes(path))
+            Watcher(bytes(path))
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+# What is below the mounts
+
+
+def test_placeholders_are_seen_below_their_mounts() -> None:
+    DIRECTORY.mkdir(parents=True)
+    (DIRECTORY / "old").touch()
+    placeholder = (DIRECTORY / "old").stat().st_ino
+    linux.mount(b"/proc/self/ns/net", bytes(DIRECTORY / "old"), linux.MS_BIND)
+    directory = RunDirectory(bytes(DIRECTORY))
+    with linux.closing(directory.reach_placeholder(b"old")) as fd:
+        assert os.fstat(fd).st_ino == placeholder
+        assert directory.is_placeholder(b"old", fd)
+        unmount()
+        assert directory.is_placeholder(b"old", fd)
+        (DIRECTORY / "old").unlink()
+        assert not directory.is_placeholder(b"old", fd)
+        (DIRECTORY / "old").touch()
+        assert not directory.is_placeholder(b"old", fd)
+
+
+def test_what_is_mounted_before_the_clone_is_private_covers_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    DIRECTORY.mkdir(parents=True)
+    bound = bytes(DIRECTORY)
+    linux.mount(bound, bound, linux.MS_BIND)
+    linux.mount(None, bound, linux.MS_SHARED)
+    (DIRECTORY / "old").touch()
+    placeholder = (DIRECTORY / "old").stat().st_ino
+    directory = RunDirectory(bound)
+    make_private = linux.make_private
+
+    def late(mount: int) -> None:
+        monkeypatch.setattr(linux, "make_private", make_private)
+        linux.mount(b"/proc/self/ns/net", bytes(DIRECTORY / "old"), linux.MS_BIND)
+        # As a kernel does that mounts in the clone too.
+        target = b"/proc/self/fd/%d/old" % mount
+        with suppress(OSError):
+            linux.mount(b"/proc/self/ns/net", target, linux.MS_BIND)
+        make_private(mount)
+
+    monkeypatch.setattr(linux, "make_private", late)
+    with linux.closing(directory.reach_placeholder(b"old")) as fd:
+        assert os.fstat(fd).st_ino == placeholder
+    unmount()
+
+
+def test_a_directory_made_anew_has_other_placeholders() -> None:
+    DIRECTORY.mkdir(parents=True)
+    (DIRECTORY / "old").touch()
+    directory = RunDirectory(bytes(DIRECTORY))
+    with linux.closing(directory.reach_placeholder(b"old")) as fd:
+        remove()
+        DIRECTORY.mkdir()
+        (DIRECTORY / "old").touch()
+        assert not directory.is_placeholder(b"old", fd)

@@ -5,16 +5,14 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import odd_tasks
 import pytest
-from conftest import RUN, ip, type_at, wait_for
+from conftest import RUN, ip, wait_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -282,59 +280,6 @@ def test_an_open_file_of_proc_net(way: Pass, spawn: Spawn) -> None:
     for holder in tasks.of(inode) if opens_by_id else ():
         with linux.closing(holder.open(())) as fd:
             assert os.fstat(fd).st_ino == inode
-
-
-@contextmanager
-def stuck(mount_point: Path) -> Iterator[Path]:
-    """A file that can be opened, but not closed as long as its server runs."""
-    mount_point.mkdir()
-    program = Path(__file__).parents[1] / "stuckfs.py"
-    server = subprocess.Popen([sys.executable, program, mount_point])
-    try:
-        wait_for(lambda: type_at(mount_point) == b"fuse")
-        yield mount_point / "file"
-    finally:
-        server.kill()
-        server.wait()
-        subprocess.run(["umount", "-l", mount_point], check=True)
-        mount_point.rmdir()
-
-
-HOLD_FILE = """
-import os, socket, sys, time
-fds = [os.open(sys.argv[1], os.O_RDONLY), socket.socket().detach()]
-print(*fds, flush=True)
-time.sleep(100)
-"""
-
-
-@pytest.mark.machine
-def test_a_copy_that_cannot_be_closed_costs_a_child_only() -> None:
-    # Both the process that holds it and the children end with the server.
-    with ExitStack() as stack, stuck(Path("/run/stuck")) as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD_FILE, file], stdout=subprocess.PIPE
-        )
-        stack.callback(process.communicate)
-        stack.callback(process.kill)
-        assert process.stdout
-        bad, good = map(int, process.stdout.readline().split())
-        own = os.stat("/proc/self/ns/net").st_ino
-        began = time.monotonic()
-        for _ in range(3):
-            files = [(process.pid, bad), (process.pid, good)]
-            assert linux.namespaces_of_files(files) == [0, own]
-        assert error_number(linux.namespace_of_file, process.pid, bad) == errno.ENOENT
-        assert time.monotonic() - began < 6
-        # So many may be lost, and no more.
-        assert None in linux.namespaces_of_files(
-            [(process.pid, bad)] * 20 + [(process.pid, good)]
-        )
-        began = time.monotonic()
-        assert linux.namespaces_of_files([(process.pid, good)]) == [None]
-        assert error_number(linux.namespace_of_file, process.pid, good) == errno.ETIMEDOUT
-        assert time.monotonic() - began < 1
-    wait_for(lambda: linux.namespaces_of_files([(os.getpid(), 0)]) == [0])
 
 
 def error_number(function: Callable[..., object], *arguments: object) -> int | None:

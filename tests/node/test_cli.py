@@ -14,12 +14,15 @@ def run_dir() -> bytes:
 
 
 def test_defaults() -> None:
-    assert cli.parse([]) == Config(mount_point=b"/mnt/netnsfs", run_dir=run_dir())
+    assert cli.parse_arguments([]) == Config(mount_point=b"/mnt/netnsfs", run_dir=run_dir())
 
 
 def test_as_mount_8_calls() -> None:
-    config = cli.parse(["none", "/mnt/x", "-o", "rw,dev,suid,_netdev,x-systemd.automount"])
-    assert config == Config(mount_point=b"/mnt/x", source="none", run_dir=run_dir())
+    config = cli.parse_arguments(
+        ["none", "/mnt/x", "-o", "rw,dev,suid,_netdev,x-systemd.automount"]
+    )
+    expected = Config(b"/mnt/x", source="none", repeatable=True, run_dir=run_dir())
+    assert config == expected
 
 
 @pytest.mark.parametrize(
@@ -36,14 +39,14 @@ def test_as_mount_8_calls() -> None:
     ],
 )
 def test_options(arguments: list[str], field: str, value: object) -> None:
-    assert getattr(cli.parse(arguments), field) == value
+    assert getattr(cli.parse_arguments(arguments), field) == value
 
 
 def test_relative_paths_are_made_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = cli.parse(["mnt", "-o", "rundir=run"])
+    config = cli.parse_arguments(["mnt", "-o", "rundir=run"])
     assert config.mount_point == bytes(tmp_path / "mnt")
     assert config.run_dir == bytes(tmp_path / "run")
 
@@ -64,7 +67,7 @@ def test_relative_paths_are_made_absolute(
 )
 def test_wrong_calls_are_told_in_one_line(arguments: list[str], word: str) -> None:
     with pytest.raises(Failure) as caught:
-        cli.parse(arguments)
+        cli.parse_arguments(arguments)
     assert caught.value.status == EXIT_USAGE
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -73,6 +76,6 @@ def test_wrong_calls_are_told_in_one_line(arguments: list[str], word: str) -> No
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.parse([option])
+        cli.parse_arguments([option])
     assert caught.value.code == 0
     assert "netnsfs" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 import netnsfs
 
 PACKAGE = Path(netnsfs.__file__).parent
+TESTS = Path(__file__).parents[1]
 
 FORBIDDEN = {
     "fuse": ("netnsfs.tree",),
@@ -54,3 +55,13 @@ def test_the_command_line_needs_no_ctypes() -> None:
         todo += ours - reached
         reached |= ours
     assert reached == {"config", "node", "permissions"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"],
+    ids=lambda path: path.stem,
+)
+def test_a_module_has_a_test_file_of_its_name_or_a_room_says_why_not(module: Path) -> None:
+    told = "".join(room.read_text() for room in TESTS.glob("*/conftest.py"))
+    assert [*TESTS.glob(f"*/test_{module.stem}.py")] or f"`{module.stem}`" in told

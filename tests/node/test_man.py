@@ -11,8 +11,8 @@ from netnsfs.config import Config
 from netnsfs.netns import names as netns
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
+from netnsfs.tree import metrics, root
 from netnsfs.tree import namespace as files
-from netnsfs.tree import root
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
 TEXT = PAGE.read_text()
@@ -30,7 +30,7 @@ def corner() -> list[bytes]:
     tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
     directory = tree.lookup(corner_module.RESERVED, Nobody())
     assert isinstance(directory, corner_module.Corner)
-    return directory.list()
+    return directory.list_names()
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,14 @@ def test_the_page_tells_every_file() -> None:
         assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
 
 
+def test_the_page_tells_every_counter() -> None:
+    families = metrics.render(netns.Names(b"/nowhere"), Stats(), None).decode()
+    names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
+    assert "netnsfs_member_processes" in names
+    for name in names:
+        assert re.search(rf"Va {name}( |$)", TEXT, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("row", files.NAMESPACE.values(), ids=lambda row: row.name.decode())
 def test_the_page_tells_the_modes(row: files.Row) -> None:
     assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
@@ -57,6 +65,6 @@ def test_the_page_tells_the_modes(row: files.Row) -> None:
 def test_the_page_tells_every_option() -> None:
     for option in [*cli.OPTIONS, *cli.FLAGS]:
         assert re.search(rf"^\.It Cm {option}( |$)", TEXT, re.MULTILINE)
-    for action in cli.parser("")._actions:
+    for action in cli.make_parser("")._actions:
         for option in action.option_strings:
             assert re.search(rf"Fl ({option[1:]}|Fl {option[2:]})( |$)", TEXT, re.MULTILINE)

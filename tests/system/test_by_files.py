@@ -1,16 +1,22 @@
-"""The README's promises: everything by file operations, and every file and option told."""
+"""The README's promises: everything by file operations, every file told, figures measured."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import RUN, Mounted
 
 from netnsfs import cli
 from netnsfs.tree import namespace as files
 
 HERE = Path(__file__).parent
-README = (HERE.parents[1] / "README.md").read_text()
+CHECKOUT = HERE.parents[1]
+README = (CHECKOUT / "README.md").read_text()
+BENCH = (CHECKOUT / "scripts/BENCH.md").read_text()
+PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
+TREE = re.findall(r"^\| `(\S+?)/?` \|", README, re.MULTILINE)
 
 
 def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
@@ -25,11 +31,66 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
     assert not list(RUN.iterdir())
 
 
-def test_the_readme_tells_every_file() -> None:
-    for name in [*files.NAMESPACE, b"ns"]:
-        assert f"`NAME/{name.decode()}`" in README
+def test_the_readme_tells_every_file(mnt: Mounted) -> None:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
+        assert f"NAME/{name.decode()}" in TREE
+    for path in (mnt.path / ".netnsfs").iterdir():
+        assert any(line.startswith(f".netnsfs/{path.name}") for line in TREE)
 
 
-def test_the_readme_tells_every_option() -> None:
+def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
+    (mnt.path / "foo").mkdir()
+    unnamed = (mnt.path / ".netnsfs/pid/self").readlink().name
+    for line in TREE:
+        name = line.replace("NAME", "foo").replace("INODE", unnamed).replace("PID", "self")
+        assert os.path.lexists(mnt.path / name)
+    (mnt.path / "foo").rmdir()
+
+
+def test_the_page_tells_every_option() -> None:
+    """What used to be a table of the README, as a reader of the page sees it."""
+    done = subprocess.run(
+        ["mandoc", "-T", "ascii", "-O", "width=200", PAGE], check=True, capture_output=True
+    )
+    text = re.sub(r".\x08", "", done.stdout.decode())
     for option in [*cli.OPTIONS, *cli.FLAGS]:
-        assert re.search(rf"`-o {option}[`=]", README)
+        assert re.search(rf"^ +{option}(=|\s|$)", text, re.MULTILINE), option
+
+
+def test_the_line_of_fstab_is_the_same_everywhere() -> None:
+    shown = re.findall(r"^ *(netnsfs +/mnt/netnsfs +.*0)$", README + PAGE.read_text(), re.M)
+    assert len(shown) == 2
+    tested = re.search(r'^FSTAB_LINE = "(.*)"', (HERE / "test_mount8.py").read_text(), re.M)
+    assert tested
+    assert {*shown, tested[1]} == {shown[0]}
+
+
+def test_the_figures_of_the_readme_were_measured() -> None:
+    speed = README.partition("## Speed")[2].partition("\n## ")[0]
+    figures = re.findall(r"\d[\d.]* (?:µs|ms|MiB)", speed)
+    assert len(figures) == 9
+    for figure in figures:
+        assert f"| {figure} |" in BENCH
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", ".github/CONTRIBUTING.md", "scripts/BENCH.md"]
+)
+def test_links_lead_to_files(document: str) -> None:
+    path = CHECKOUT / document
+    if not path.exists():
+        pytest.skip("not in a source distribution")
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+def test_the_guide_names_what_there_is() -> None:
+    guide = CHECKOUT / ".github/CONTRIBUTING.md"
+    if not guide.exists():
+        pytest.skip("not in a source distribution")
+    named = re.findall(r"`((?:netnsfs|tests|scripts)/[\w./]+)`", guide.read_text())
+    assert len(named) > 10
+    for path in named:
+        assert (CHECKOUT / path).exists(), path
+    rooms = {path.parent.name for path in (CHECKOUT / "tests").glob("*/test_*.py")}
+    assert rooms <= set(re.findall(r"^\| `(\w+)` \|", guide.read_text(), re.MULTILINE))

@@ -11,11 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, ip, wait_for
+from conftest import CHECKOUT, MNT, RUN, command_of, ip, mount_namespace, wait_for
 
 from netnsfs import cli
 
-CHECKOUT = Path(__file__).parents[2]
 DATA = Path(cli.__file__).parent / "data"
 PLACES = (Path("/opt"), Path("/usr/local"))
 
@@ -64,6 +63,8 @@ def places() -> Iterator[None]:
         work.mkdir()
         options = f"lowerdir={place},upperdir={upper},workdir={work}"
         run("mount", "-t", "overlay", "overlay", "-o", options, place)
+    # What is installed already is gone here, and only here.
+    run(CHECKOUT / "scripts/uninstall")
     yield
     for place in PLACES:
         run("umount", "-l", place)
@@ -84,7 +85,8 @@ def files_below(path: Path) -> set[str]:
 
 def test_the_wheel_is_complete(dist: Path, shared: Path) -> None:
     assert files_below(shared) == SHARED
-    modules = {f"netnsfs/{module.name}" for module in DATA.parent.glob("*.py")}
+    package = DATA.parent
+    modules = {str(module.relative_to(package.parent)) for module in package.rglob("*.py")}
     with zipfile.ZipFile(wheel(dist)) as archive:
         packed = {name for name in archive.namelist() if name.startswith("netnsfs/")}
     assert packed == {*modules, "netnsfs/py.typed"}
@@ -161,13 +163,11 @@ def test_install_and_uninstall(dist: Path) -> None:
 
 
 def _users(directory: Path) -> list[str]:
-    """The processes that run something below a directory."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = Path("/proc", pid, "cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(bytes(directory) + b"/"):
-            found.append(pid)
-    return found
+    """The processes of this mount namespace that run something below a directory."""
+    own = mount_namespace("self")
+    return [
+        pid
+        for pid in filter(str.isdigit, os.listdir("/proc"))
+        if command_of(int(pid)).startswith(bytes(directory) + b"/")
+        and mount_namespace(pid) == own
+    ]

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import LONG, RUN, Mounted, Start, error_of, ip, mounts, wait_for
+from conftest import LONG, RUN, Mounted, Start, error_of, ip, mounts, nsids, wait_for
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -163,8 +163,6 @@ class World:
         self.nursery = Nursery()
         self.home = look(b"/proc/self/ns/net")
         self.home.pids = None
-        # Distinct from what other programs may use, until the namespace is really gone.
-        self._nsids = iter(range(10**6 + os.getpid() * 10**4, 2**31))
         self._markers = iter(range(5000, 2**31))
         os.mkdir(self.mounts[0] / "first")
         os.rmdir(self.mounts[0] / "first")
@@ -183,7 +181,7 @@ class World:
         self.mounts[index] = self._start(*(SPARES if index else ()), at=mounted.path)
 
     def nsid(self) -> int:
-        return next(self._nsids)
+        return next(nsids)
 
     def marker(self) -> int:
         return next(self._markers)
@@ -206,7 +204,7 @@ def look(path: bytes) -> Space:
     fd = os.open(path, os.O_RDONLY)
     try:
         found = nsfs.namespace_of(fd)
-        number = nsid.show(fd).strip()
+        number = nsid.read_nsid(fd).strip()
         return Space(found.inode, found.id, int(number) if number.isdigit() else None)
     finally:
         os.close(fd)

@@ -2,15 +2,18 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MNT, error_of, fuse_mounts, ip, type_at, unmount
+from conftest import MNT, error_of, fuse_mounts, ip, python_in, type_at, unmount
 
 FSTAB = Path("/run/fstab")
-FSTAB_LINE = "netnsfs /mnt/netnsfs fuse.netnsfs defaults,_netdev 0 0"
+FSTAB_LINE = "none  /mnt/netnsfs  fuse.netnsfs  defaults,nofail  0  0"
+PROGRAM = """#!/bin/sh
+export PYTHONPATH={checkout}
+exec {python} -m netnsfs "$@" 2>>/run/log
+"""
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
@@ -19,12 +22,12 @@ def bind(source: Path, target: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def installed() -> Iterator[None]:
+def installed(checkout: Path) -> Iterator[None]:
     """The program where mount(8), which sets PATH itself, finds it; our /etc/fstab."""
     bin_dir = Path("/run/bin")
     bin_dir.mkdir()
     program = bin_dir / "netnsfs"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m netnsfs "$@" 2>>/run/log\n')
+    program.write_text(PROGRAM.format(checkout=checkout, python=python_in(checkout)))
     program.chmod(0o755)
     FSTAB.write_text(FSTAB_LINE + "\n")
     Path("/run/log").write_text("")
@@ -37,12 +40,13 @@ def installed() -> Iterator[None]:
     bin_dir.rmdir()
 
 
-def mount(*arguments: str | Path, as_user: list[str] | None = None) -> tuple[int, str]:
+def mount(
+    *arguments: str | Path, as_user: list[str] | None = None, cwd: str | Path = "/"
+) -> tuple[int, str]:
     """Run mount(8): its exit status and what netnsfs said, but for the one warning."""
     before = Path("/run/log").stat().st_size
-    # A source that is also a file in the current directory would be shown with its path.
     command = [*(as_user or []), "mount", *map(str, arguments)]
-    status = subprocess.run(command, check=False, timeout=20, cwd="/").returncode
+    status = subprocess.run(command, check=False, timeout=20, cwd=cwd).returncode
     said = Path("/run/log").read_text()[before:].splitlines()
     return status, "\n".join(line for line in said if "machine's mount namespace" not in line)
 
@@ -98,10 +102,47 @@ def test_mount_a_twice_mounts_once() -> None:
     unmount()
 
 
-def test_a_second_mount_is_refused() -> None:
+@pytest.fixture
+def confusing(tmp_path: Path) -> Path:
+    """A directory where mount(8) takes any usual source for a relative path."""
+    for source in ("netnsfs", "none"):
+        (tmp_path / source).mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["netnsfs", "none"])
+def test_mount_a_from_any_directory(confusing: Path, source: str) -> None:
+    FSTAB.write_text(f"{source} /mnt/netnsfs fuse.netnsfs defaults 0 0\n")
+    for cwd in (confusing, "/", confusing):
+        assert mount("-a", cwd=cwd) == (0, "")
+        assert fuse_mounts() == [bytes(MNT)]
+    assert findmnt("SOURCE") == [str(confusing / source)]
+    unmount()
+
+
+def test_the_same_again_is_no_failure() -> None:
+    assert netnsfs("umask=077,keep_busy") == (0, "")
+    for options in ("keep_busy,umask=077", "rw,noatime,umask=077,keep_busy"):
+        assert netnsfs(options) == (0, "")
+        assert fuse_mounts() == [bytes(MNT)]
+    unmount()
+
+
+ALREADY = "netnsfs: a netnsfs is already mounted at /mnt/netnsfs"
+
+
+@pytest.mark.parametrize("options", ["rw", "keep_busy,noviews", "ro,keep_busy"])
+def test_something_else_at_the_same_place_is_refused(options: str) -> None:
+    assert netnsfs("keep_busy") == (0, "")
+    assert netnsfs(options) == (32, ALREADY)
+    assert fuse_mounts() == [bytes(MNT)]
+    unmount()
+
+
+def test_a_second_start_from_a_shell_is_refused() -> None:
     assert netnsfs() == (0, "")
-    already = "netnsfs: a netnsfs is already mounted at /mnt/netnsfs"
-    assert mount(MNT) == (32, already)
+    again = subprocess.run(["/usr/local/sbin/netnsfs", MNT], check=False)
+    assert (again.returncode, Path("/run/log").read_text().splitlines()[-1]) == (32, ALREADY)
     assert fuse_mounts() == [bytes(MNT)]
     unmount()
 

@@ -1,7 +1,7 @@
 """The command: forking, exit statuses, one-line errors, what /proc/mounts shows."""
 
-import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +20,7 @@ from conftest import (
     error_of,
     fuse_mounts,
     ip,
+    python_in,
     type_at,
     unmount,
     wait_for,
@@ -68,11 +69,8 @@ def test_background_in_a_pipe_lets_the_pipe_end() -> None:
 
 
 def test_what_proc_mounts_shows(mnt: Mounted) -> None:
-    line = next(
-        line.split()
-        for line in Path("/proc/mounts").read_text().splitlines()
-        if "netnsfs" in line
-    )
+    lines = map(str.split, Path("/proc/mounts").read_text().splitlines())
+    [line] = [line for line in lines if line[1] == "/mnt/netnsfs"]
     assert line[:3] == ["netnsfs", "/mnt/netnsfs", "fuse.netnsfs"]
     assert {"nosuid", "nodev", "noexec", "allow_other", "default_permissions"} <= set(
         line[3].split(",")
@@ -144,19 +142,11 @@ def test_mount_point_is_a_file(tmp_path: Path) -> None:
     assert (status, message) == (32, f"cannot use {file}/x: Not a directory")
 
 
-AS_NOBODY = """
-import os, sys
-from netnsfs import __main__, daemon
-os.setuid(65534)
-sys.exit(__main__.main())
-"""
-
-
 @pytest.mark.machine
-def test_not_root() -> None:
-    # Imported before: nobody may not be allowed to read the checkout.
-    command = [sys.executable, "-c", AS_NOBODY]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+def test_not_root(checkout: Path) -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    command = [*nobody, python_in(checkout), "-m", "netnsfs"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert (
         done.stderr
@@ -223,27 +213,162 @@ def test_end_of_the_mount_keeps_the_namespaces(mnt: Mounted) -> None:
 # What once broke a start
 
 
-def test_several_starts_at_one_moment_make_one_mount() -> None:
-    for _ in range(3):
-        started = [
-            subprocess.Popen(PROGRAM, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-            for _ in range(4)
-        ]
-        assert sorted(process.wait(30) for process in started) == [0, 32, 32, 32]
-        assert fuse_mounts() == [bytes(MNT)]
-        unmount()
+ALREADY = f"netnsfs: a netnsfs is already mounted at {MNT}"
 
 
-def test_a_start_waits_for_another_at_the_same_place() -> None:
-    parent = os.open(MNT.parent, os.O_RDONLY)
-    fcntl.flock(parent, fcntl.LOCK_EX)
-    process = subprocess.Popen(PROGRAM, stderr=subprocess.DEVNULL)
-    time.sleep(1)
-    assert type_at(MNT) == b""
-    os.close(parent)
-    assert process.wait(10) == 0
-    assert type_at(MNT) == b"fuse.netnsfs"
+def all_but_one_refused(started: list[subprocess.Popen[str]]) -> None:
+    told = [complaints(process.communicate(timeout=30)[1]) for process in started]
+    statuses = [process.returncode for process in started]
+    assert sorted(statuses) == [0] + [32] * (len(started) - 1)
+    assert sorted(told) == [[]] + [[ALREADY]] * (len(started) - 1)
+    assert fuse_mounts() == [bytes(MNT)]
+    os.mkdir(MNT / "foo")
+    os.rmdir(MNT / "foo")
     unmount()
+    assert fuse_mounts() == []
+
+
+def begun(program: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        program, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+
+
+@pytest.mark.parametrize("number", [2, 4, 8])
+def test_several_starts_at_one_moment_make_one_mount(number: int) -> None:
+    for _ in range(3):
+        all_but_one_refused([begun(PROGRAM) for _ in range(number)])
+
+
+LOOKS_EARLY = """
+import os, sys, time
+from netnsfs.__main__ import main
+from netnsfs.fuse import takeover
+
+def clear(mount_point):
+    takeover.clear = really_clear
+    found = really_clear(mount_point)
+    open(f"/run/looked/{os.getpid()}", "w").close()
+    while not os.path.exists("/run/looked/all"):
+        time.sleep(0.001)
+    return found
+
+really_clear, takeover.clear = takeover.clear, clear
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_several_starts_that_have_all_looked_before(number: int) -> None:
+    looked = Path("/run/looked")
+    looked.mkdir()
+    program = [sys.executable, "-c", LOOKS_EARLY, "netnsfs", str(MNT)]
+    started = [begun(program) for _ in range(number)]
+    wait_for(lambda: len(os.listdir(looked)) == number, 60)
+    (looked / "all").touch()
+    all_but_one_refused(started)
+    shutil.rmtree(looked)
+
+
+def test_several_starts_over_a_dead_one(start: Start) -> None:
+    start().kill()
+    started = [begun(PROGRAM) for _ in range(4)]
+    told = [complaints(process.communicate(timeout=30)[1]) for process in started]
+    assert sorted(process.returncode for process in started) == [0, 32, 32, 32]
+    lines = [line for lines in told for line in lines]
+    detached = f"netnsfs: WARNING: detaching the netnsfs at {MNT}, whose daemon is dead"
+    assert sorted(lines) == sorted([detached, *[ALREADY] * 3])
+    assert fuse_mounts() == [bytes(MNT)]
+    unmount()
+
+
+@pytest.mark.machine
+def test_no_lock_of_others_stops_a_start() -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    script = "echo locked; exec sleep 60"
+    locker = subprocess.Popen(
+        [*nobody, "flock", "--no-fork", MNT.parent, "sh", "-c", script], stdout=subprocess.PIPE
+    )
+    assert locker.stdout
+    assert locker.stdout.read(7) == b"locked\n"
+    before = time.monotonic()
+    assert run().returncode == 0
+    assert time.monotonic() - before < 5
+    assert locker.poll() is None
+    unmount()
+    locker.kill()
+    locker.communicate()
+
+
+@pytest.fixture
+def autofs() -> Iterator[None]:
+    """The mount point is one that mounts on demand, as systemd's automount units make them."""
+    demands, kernel = os.pipe()
+    options = f"fd={kernel},pgrp={os.getpgrp()},minproto=5,maxproto=5,direct"
+    subprocess.run(
+        ["mount", "-t", "autofs", "-o", options, "none", MNT], check=True, pass_fds=[kernel]
+    )
+    yield
+    subprocess.run(["umount", MNT], check=True)
+    os.close(kernel)
+    os.close(demands)
+
+
+@pytest.mark.machine
+def test_a_mount_point_that_mounts_on_demand(autofs: None) -> None:
+    assert run().returncode == 0
+    assert failure() == (32, ALREADY.removeprefix("netnsfs: "))
+    pid = daemon()
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not command_of(pid))
+    done = run()
+    detached = f"netnsfs: WARNING: detaching the netnsfs at {MNT}, whose daemon is dead"
+    assert (done.returncode, complaints(done.stderr)) == (0, [detached])
+    assert os.listdir(MNT) == [".netnsfs"]
+    unmount()
+
+
+# Starts that fail half-way
+
+FAILING = """
+import errno, os, sys
+from netnsfs import linux
+from netnsfs.__main__ import main
+from netnsfs.fuse import pool, session
+
+def fail(*arguments):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+def fail_when_mounted():
+    if "fuse.netnsfs" in open("/proc/self/mountinfo").read():
+        fail()
+    return really_mounts()
+
+really_mounts = linux.mounts
+{failures}
+sys.exit(main())
+"""
+
+FAILURES = {
+    "the look at the mount": "linux.statx = fail",
+    "mountinfo": "linux.mounts = fail_when_mounted",
+    "the session": "session.pyfuse3.init = fail",
+    "the start of the loop": "session.never_block = fail",
+    "a clean-up too": "session.never_block = pool.Lull.close = fail",
+}
+
+
+@pytest.mark.parametrize("failures", FAILURES)
+def test_a_start_that_fails_leaves_no_mount(failures: str) -> None:
+    program = [sys.executable, "-c", FAILING.format(failures=FAILURES[failures])]
+    done = subprocess.run(
+        [*program, "-f"], check=False, capture_output=True, text=True, timeout=20
+    )
+    assert fuse_mounts() == []
+    lines = complaints(done.stderr)
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert "Function not implemented" in lines[0]
 
 
 def test_a_mount_point_behind_a_link(start: Start) -> None:
@@ -337,7 +462,7 @@ def test_no_thread_to_be_had(mnt: Mounted, pids_controller: Path) -> None:
     own.mkdir()
     try:
         (own / "cgroup.procs").write_text(str(mnt.process.pid))
-        (own / "pids.max").write_text((own / "pids.current").read_text())
+        (own / "pids.max").write_text("1")
         assert error_of(os.mkdir, mnt / "x") == "EAGAIN"
         (own / "pids.max").write_text("max")
         (mnt / "y").mkdir()

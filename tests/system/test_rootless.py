@@ -2,18 +2,16 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT, bound, python_in
 
-CHECKOUT = Path(__file__).parents[2]
 MODULES = (
     *(
-        "tests/netns/test_members.py",
+        "tests/netns/test_tasks.py",
         "tests/netns/test_names.py",
         "tests/mount/test_session.py",
     ),
@@ -28,22 +26,13 @@ ROOTLESS = [
 ]
 
 
-@contextmanager
-def mounted(source: Path, target: Path) -> Iterator[None]:
-    subprocess.run(["mount", "--bind", source, target], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", target], check=True)
-
-
 @pytest.fixture(autouse=True)
 def device() -> Iterator[None]:
     """/dev/fuse as udev makes it, which not every container has."""
     node = Path("/run/fuse")
     os.mknod(node, 0o020666, os.stat("/dev/fuse").st_rdev)
     node.chmod(0o666)
-    with mounted(node, Path("/dev/fuse")):
+    with bound(node, Path("/dev/fuse")):
         yield
     node.unlink()
 
@@ -55,22 +44,16 @@ def home() -> Iterator[Path]:
         path = Path(name)
         (path / "checkout").mkdir()
         os.chown(path, USER, USER)
-        with mounted(CHECKOUT, path / "checkout"):
+        with bound(CHECKOUT, path / "checkout"):
             yield path
 
 
-def python(home: Path) -> str:
-    """The Python that runs this, by a path that the user can walk."""
-    path = Path(sys.executable)
-    inside = path.is_relative_to(CHECKOUT)
-    return str(home / "checkout" / path.relative_to(CHECKOUT) if inside else path)
-
-
-def rootless(home: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the checkout as the user."""
+def rootless(home: Path, *arguments: str, shell: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Python in the checkout as the user, or a shell with Python as its $0."""
     checkout = home / "checkout"
+    before = ["sh", "-c", shell] if shell else []
     return subprocess.run(
-        [*ROOTLESS, *command],
+        [*ROOTLESS, *before, python_in(checkout), *arguments],
         cwd=checkout,
         check=False,
         capture_output=True,
@@ -93,7 +76,7 @@ umount mnt
 
 
 def test_without_rundir_it_says_what_is_missing(home: Path) -> None:
-    done = rootless(home, "sh", "-c", WITHOUT_RUNDIR, python(home))
+    done = rootless(home, shell=WITHOUT_RUNDIR)
     assert done.stdout == "1\n"
     assert (
         "netnsfs: WARNING: no name can be made in /run/netns: give another directory with "
@@ -103,7 +86,7 @@ def test_without_rundir_it_says_what_is_missing(home: Path) -> None:
 
 @pytest.mark.timeout(400)
 def test_other_tests_without_root(home: Path) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "--basetemp", f"{home}/tmp"]
+    options = ["-p", "no:cacheprovider", "--basetemp", f"{home}/tmp"]
     chosen = ["-m", "not machine", "-k", f"not ({LONG})", *MODULES]
-    done = rootless(home, python(home), "-m", "pytest", *options, *chosen)
+    done = rootless(home, "-m", "pytest", *options, *chosen)
     assert done.returncode == 0, done.stdout + done.stderr

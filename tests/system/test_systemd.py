@@ -22,12 +22,13 @@ PROGRAM = [sys.executable, "-m", "netnsfs", "-f"]
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
-@pytest.fixture(params=["/manager", "@netnsfs-test-manager"])
+@pytest.fixture(params=["path", "abstract"])
 def manager(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[socket.socket]:
     """The socket of a service manager, and its address in the environment."""
-    address = request.param if request.param[0] == "@" else f"{tmp_path}{request.param}"
+    abstract = f"@netnsfs-test-manager-{os.getpid()}"
+    address = abstract if request.param == "abstract" else f"{tmp_path}/manager"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(address.replace("@", "\0"))
         listening.settimeout(20)
@@ -46,7 +47,8 @@ def test_the_manager_is_told(manager: socket.socket, spawn: Spawn) -> None:
 
 def test_no_child_may_speak_for_the_daemon(manager: socket.socket, spawn: Spawn) -> None:
     script = (
-        "import subprocess; from netnsfs import cli, daemon; daemon.run(cli.parse(['-f']));"
+        "import subprocess; from netnsfs import cli, daemon;"
+        "daemon.run(cli.parse_arguments(['-f']));"
         "subprocess.run(['env'])"
     )
     daemon = spawn(sys.executable, "-c", script, stdout=subprocess.PIPE)
@@ -101,3 +103,62 @@ def test_the_capabilities_of_the_unit_are_enough(start: Start, spawn: Spawn) -> 
     inside = spawn("nsenter", f"--net={MNT}/foo/ns", *other)
     wait_for(lambda: f"task {inside.pid}\n" in (mnt / "foo/holders").read_text())
     (mnt / "foo").rmdir()
+
+
+def machine(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command in the machine's mount namespace, where systemd listens."""
+    outside = ["nsenter", "--mount=/proc/1/ns/mnt", *command]
+    return subprocess.run(outside, check=check, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """The unit under another name, for a mount point and names of its own."""
+    if Path("/proc/1/comm").read_text() != "systemd\n":
+        pytest.skip("systemd is not running")
+    at = "/run/netnsfs-test"
+    program = f"{sys.executable} -m netnsfs -o rundir={at}/names"
+    unit = (UNITS / "netnsfs.service").read_text().replace("/mnt/netnsfs", f"{at}/mnt")
+    unit = unit.replace("=netnsfs -f", f"={program} -f")
+    name = "netnsfs-test.service"
+    script = f"mkdir -p {at}/names; cat >/run/systemd/system/{name}; systemctl daemon-reload"
+    subprocess.run(
+        ["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", script],
+        input=unit,
+        text=True,
+        check=True,
+    )
+    yield name
+    machine("systemctl", "stop", name)
+    machine("sh", "-c", f"umount -l {at}/names; rm -r {at} /run/systemd/system/{name}")
+    machine("systemctl", "daemon-reload")
+
+
+def machine_mounts() -> str:
+    return Path("/proc/1/mounts").read_text()
+
+
+def test_the_service_starts_and_stops(service: str) -> None:
+    machine("systemctl", "start", service)
+    machine("mkdir", "/run/netnsfs-test/mnt/foo")
+    assert "/run/netnsfs-test/names/foo nsfs" in machine_mounts()
+    machine("rmdir", "/run/netnsfs-test/mnt/foo")
+    machine("systemctl", "stop", service)
+    assert "/run/netnsfs-test/mnt" not in machine_mounts()
+
+
+def test_a_killed_service_comes_back(service: str) -> None:
+    machine("systemctl", "start", service)
+    machine("systemctl", "kill", "--signal=KILL", service)
+    inside = ("ls", "/run/netnsfs-test/mnt/.netnsfs")
+    wait_for(lambda: not machine(*inside, check=False).returncode, 30)
+    assert machine_mounts().count("/run/netnsfs-test/mnt") == 1
+
+
+def test_a_stop_before_the_restart_leaves_no_dead_mount(service: str) -> None:
+    machine("systemctl", "start", service)
+    machine("systemctl", "kill", "--signal=KILL", service)
+    state = ("systemctl", "show", "--value", "--property=SubState", service)
+    wait_for(lambda: machine(*state).stdout != "running\n")
+    machine("systemctl", "stop", service)
+    assert "/run/netnsfs-test/mnt" not in machine_mounts()

@@ -1,0 +1,66 @@
+"""The log: one line for each event, to the terminal until the mount answers, then to syslog."""
+
+import logging
+import os
+import socket
+from contextlib import suppress
+
+from netnsfs import linux
+from netnsfs.config import one_line
+
+SYSLOG = "/dev/log"
+# LOG_DAEMON and the severities of syslog(3).
+_LOG_DAEMON = 3 << 3
+_SEVERITY = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+
+
+class OneLineFormatter(logging.Formatter):
+    """One line for each event, whatever is in a name or a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
+class SyslogHandler(logging.Handler):
+    """Loses a line rather than stop the event loop, unlike the standard library's handler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        priority = _LOG_DAEMON | _SEVERITY[record.levelno]
+        with suppress(OSError):
+            # By address each time, so that a syslogd may be started anew.
+            self._socket.sendto(f"<{priority}>{self.format(record)}".encode(), SYSLOG)
+
+
+def log_to_terminal(debug: bool) -> None:
+    """Log to standard error from now on.
+
+    Args:
+        debug: log everything.
+    """
+    _log_to(logging.StreamHandler(), debug)
+
+
+def leave_terminal(debug: bool) -> None:
+    """Log to syslog from now on, and keep nothing of the terminal or the current directory."""
+    _log_to(SyslogHandler(), debug)
+    os.chdir("/")
+    with linux.closing(os.open(os.devnull, os.O_RDWR)) as null:
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+
+
+def _log_to(handler: logging.Handler, debug: bool) -> None:
+    handler.setFormatter(OneLineFormatter("netnsfs: %(levelname)s: %(message)s"))
+    level = logging.DEBUG if debug else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)

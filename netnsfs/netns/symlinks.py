@@ -1,0 +1,68 @@
+"""Symbolic links in the run directory: names of namespaces that are mounted elsewhere.
+
+People link to /proc/PID/ns/net, or to where a container runtime keeps its namespaces. A link
+may lead into a file system that hangs, or into our own mount. So it is followed on a thread of
+its own, for a second, and never into file systems that are to be avoided.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Collection
+
+from netnsfs import linux
+from netnsfs.jobs import Job, commit, may_block, start_thread
+from netnsfs.netns.nsfs import open_reached
+
+FOLLOW_SECONDS = 1.0
+
+
+class Links:
+    """Follows the links of one run directory.
+
+    Args:
+        directory: where relative links start.
+
+    Attributes:
+        avoid: device numbers of file systems that a link is never followed into.
+    """
+
+    def __init__(self, directory: bytes) -> None:
+        self._directory = directory
+        self._hanging: dict[linux.Stat, threading.Thread] = {}
+        self.avoid: Collection[int] = ()
+
+    def follow(self, link: int, mark: linux.Stat) -> int:
+        """Open the namespace file that a link leads to.
+
+        Args:
+            link: an O_PATH descriptor of the link.
+            mark: what tells it from other links.
+
+        Raises:
+            OSError: EINVAL if it leads to anything else, ETIMEDOUT if into a file system that
+                does not answer, else as open(2).
+        """
+        may_block()
+        path = os.path.join(self._directory, os.readlink(b"", dir_fd=link))
+        return self._follow_bounded(path, mark)
+
+    def _follow_bounded(self, path: bytes, mark: linux.Stat) -> int:
+        hanging = self._hanging.get(mark)
+        if hanging and hanging.is_alive():
+            raise OSError(errno.ETIMEDOUT, "the link leads to what does not answer")
+        job = Job(self._open, path)
+        thread = start_thread(job.run, "netnsfs-link")
+        thread.join(FOLLOW_SECONDS)
+        if thread.is_alive() and job.abandon():
+            self._hanging = {link: old for link, old in self._hanging.items() if old.is_alive()}
+            self._hanging[mark] = thread
+            return self._follow_bounded(path, mark)
+        thread.join()
+        return job.result()
+
+    def _open(self, path: bytes) -> int:
+        with linux.closing(linux.open_avoiding(path, self.avoid, os.getpid())) as target:
+            # Nobody waits any more: the descriptor would have no owner.
+            commit()
+            return open_reached(target)

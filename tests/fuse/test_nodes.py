@@ -1,0 +1,64 @@
+"""The table of nodes: numbers, keys, and lookup counts."""
+
+import errno
+import stat
+
+import pytest
+
+from netnsfs.fuse.nodes import KnownNode, NodeTable
+from netnsfs.node import Attributes, Directory
+
+
+class Numbered(Directory):
+    def __init__(self, key: str, number: int = 0, generation: int = 0) -> None:
+        self.key = key
+        self.number = number
+        self.generation = generation
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o755, size=5)
+
+
+@pytest.fixture
+def table() -> NodeTable:
+    return NodeTable(Numbered("root"))
+
+
+def looked_up(table: NodeTable, node: Numbered, lookups: int = 1) -> KnownNode:
+    known = table.admit(node, 0)
+    known.lookups += lookups
+    return known
+
+
+def test_the_root_is_there_and_stays(table: NodeTable) -> None:
+    table.forget([(1, 1_000)])
+    assert table.by_number[1] is table.root
+    assert table.root.attributes.st_size == 5
+
+
+def test_numbers_are_never_given_twice(table: NodeTable) -> None:
+    first = looked_up(table, Numbered("a")).number
+    table.forget([(first, 1)])
+    assert looked_up(table, Numbered("a")).number > first >= 1 << 32
+
+
+def test_a_node_is_dropped_with_its_last_lookup(table: NodeTable) -> None:
+    known = looked_up(table, Numbered("a", 7), lookups=3)
+    table.forget([(7, 1), (7, 1)])
+    assert table.by_number[7] is table.by_key["a"] is known
+    table.forget([(7, 1), (7, 1), (99, 1)])
+    with pytest.raises(OSError, match="Stale") as caught:
+        table.by_number[7]
+    assert caught.value.errno == errno.ESTALE
+    assert list(table.by_key) == ["root"]
+
+
+def test_a_number_passes_on_with_its_count(table: NodeTable) -> None:
+    old = looked_up(table, Numbered("old", 7, generation=1), lookups=2)
+    new = table.admit(Numbered("new", 7, generation=2), 0)
+    assert (new.lookups, new.attributes.generation) == (2, 2)
+    assert "old" not in table.by_key
+    # What a listing still holds of the old one does not drop the new one.
+    old.lookups = 0
+    table.drop_unused(old)
+    assert table.by_number[7] is new

@@ -1,0 +1,50 @@
+"""The capabilities and the memory of a process."""
+
+import resource
+import subprocess
+import sys
+
+DROP = """
+import os, threading
+from netnsfs import linux
+def held():
+    with open("/proc/thread-self/status") as lines:
+        return [int(line.split()[1], 16) for line in lines if line[:6] in SETS]
+SETS = ("CapInh", "CapPrm", "CapEff")
+bit, before = 1 << linux.CAP_SYSLOG, held()
+assert all(word & bit for word in before[1:])
+for _ in range(2):
+    linux.drop_capability(linux.CAP_SYSLOG)
+    assert held() == [word & ~bit for word in before]
+of_thread = []
+thread = threading.Thread(target=lambda: of_thread.extend(held()))
+thread.start()
+thread.join()
+assert of_thread == held()
+"""
+
+
+def test_a_capability_is_dropped_and_no_other() -> None:
+    subprocess.run([sys.executable, "-c", DROP], check=True)
+
+
+HOLLOW = """
+from netnsfs import linux
+def pages():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+pieces = [b"x" * 8192 for _ in range(20_000)]
+# The C library gives back by itself what is free at the end.
+kept = pieces[::16]
+del pieces
+before = pages()
+linux.give_memory_back()
+print(before, pages())
+"""
+
+
+def test_free_memory_is_given_back() -> None:
+    shown = subprocess.check_output([sys.executable, "-c", HOLLOW])
+    before, after = map(int, shown.split())
+    # Of 160 MB, all but each sixteenth piece.
+    assert (before - after) * resource.getpagesize() > 100_000_000

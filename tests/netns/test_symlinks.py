@@ -1,0 +1,81 @@
+"""Links in the run directory: followed to where they lead, and never for long."""
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RUN, error_of
+
+from netnsfs import linux
+from netnsfs.netns import symlinks
+from netnsfs.netns.names import Names
+from netnsfs.netns.symlinks import Links
+
+
+@pytest.fixture(autouse=True)
+def run_directory() -> None:
+    RUN.mkdir(exist_ok=True)
+
+
+def test_a_link_is_never_followed_into_our_own_mount() -> None:
+    names = Names(bytes(RUN))
+    target = Path("/mnt/own")
+    target.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "own", target], check=True)
+    try:
+        (target / "x").touch()
+        subprocess.run(["mount", "--bind", "/proc/self/ns/net", target / "x"], check=True)
+        os.symlink(target / "x", RUN / "lnk")
+        assert names.identify(b"lnk") is not None
+        names.links.avoid = {linux.statx(bytes(target)).dev}
+        assert names.identify(b"lnk") is None
+        assert error_of(names.open_namespace, b"lnk") == "ELOOP"
+        names.remove(b"lnk")
+    finally:
+        subprocess.run(["umount", target / "x"], check=True)
+        subprocess.run(["umount", target], check=True)
+        target.rmdir()
+
+
+def follow(links: Links, path: Path) -> int:
+    with linux.closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+        mark = linux.statx(b"", fd)
+        # Another link in its place is not the one that is followed.
+        path.unlink()
+        path.symlink_to("elsewhere")
+        return links.follow(fd, mark)
+
+
+def test_what_is_followed_is_the_link_that_was_seen() -> None:
+    links, path = Links(bytes(RUN)), RUN / "lnk"
+    path.symlink_to("../../proc/self/ns/net")
+    with linux.closing(follow(links, path)) as fd:
+        assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
+    assert error_of(follow, links, path) == "ENOENT"
+    path.unlink()
+
+
+def test_a_link_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    links, path, go_on = Links(bytes(RUN)), RUN / "lnk", threading.Event()
+    path.symlink_to("/proc/self/ns/net")
+    open_avoiding = linux.open_avoiding
+
+    def hang(path: bytes, avoid: object, pid: int) -> int:
+        go_on.wait(30)
+        return open_avoiding(path, (), pid)
+
+    monkeypatch.setattr(linux, "open_avoiding", hang)
+    monkeypatch.setattr(symlinks, "FOLLOW_SECONDS", 0.2)
+    with linux.closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+        mark = linux.statx(b"", fd)
+        started = time.monotonic()
+        assert error_of(links.follow, fd, mark) == "ETIMEDOUT"
+        assert time.monotonic() >= started + 0.2
+        threads = threading.active_count()
+        assert error_of(links.follow, fd, mark) == "ETIMEDOUT"
+        assert threading.active_count() == threads
+        go_on.set()
+    path.unlink()

@@ -1,0 +1,9 @@
+"""What needs neither a namespace nor a mount: the command line, texts, the laws of the house.
+
+Without a file of their own name:
+- `node`: tests/fuse/test_operations.py asks a tree made of it.
+- `permissions`: tests/mount/test_permissions.py has its table beside what it leads to.
+- `daemon`, `logs`: tests/mount/test_life.py, tests/system/test_program.py and test_systemd.py.
+  They are what becomes of the process, and that takes one.
+- `running`: tests/system/test_mount8.py. It is what mount(8) is told when it asks twice.
+"""

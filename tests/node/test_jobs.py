@@ -1,0 +1,104 @@
+"""Jobs that may lose their caller, and threads that may leave their namespace."""
+
+import os
+import threading
+
+import pytest
+from conftest import error_of
+
+from netnsfs import jobs, linux
+from netnsfs.jobs import Abandoned, Job
+
+
+def own() -> str:
+    return os.readlink("/proc/thread-self/ns/net")
+
+
+def run(job: Job[object]) -> None:
+    """Run it on a thread that ends."""
+
+    def work() -> None:
+        with jobs.expendable():
+            job.run()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def test_a_caller_who_gives_up_first_is_the_last_to_know() -> None:
+    def work() -> str:
+        jobs.commit()
+        return "done"
+
+    given_up: Job[object] = Job(work)
+    assert given_up.abandon()
+    run(given_up)
+    with pytest.raises(Abandoned):
+        given_up.result()
+
+
+def test_what_has_committed_goes_through() -> None:
+    refused: list[bool] = []
+
+    def work() -> str:
+        jobs.commit()
+        refused.append(not job.abandon())
+        # Once is enough.
+        jobs.commit()
+        return "done"
+
+    job: Job[object] = Job(work)
+    run(job)
+    assert refused == [True]
+    assert job.result() == "done"
+
+
+def test_an_error_is_raised_where_the_result_is_wanted() -> None:
+    job: Job[object] = Job(divmod, 1, 0)
+    run(job)
+    with pytest.raises(ZeroDivisionError):
+        job.result()
+
+
+def test_outside_of_a_job_nobody_gives_up() -> None:
+    jobs.commit()
+    assert jobs.asked_at() > 0
+
+
+def leave() -> str:
+    with jobs.visit():
+        linux.unshare(linux.CLONE_NEWNET)
+        return own()
+
+
+def test_a_thread_of_its_own_leaves_and_the_caller_stays() -> None:
+    before = own()
+    assert jobs.on_own_thread(leave) != before
+    assert own() == before
+
+
+def test_on_a_thread_that_may_leave_no_other_is_made() -> None:
+    job: Job[object] = Job(jobs.on_own_thread, threading.get_ident)
+    idents: list[int] = []
+
+    def work() -> None:
+        with jobs.expendable():
+            idents.append(threading.get_ident())
+            job.run()
+            # It comes home between two visits.
+            assert leave() != own() == home
+
+    home = own()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [job.result()] == idents
+
+
+def test_a_machine_without_threads_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert error_of(jobs.on_own_thread, own) == "EAGAIN"
