@@ -93,6 +93,14 @@ class Node:
         """
         raise NotImplementedError
 
+    def exact_attributes(self) -> Attributes:
+        """What stat(2) shows. `attributes`, for a lookup, may tell a longer size.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        return self.attributes()
+
     def ensure_present(self) -> None:
         """Make sure that it is still there.
 

@@ -386,13 +386,19 @@ Start = Callable[..., Mounted]
 _before_program: list[str] = []
 
 
-@pytest.fixture(params=["in the kernel", "through /proc"])
-def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test is made twice: with a daemon that may use bpf(2), and with one that may not."""
-    if request.param == "through /proc":
-        _before_program[:] = [sys.executable, str(Path(__file__).with_name("without_bpf.py"))]
+@pytest.fixture
+def refused_bpf() -> Iterator[None]:
+    """The daemon may not use bpf(2)."""
+    _before_program[:] = [sys.executable, str(Path(__file__).with_name("without_bpf.py"))]
     yield
     _before_program.clear()
+
+
+@pytest.fixture(params=["in the kernel", "through /proc"])
+def both_ways(request: pytest.FixtureRequest) -> None:
+    """The test is made twice: with a daemon that may use bpf(2), and with one that may not."""
+    if request.param == "through /proc":
+        request.getfixturevalue("refused_bpf")
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ class Operations(pyfuse3.Operations):
     async def _refresh_attributes(self, known: KnownNode) -> EntryAttributes:
         """A known node's attributes as they are now."""
         stamp = known.node.stamp
-        known.take_attributes(await self._call_tree(known.node.attributes), stamp)
+        known.take_attributes(await self._call_tree(known.node.exact_attributes), stamp)
         return known.attributes
 
     # Names

@@ -69,6 +69,15 @@ def _best() -> Pass:
         return ProcPass()
 
 
+def is_cheap() -> bool:
+    """Whether `pids` and `tids` take so little that they may be asked for their length only.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    return isinstance(_chosen.way(), KernelPass)
+
+
 def pids(link: bytes) -> list[int]:
     """The processes with at least one thread in a namespace, ascending.
 

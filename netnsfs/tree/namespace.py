@@ -263,6 +263,15 @@ class ControlFile(File):
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
         return Attributes(mode, self.size_to_show(bound), seconds=0, uid=uid, gid=gid)
 
+    def exact_attributes(self) -> Attributes:
+        shown, listing = self.attributes(), self._row.tasks
+        if not listing or not tasks.is_cheap():
+            return shown
+        # Of all tasks: that some are not for everyone to see, a size need not tell.
+        link = self._directory.namespace.link
+        size = self.size_to_show(lambda: sum(len(b"%d\n" % task) for task in listing(link)))
+        return shown._replace(size=size)
+
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
         if self._row.guarded and not has_capability(caller, CAP_SYS_PTRACE):

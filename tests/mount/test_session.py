@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -301,6 +302,28 @@ def test_a_holder_of_shorter_content_does_not_shorten_the_others(
 def test_sizes_never_lie_low(foo: Path) -> None:
     for name in ("inode", "id"):
         assert os.stat(foo / name).st_size == len((foo / name).read_bytes())
+
+
+def _is_inside(pid: int, namespace: Path) -> bool:
+    return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(namespace).st_ino
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("reader", ["busybox cat", "sendfile", "splice", "cat", "tar", "rsync"])
+def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader: str) -> None:
+    for name in ("pids", "tids"):
+        assert os.stat(foo / name).st_size == 0
+    for _ in range(3):
+        inside = spawn("ip", "netns", "exec", "foo", "sleep", "60")
+        wait_for(partial(_is_inside, inside.pid, foo))
+        # What stat has told before does not cut what is read now.
+        content = READERS[reader](foo / "pids")
+        assert inside.pid in map(int, content.split())
+        assert os.stat(foo / "pids").st_size == len(content)
+
+
+@pytest.mark.usefixtures("refused_bpf")
+def test_a_size_is_enough_where_it_is_not_known(foo: Path) -> None:
     for name in ("pids", "tids"):
         assert os.stat(foo / name).st_size > 0
 
