@@ -97,3 +97,18 @@ def ends_soon(mnt: Mounted) -> None:
     assert mnt.process.wait(20) == 0
     assert time.monotonic() - began < 1.5
     assert type_at(MNT) == b""
+
+
+# The kernel cuts the name of a program after 15 bytes: here, in the middle of a letter.
+READ_UNDER_A_NAME = """
+import ctypes, sys
+PR_SET_NAME = 15
+ctypes.CDLL(None).prctl(PR_SET_NAME, "ääääääää".encode())
+print(open(sys.argv[1]).read(), end="")
+"""
+
+
+def test_a_reader_with_a_name_that_is_not_utf_8(foo: Path) -> None:
+    for file in ("pids", "tids", "holders"):
+        command = [sys.executable, "-c", READ_UNDER_A_NAME, str(foo / file)]
+        assert subprocess.check_output(command) == (foo / file).read_bytes()

@@ -89,7 +89,7 @@ def test_the_wheel_is_complete(dist: Path, shared: Path) -> None:
     modules = {str(module.relative_to(package.parent)) for module in package.rglob("*.py")}
     with zipfile.ZipFile(wheel(dist)) as archive:
         packed = {name for name in archive.namelist() if name.startswith("netnsfs/")}
-    assert packed == {*modules, "netnsfs/py.typed"}
+    assert packed == {*modules, "netnsfs/py.typed", "netnsfs/netns/tasks.bpf.o"}
 
 
 def test_the_source_distribution_is_what_the_repository_holds(dist: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_source_distribution_is_what_the_repository_holds(dist: Path) -> Non
     paths = [path for top in tops for path in [CHECKOUT / top, *(CHECKOUT / top).rglob("*")]]
     files = {str(path.relative_to(CHECKOUT)) for path in paths if path.is_file()}
     assert packed - {"PKG-INFO", ".gitignore"} == {
-        file for file in files if "__pycache__" not in file
+        file for file in files if "__pycache__" not in file and not file.endswith(".bpf.o")
     }
 
 
