@@ -31,6 +31,7 @@ from netnsfs.tree.corner import (
     Metrics,
     NamesDirectory,
     PidDirectory,
+    Topology,
     UnnamedDirectory,
     absent_error,
 )
@@ -85,6 +86,7 @@ class Root(NamesDirectory):
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
+        graph = Topology(names, config.permissions)
         self._corner = Corner(
             {
                 UNNAMED: self._unnamed,
@@ -92,6 +94,7 @@ class Root(NamesDirectory):
                 last_error.key: last_error,
                 counters.key: counters,
                 counters.key + b".prom": counters,
+                graph.key: graph,
             }
         )
 
