@@ -87,6 +87,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 FLAGS = {
     "keep_busy": ("keep_busy", True),
+    "keep_devices": ("keep_devices", True),
     "noallow_other": ("allow_other", False),
     "noviews": ("views", False),
     "ro": ("read_only", True),
@@ -171,8 +172,9 @@ def make_parser(release: str) -> argparse.ArgumentParser:
         help=f"rundir=DIR: the directory of names (default {RUN_DIR}). uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
-        "to remove a namespace that processes are in. spare=N: make namespaces ahead. noviews: "
-        "leave net and sysctl out. ro: refuse every change. The other generic options of "
+        "to remove a namespace that processes are in. keep_devices: refuse to remove one that "
+        "has hardware. spare=N: make namespaces ahead. noviews: leave net, sysctl and links "
+        "out. ro: refuse every change. The other generic options of "
         "mount(8) are accepted and change nothing",
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in front")

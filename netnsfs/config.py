@@ -44,6 +44,7 @@ class Config:
         repeatable: it is no failure that the same is mounted there already.
         run_dir: the directory of names; absolute.
         keep_busy: refuse to remove a namespace that processes are in.
+        keep_devices: refuse to remove one whose interfaces were moved there.
         permissions: to whom namespaces belong.
         allow_other: others than the user who mounts may look at it.
         spare: namespaces to make ahead.
@@ -60,6 +61,7 @@ class Config:
     permissions: Permissions = field(default_factory=Permissions)
     allow_other: bool = True
     keep_busy: bool = False
+    keep_devices: bool = False
     spare: int = 0
     views: bool = True
     read_only: bool = False

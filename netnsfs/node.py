@@ -175,7 +175,7 @@ class Directory(Node):
         """Make a directory, with a mode that knows of the caller's umask, and return it."""
         raise _not_permitted(name)
 
-    def rmdir(self, name: bytes) -> None:
+    def rmdir(self, name: bytes, caller: Caller) -> None:
         """Remove a directory."""
         raise _not_permitted(name)
 
@@ -209,6 +209,17 @@ class Link(Node):
         # The size can change: the target of a link may follow a rename. A link is followed
         # without its attributes, so that not keeping them costs nothing.
         return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), seconds=0)
+
+
+class OneTimeLink(Link):
+    """The answer to symlink(2). The next lookup of the name finds a directory."""
+
+    def __init__(self, target: bytes) -> None:
+        self.key = self
+        self._target = target
+
+    def target_text(self) -> bytes:
+        return self._target
 
 
 class File(Node):

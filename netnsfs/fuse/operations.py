@@ -274,7 +274,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._make_change(name, self._find_directory(parent_inode).rmdir, name)
+        await self._make_change(name, self._find_directory(parent_inode).rmdir, name, ctx)
 
     @_shielded
     async def symlink(

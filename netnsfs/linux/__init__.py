@@ -8,8 +8,10 @@
 - `process`: capabilities and memory of this process, and what others share
 - `bpf`: BPF iterators, which the kernel runs over its objects
 - `foreign`: open files of other processes, looked at by a child process
+- `interfaces`: ioctl(2) on network interfaces
+- `netlink`: rtnetlink(7)
 
-Callers write `linux.setns(...)`: all public names are here.
+Callers write `linux.setns(...)`: all public names are here, but for those of `netlink`.
 """
 
 from netnsfs.linux.bpf import Iterators
@@ -46,6 +48,10 @@ from netnsfs.linux.files import (
     unpack_statx,
 )
 from netnsfs.linux.foreign import namespace_of_file, namespaces_of_files
+from netnsfs.linux.interfaces import (
+    interface_speed,
+    rename_interface,
+)
 from netnsfs.linux.library import (
     SHORTAGE,
     closing,

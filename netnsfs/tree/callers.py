@@ -8,8 +8,10 @@ import os
 
 from netnsfs import linux
 from netnsfs.node import Caller
+from netnsfs.permissions import Owner
 
 CAP_DAC_READ_SEARCH = 2
+CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 _HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
@@ -35,6 +37,29 @@ def has_capability(caller: Caller, capability: int) -> bool:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
     return bool(int(found.split()[1], 16) >> capability & 1)
+
+
+def may_write(owner: Owner, caller: Caller) -> bool:
+    """Whether a caller, who waits for an answer, may write what is in a namespace.
+
+    For one that the kernel is not asked about, as it is about those of the request.
+
+    Raises:
+        OSError: that cannot be told.
+    """
+    if caller.uid in (0, owner.uid):
+        return caller.uid == 0 or bool(owner.write & 0o200)
+    bit = 0o020 if owner.gid in _groups_of(caller) else 0o002
+    return bool(owner.write & bit)
+
+
+def _groups_of(caller: Caller) -> set[int]:
+    with open(f"/proc/{caller.pid}/status") as lines:
+        fields = {
+            key: value.split() for key, _, value in (line.partition(":") for line in lines)
+        }
+    # Of four, the last one is for file systems (credentials(7)).
+    return {int(group) for group in [*fields["Groups"], fields["Gid"][3]]}
 
 
 def refuse_attaching(caller: Caller, name: bytes) -> None:

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from weakref import WeakSet
@@ -27,7 +27,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
-from netnsfs.tree import metrics
+from netnsfs.tree import metrics, topology
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, Viewer, has_capability, refuse_attaching
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Unnamed
@@ -225,20 +225,19 @@ class LastError(File):
         return Snapshot(flags, lambda: self._stats.last)
 
 
-class Metrics(File):
-    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes.
+class SharedText(File):
+    """A text about all namespaces, which takes long to make and is the same for many.
 
     A text is shared by all who had asked for it when it was begun, so that many readers cost
     as much as two. Each open file keeps its text, which can be long: nobody but root may have
     more than a few.
     """
 
-    key = label = b"metrics"
     costly = True
+    links = 1
 
-    def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
+    def __init__(self, names: Names, permissions: Permissions) -> None:
         self._names = names
-        self._stats = stats
         self._permissions = permissions
         self._latest: dict[bool, tuple[float, bytes]] = {}
         self._open: dict[int, WeakSet[Snapshot]] = {}
@@ -246,7 +245,7 @@ class Metrics(File):
     def attributes(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
         size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
-        return Attributes(stat.S_IFREG | mode, size, 2, now, now, now, seconds=0)
+        return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, seconds=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         refuse_writing(flags)
@@ -265,14 +264,45 @@ class Metrics(File):
         if began < asked_at():
             began = time.monotonic()
             shown = None if sees_all else self._is_open_to_all
-            text = metrics.render(self._names, self._stats, shown)
+            text = self.render(shown)
             self._latest[sees_all] = began, text
         return text
+
+    def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
+        """The text.
+
+        Args:
+            shown: whether a name is told of; None for all that there is.
+        """
+        raise NotImplementedError
 
     def _is_open_to_all(self, name: bytes) -> bool:
         """Whether everyone may look into a namespace."""
         owner = self._names.owners.owner_of(name)
         return bool((owner or self._permissions.default_owner()).mode & 0o001)
+
+
+class Metrics(SharedText):
+    """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes."""
+
+    key = label = b"metrics"
+    links = 2
+
+    def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
+        super().__init__(names, permissions)
+        self._stats = stats
+
+    def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
+        return metrics.render(self._names, self._stats, shown)
+
+
+class Topology(SharedText):
+    """`.netnsfs/topology.dot`."""
+
+    key = label = b"topology.dot"
+
+    def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
+        return topology.render(self._names, RESERVED, shown)
 
 
 class Corner(Directory):

@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_own_thread, visit
-from netnsfs.netns import tasks
+from netnsfs.linux.netlink import RouteSocket
+from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 
 _OWN_NET = b"/proc/thread-self/net/"
+_CONNECTIONS = b"/proc/sys/net/netfilter/nf_conntrack_count"
 
 # Columns of /proc/net/dev, proc_pid_net(5).
 _DEVICE_COUNTERS = (
@@ -33,6 +35,13 @@ _DEVICE_COUNTERS = (
     (9, "transmit_packets", "Packets sent by an interface."),
     (10, "transmit_errors", "Errors of an interface in sending."),
     (11, "transmit_drops", "Packets that an interface was to send and has dropped."),
+)
+
+_DEVICE_GAUGES: tuple[tuple[str, str, Callable[[links.State], float | None]], ...] = (
+    ("up", "Whether an interface is set up.", lambda state: state.interface.up),
+    ("carrier", "Whether an interface is up and connected.", lambda state: state.connected),
+    ("speed_bytes", "Speed of an interface in bytes per second.", lambda state: state.speed),
+    ("addresses", "Addresses of an interface.", lambda state: state.addresses),
 )
 
 # Fragments of packets, and a protocol that nobody uses.
@@ -68,6 +77,9 @@ class Reading(NamedTuple):
         devices: the columns of /proc/net/dev, by interface.
         sockets: open sockets of all kinds.
         protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
+        states: the state of each interface, by its label.
+        overflows: how often a queue of connections to be accepted was full.
+        connections: tracked connections; None where none are tracked.
     """
 
     label: str
@@ -75,6 +87,9 @@ class Reading(NamedTuple):
     devices: dict[str, list[int]]
     sockets: int
     protocols: dict[str, int]
+    states: dict[str, links.State]
+    overflows: int
+    connections: int | None
 
 
 def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
@@ -145,6 +160,28 @@ def _all_families(
             for protocol, number in reading.protocols.items()
         ],
     )
+    yield Family(
+        "counter",
+        "netnsfs_tcp_listen_overflows",
+        "Connections that were refused because a queue to be accepted was full.",
+        ["namespace"],
+        [([reading.label], reading.overflows) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_conntrack_entries",
+        "Connections that are tracked.",
+        ["namespace"],
+        [
+            ([reading.label], reading.connections)
+            for reading in readings
+            if reading.connections is not None
+        ],
+    )
+    yield from _device_families(readings)
+
+
+def _device_families(readings: Sequence[Reading]) -> Iterator[Family]:
     for column, counter, meaning in _DEVICE_COUNTERS:
         yield Family(
             "counter",
@@ -155,6 +192,19 @@ def _all_families(
                 ([reading.label, device], columns[column])
                 for reading in readings
                 for device, columns in reading.devices.items()
+            ],
+        )
+    for gauge, meaning, value in _DEVICE_GAUGES:
+        yield Family(
+            "gauge",
+            f"netnsfs_network_{gauge}",
+            meaning,
+            ["namespace", "device"],
+            [
+                ([reading.label, device], number)
+                for reading in readings
+                for device, state in reading.states.items()
+                if (number := value(state)) is not None
             ],
         )
 
@@ -216,15 +266,28 @@ def _read_inside(name: bytes, fd: int) -> Reading:
         linux.setns(fd, linux.CLONE_NEWNET)
         devices = _read_file(b"dev")
         sockets = _read_file(b"sockstat") + _read_file(b"sockstat6")
+        overflows = _parse_overflows(_read_file(b"netstat"))
+        connections = _read_file(_CONNECTIONS)
+        route = RouteSocket()
+    with route:
+        states = {_label_text(state.interface.name): state for state in links.states(route)}
     used, protocols = _parse_sockets(sockets)
-    link = b"net:[%d]" % os.fstat(fd).st_ino
-    return Reading(_label_text(name), link, _parse_devices(devices), used, protocols)
+    return Reading(
+        label=_label_text(name),
+        link=b"net:[%d]" % os.fstat(fd).st_ino,
+        devices=_parse_devices(devices),
+        sockets=used,
+        protocols=protocols,
+        states=states,
+        overflows=overflows,
+        connections=int(connections) if connections else None,
+    )
 
 
 def _read_file(name: bytes) -> bytes:
-    # A kernel without IPv6 has no sockstat6.
+    # A kernel without IPv6 has no sockstat6, one that tracks no connections no count of them.
     try:
-        fd = os.open(_OWN_NET + name, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(os.path.join(_OWN_NET, name), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return b""
     try:
@@ -254,6 +317,12 @@ def _parse_sockets(tables: bytes) -> tuple[int, dict[str, int]]:
             kind = protocol.removesuffix(":").removesuffix("6")
             protocols[kind] = protocols.get(kind, 0) + int(count)
     return used, protocols
+
+
+def _parse_overflows(tables: bytes) -> int:
+    """ListenOverflows of /proc/net/netstat: a line of names, then one of numbers."""
+    lines = [line.split() for line in tables.splitlines() if line.startswith(b"TcpExt:")]
+    return int(dict(zip(*lines, strict=True)).get(b"ListenOverflows", 0)) if lines else 0
 
 
 def _label_text(name: bytes) -> str:

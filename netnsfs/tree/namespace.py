@@ -22,6 +22,7 @@ from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
 from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has_capability
 from netnsfs.tree.homes import Home
+from netnsfs.tree.links import LINKS, LinksDirectory, Shared
 
 Show = Callable[[Namespace, int], bytes]
 
@@ -98,10 +99,12 @@ class Settings:
     Attributes:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
+        links: what all `links` have in common; None if there are none.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
+    links: Shared | None = None
 
 
 _generations = count(1)
@@ -143,7 +146,8 @@ class NamespaceDirectory(Directory):
 
     def attributes(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
-        mode, links = stat.S_IFDIR | owner.mode, 2 + len(self._settings.views)
+        below = len(self._settings.views) + bool(self._settings.links)
+        mode, links = stat.S_IFDIR | owner.mode, 2 + below
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
         # A user who stands in the directory looks nothing up that would tell of a new owner.
         return Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
@@ -171,6 +175,8 @@ class NamespaceDirectory(Directory):
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
+        if name == LINKS and self._settings.links:
+            return LinksDirectory(self, self._settings.links)
         if name in self._settings.views:
             return self._make_view(name).find_node(self._settings.views[name])
         return super().lookup(name, caller)
@@ -188,7 +194,8 @@ class NamespaceDirectory(Directory):
 
     def list_names(self) -> list[bytes]:
         self.ensure_present()
-        return [*NAMESPACE, _LINK, *self._settings.views]
+        links = [LINKS] if self._settings.links else []
+        return [*NAMESPACE, _LINK, *self._settings.views, *links]
 
     def ensure_present(self) -> None:
         self.home.ensure_present(self.namespace)
@@ -205,7 +212,7 @@ class NamespaceDirectory(Directory):
         assert row.live
         may_block()
         # While it is held, its inode number cannot become another's.
-        with self._held_open() as fd:
+        with self.held_open() as fd:
             return row.live(self.namespace, fd)
 
     def list_tasks(self, row: Row, viewer: Viewer) -> bytes:
@@ -216,7 +223,7 @@ class NamespaceDirectory(Directory):
         """
         assert row.tasks
         may_block()
-        with self._held_open():
+        with self.held_open():
             found = row.tasks(self.namespace.link)
         return b"".join(b"%d\n" % task for task in found if viewer.may_see(task))
 
@@ -226,18 +233,23 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        with self._held_open() as fd:
+        with self.held_open() as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
 
     def run_command(self, row: Row, data: bytes) -> None:
         """Carry out what was written to one of the files."""
         assert row.write
         may_block()
-        with self._held_open() as fd:
+        with self.held_open() as fd:
             row.write(fd, data)
 
     @contextmanager
-    def _held_open(self) -> Iterator[int]:
+    def held_open(self) -> Iterator[int]:
+        """A descriptor of the namespace, until the block ends.
+
+        Raises:
+            OSError: ENOENT if it cannot be found any more.
+        """
         fd = self.home.open_namespace(self.namespace)
         try:
             yield fd

@@ -9,7 +9,7 @@ from contextlib import suppress
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.jobs import may_block
-from netnsfs.netns import tasks
+from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of, open_reached
 from netnsfs.node import (
@@ -17,8 +17,8 @@ from netnsfs.node import (
     Attributes,
     Caller,
     Directory,
-    Link,
     Node,
+    OneTimeLink,
 )
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import refuse_attaching
@@ -31,12 +31,15 @@ from netnsfs.tree.corner import (
     Metrics,
     NamesDirectory,
     PidDirectory,
+    Topology,
     UnnamedDirectory,
     absent_error,
 )
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Name
-from netnsfs.tree.namespace import VIEWS, Settings
+from netnsfs.tree.links import Neighbours, Shared
+from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
+from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
 
@@ -58,17 +61,6 @@ class StaleDirectory(Directory):
         return Attributes(stat.S_IFDIR, links=2)
 
 
-class OneTimeLink(Link):
-    """The answer to symlink(2). The next lookup of the name finds a directory."""
-
-    def __init__(self, target: bytes) -> None:
-        self.key = self
-        self._target = target
-
-    def target_text(self) -> bytes:
-        return self._target
-
-
 class Root(NamesDirectory):
     """The mount point: one directory for each name.
 
@@ -84,14 +76,17 @@ class Root(NamesDirectory):
         self._names = names
         self._mount_point = config.mount_point
         self._keep_busy = config.keep_busy
+        self._keep_devices = config.keep_devices
         self._permissions = config.permissions
         owner = config.permissions.default_owner()
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
-        self._directories = Directories(Settings(shown, config.permissions))
+        shared = self._share_links(config, stats) if config.views else None
+        self._directories = Directories(Settings(shown, config.permissions, shared))
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
+        graph = Topology(names, config.permissions)
         self._corner = Corner(
             {
                 UNNAMED: self._unnamed,
@@ -99,8 +94,32 @@ class Root(NamesDirectory):
                 last_error.key: last_error,
                 counters.key: counters,
                 counters.key + b".prom": counters,
+                graph.key: graph,
             }
         )
+
+    def _share_links(self, config: Config, stats: Stats) -> Shared:
+        neighbours = Neighbours(self._names, RESERVED)
+        closed = config.permissions.dmask
+        return Shared(
+            config.mount_point, neighbours, SysfsMounts(), self._resolve_place, stats, closed
+        )
+
+    def _resolve_place(self, path: Sequence[bytes], caller: Caller) -> NamespaceDirectory:
+        """The directory of a namespace, at a path below this one.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        found: Node | None = None
+        match path:
+            case [name] if name != RESERVED:
+                found = self._find_name(name)
+            case [corner, kind, name] if (corner, kind) == (RESERVED, UNNAMED):
+                found = self._unnamed.lookup(name, caller)
+        if isinstance(found, NamespaceDirectory):
+            return found
+        raise absent_error(b"/".join(path), "there is no such namespace")
 
     def attributes(self) -> Attributes:
         try:
@@ -135,11 +154,13 @@ class Root(NamesDirectory):
         namespace, mark = self._names.create(name, owner)
         return self._directories.place_under_name(namespace, Name(self._names, name, mark))
 
-    def rmdir(self, name: bytes) -> None:
+    def rmdir(self, name: bytes, caller: Caller) -> None:
         if name == RESERVED:
             raise PermissionError(errno.EPERM, "the name is the file system's own", name)
         if self._keep_busy:
             self._refuse_busy(name)
+        if self._keep_devices:
+            self._refuse_losing_devices(name)
         self._names.remove(name)
         self._directories.note_removed(name)
 
@@ -148,6 +169,14 @@ class Root(NamesDirectory):
             return
         if tasks.is_busy(ns.link):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
+
+    def _refuse_losing_devices(self, name: bytes) -> None:
+        if self._names.entry_at(name).kind != "mount":
+            return
+        _, inside = self._names.look_inside(name, links.born_elsewhere)
+        if inside:
+            shown = b", ".join(inside).decode(errors="backslashreplace")
+            raise OSError(errno.EBUSY, f"move these interfaces elsewhere first: {shown}", name)
 
     def rename(
         self, name: bytes, directory: Directory, new_name: bytes, caller: Caller

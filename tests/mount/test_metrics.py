@@ -188,3 +188,54 @@ def test_a_scrape_holds_no_namespace(mnt: Mounted) -> None:
         assert error_of(os.stat, mnt / f".netnsfs/unnamed/{number}") == "ENOENT"
         file.seek(0)
         assert b'namespace="foo"' not in file.read()
+
+
+def test_state_of_interfaces(mnt: Mounted, foo: Path) -> None:
+    os.symlink("foo/links/there", foo / "links/here")
+    ip("-n", "foo", "link", "set", "lo", "up")
+    ip("-n", "foo", "addr", "add", "10.0.0.1/24", "dev", "here")
+    before = scrape(mnt)
+    for device, expected in {
+        "lo": {"up": 1, "carrier": 1, "addresses": 2},
+        "here": {"up": 0, "carrier": 0, "addresses": 1},
+    }.items():
+        labels = {"namespace": "foo", "device": device}
+        assert {name: value(before, f"network_{name}", labels) for name in expected} == expected
+        assert ("netnsfs_network_speed_bytes", frozenset(labels.items())) not in before
+    for end in ("here", "there"):
+        ip("-n", "foo", "link", "set", end, "up")
+    labels = {"namespace": "foo", "device": "here"}
+    after = scrape(mnt)
+    assert value(after, "network_up", labels) == value(after, "network_carrier", labels) == 1
+    speed = int((foo / "links/here/speed").read_text())
+    assert value(after, "network_speed_bytes", labels) == speed * 1_000_000 / 8
+
+
+def test_connections_that_found_the_queue_full(mnt: Mounted, foo: Path) -> None:
+    ip("-n", "foo", "link", "set", "lo", "up")
+    before = value(scrape(mnt), "tcp_listen_overflows_total", {"namespace": "foo"})
+    subprocess.run(["ip", "netns", "exec", "foo", sys.executable, "-c", OVERFLOW], check=True)
+    series = scrape(mnt)
+    assert before == 0
+    names, numbers = (
+        line.split()
+        for line in (foo / "net/netstat").read_text().splitlines()
+        if line.startswith("TcpExt:")
+    )
+    told = dict(zip(names, numbers, strict=True))
+    overflows = value(series, "tcp_listen_overflows_total", {"namespace": "foo"})
+    assert overflows is not None
+    assert 0 < overflows <= int(told["ListenOverflows"])
+    count = foo / "sysctl/netfilter/nf_conntrack_count"
+    if count.exists():
+        assert value(series, "conntrack_entries", {"namespace": "foo"}) is not None
+
+
+OVERFLOW = """
+import contextlib, socket
+server = socket.create_server(("127.0.0.1", 5000), backlog=0)
+clients = []
+for _ in range(5):
+    with contextlib.suppress(TimeoutError):
+        clients.append(socket.create_connection(("127.0.0.1", 5000), timeout=0.3))
+"""

@@ -44,6 +44,7 @@ def test_tree_of_a_namespace(foo: Path) -> None:
         "holders": "-r--------",
         "id": "-r--r--r--",
         "inode": "-r--r--r--",
+        "links": "drwxr-xr-x",
         "net": "dr-xr-xr-x",
         "ns": "lrwxrwxrwx",
         "nsid": "-rw-r--r--",

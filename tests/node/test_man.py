@@ -11,7 +11,7 @@ from netnsfs.config import Config
 from netnsfs.netns import names as netns
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
-from netnsfs.tree import metrics, root
+from netnsfs.tree import links, metrics, root
 from netnsfs.tree import namespace as files
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
@@ -43,7 +43,7 @@ def test_the_page_is_well_formed(tool: list[str]) -> None:
 
 
 def test_the_page_tells_every_file() -> None:
-    for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", links.LINKS]:
         assert re.search(rf"^\.It Pa NAME/{name.decode()}/? ", TEXT, re.MULTILINE)
     for name in corner():
         assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
@@ -60,6 +60,11 @@ def test_the_page_tells_every_counter() -> None:
 @pytest.mark.parametrize("row", files.NAMESPACE.values(), ids=lambda row: row.name.decode())
 def test_the_page_tells_the_modes(row: files.Row) -> None:
     assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
+
+
+@pytest.mark.parametrize("row", links.FILES.values(), ids=lambda row: row.name.decode())
+def test_the_page_tells_the_files_of_interfaces(row: links.Row) -> None:
+    assert f".It Pa NAME/links/IFACE/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 
 def test_the_page_tells_every_option() -> None:

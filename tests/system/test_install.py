@@ -117,7 +117,7 @@ def test_bash_completes_mount_options(shared: Path) -> None:
         return run("bash", "-c", script, "bash", file, word).split()
 
     assert set(complete("")) == OPTIONS
-    assert complete("noviews,keep") == ["noviews,keep_busy"]
+    assert complete("noviews,keep") == ["noviews,keep_busy", "noviews,keep_devices"]
 
 
 def test_fish_completes_mount_options(shared: Path) -> None:
@@ -128,7 +128,7 @@ def test_fish_completes_mount_options(shared: Path) -> None:
         return [line.split("\t")[0] for line in lines]
 
     assert set(complete("")) == OPTIONS
-    assert complete("noviews,keep") == ["noviews,keep_busy"]
+    assert complete("noviews,keep") == ["noviews,keep_busy", "noviews,keep_devices"]
 
 
 def test_zsh_reads_its_completion(shared: Path) -> None:

@@ -1,0 +1,515 @@
+"""`links`: the interfaces of a namespace, a directory for each.
+
+FILES is the table of what is there beside what sysfs shows (`sysfs`). A directory is that of
+one interface, whose identity sysfs tells: when the name is another's, what was held of the
+first answers ENOENT or ENODEV.
+
+Moving, renaming, joining and deleting interfaces is `rename`, `symlink` and `rmdir` of `links`.
+The kernel has then decided by mode and owner of the two directories (`permissions`); what it
+cannot know is decided here: a link's target is a text to it, nobody but root takes anything out
+of the machine's own namespace, and a namespace without a name is for CAP_NET_ADMIN.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple, Protocol, TypeVar
+
+from netnsfs import linux
+from netnsfs.jobs import may_block
+from netnsfs.linux.netlink import RouteSocket
+from netnsfs.netns import links, tasks
+from netnsfs.netns.links import Interface, rtnetlink
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import Namespace
+from netnsfs.node import (
+    USUAL_SIZE,
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    OneTimeLink,
+    Snapshot,
+)
+from netnsfs.permissions import Owner
+from netnsfs.stats import Stats
+from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
+from netnsfs.tree.homes import Home
+from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
+
+T = TypeVar("T")
+
+LINKS = b"links"
+_PEER = b"peer"
+_UNNAMED = (b".netnsfs", b"unnamed")
+# An interface that moves all the time.
+_MOST_LOOKS = 10
+_MOST_NEIGHBOURS = 4096
+
+
+class Place(Protocol):
+    """A namespace's directory."""
+
+    key: Hashable
+    namespace: Namespace
+    home: Home
+
+    @property
+    def stamp(self) -> Hashable:
+        """See `Node.stamp`."""
+
+    def ensure_present(self) -> None:
+        """See `Node.ensure_present`."""
+
+    def enter_namespace(self) -> None:
+        """Move the calling thread, inside `visit()`, into the namespace."""
+
+    def held_open(self) -> AbstractContextManager[int]:
+        """A descriptor of the namespace, until the block ends."""
+
+    def current_owner(self) -> Owner:
+        """To whom the namespace belongs."""
+
+    def file_attributes(self, mode: int) -> tuple[int, int, int]:
+        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A file beside what sysfs shows.
+
+    Attributes:
+        name: of the file.
+        show: its content, but for the end of the line.
+        mode: permission bits.
+        write: carries out a command, for a descriptor of the namespace, and the name and index
+            of the interface.
+    """
+
+    name: bytes
+    show: Callable[[RouteSocket, Interface], bytes]
+    mode: int = 0o444
+    write: Callable[[int, bytes, int, bytes], None] | None = None
+
+
+def _addresses(route: RouteSocket, interface: Interface) -> bytes:
+    found = links.addresses(route, interface.ifindex)
+    return b"".join(address.text + b"\n" for address in found)
+
+
+def _set_up(fd: int, name: bytes, index: int, command: bytes) -> None:
+    wanted = command.strip()
+    if wanted not in (b"0", b"1"):
+        raise OSError(errno.EINVAL, "expected 0 or 1")
+    links.set_up(fd, name, index, wanted == b"1")
+
+
+FILES = {
+    row.name: row
+    for row in (
+        Row(b"kind", lambda _, interface: interface.kind + b"\n"),
+        Row(b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up),
+        Row(b"addresses", _addresses, 0o644, links.change_addresses),
+    )
+}
+
+
+class _Found(NamedTuple):
+    """A namespace that another knows by a number: its path from the mount point on."""
+
+    path: bytes
+    inode: int
+    named: bool
+    open: Callable[[], int]
+
+
+class Neighbours:
+    """Finds the namespace that another knows by a number.
+
+    The kernel tells the number (nsid) of a namespace, and no namespace of a number. So each is
+    asked for its number. A namespace keeps it as long as it lives: what was found is asked
+    first the next time.
+
+    Args:
+        names: the run directory.
+        reserved: a name that does not count.
+    """
+
+    def __init__(self, names: Names, reserved: bytes) -> None:
+        self._names = names
+        self._reserved = reserved
+        self._known: dict[tuple[int, int], _Found] = {}
+
+    def find_path(self, namespace: int, route: RouteSocket, nsid: int) -> bytes | None:
+        """The path of a namespace's directory, from the mount point on.
+
+        Args:
+            namespace: ID of the one that has the number.
+            route: a socket in it.
+            nsid: the number.
+
+        Returns:
+            None if there is none that the daemon can see.
+        """
+        key = namespace, nsid
+        known = self._known.get(key)
+        if known and known.named and _is_known_by(route, nsid, known):
+            return known.path
+        for found in self._candidates(known):
+            if _is_known_by(route, nsid, found):
+                if len(self._known) >= _MOST_NEIGHBOURS:
+                    self._known.clear()
+                self._known[key] = found
+                return found.path
+        return None
+
+    def _candidates(self, known: _Found | None) -> Iterator[_Found]:
+        named = self._names.names_by_inode(without=self._reserved)
+        if known and known.inode not in named:
+            yield known
+        for inode, name in named.items():
+            yield _Found(name, inode, True, partial(self._names.open_namespace, name))
+        seen = set(named)
+        for holder in tasks.scan():
+            if holder.inode not in seen:
+                path = b"/".join((*_UNNAMED, b"%d" % holder.inode))
+                opened = partial(holder.open, self._names.links.avoid)
+                yield _Found(path, holder.inode, False, opened)
+
+
+def _is_known_by(route: RouteSocket, nsid: int, found: _Found) -> bool:
+    try:
+        with linux.closing(found.open()) as fd:
+            return links.nsid_of(route, fd) == nsid
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all `links` of a mount have in common.
+
+    Attributes:
+        mount_point: where the file system is mounted.
+        neighbours: finds the other ends.
+        mounts: of sysfs.
+        resolve: from a path below the mount point to a namespace's directory.
+        stats: where it is told why a link leads nowhere.
+        closed: permission bits that directories lack.
+    """
+
+    mount_point: bytes
+    neighbours: Neighbours
+    mounts: SysfsMounts
+    resolve: Callable[[Sequence[bytes], Caller], Place]
+    stats: Stats
+    closed: int
+
+
+class LinksDirectory(Directory):
+    """`links`.
+
+    Args:
+        place: the namespace's directory.
+        shared: what is the same in all.
+    """
+
+    def __init__(self, place: Place, shared: Shared) -> None:
+        self.place = place
+        self.shared = shared
+        self.key = (place.key, LINKS)
+        self._listed: dict[bytes, int] = {}
+        self._shown: tuple[Hashable, Attributes] | None = None
+
+    @property
+    def stamp(self) -> Hashable:
+        return self.place.stamp
+
+    def attributes(self) -> Attributes:
+        owner = self.place.current_owner()
+        # Who may make namespaces (dmask=) may not yet change what is in them (fmask=).
+        mode = stat.S_IFDIR | owner.mode & ~0o222 | owner.write
+        return Attributes(mode, seconds=0, uid=owner.uid, gid=owner.gid)
+
+    def interface_attributes(self) -> Attributes:
+        """What the directory of each interface shows: who moves it must be able to write it."""
+        stamp, known = self.stamp, self._shown
+        if known is None or known[0] is not stamp:
+            self._shown = known = stamp, self.attributes()._replace(seconds=1)
+        return known[1]
+
+    def sysfs_mount(self) -> SysfsMount:
+        """The sysfs of the namespace.
+
+        Raises:
+            OSError: ENOENT if that is not there any more.
+        """
+        self.place.ensure_present()
+        return self.shared.mounts.find_or_mount(
+            self.place.namespace.id, self.place.enter_namespace
+        )
+
+    def list_names(self) -> list[bytes]:
+        may_block()
+        self._listed = self.sysfs_mount().identities()
+        return [*self._listed]
+
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        known = self._listed.get(name)
+        return InterfaceDirectory(self, name, known) if known else self.lookup(name, caller)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
+
+    def refuse_unprivileged(self, caller: Caller) -> None:
+        """Refuse a change to who may not make it, whatever mode and owner say.
+
+        Raises:
+            OSError: EPERM.
+        """
+        if not self.place.home.public and not has_capability(caller, CAP_NET_ADMIN):
+            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.place.home.name)
+
+    def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
+        message = "ln -s makes veth pairs; other kinds are made by ip -n"
+        raise PermissionError(errno.EPERM, message, name)
+
+    def rmdir(self, name: bytes, caller: Caller) -> None:
+        self.refuse_unprivileged(caller)
+        with _absent_is_enoent(), self.place.held_open() as fd:
+            links.remove(fd, name)
+
+    def rename(
+        self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
+    ) -> None:
+        may_block()
+        if not isinstance(directory, LinksDirectory):
+            return super().rename(name, directory, new_name, caller)
+        self.refuse_unprivileged(caller)
+        directory.refuse_unprivileged(caller)
+        with _absent_is_enoent(), self.place.held_open() as fd:
+            if directory.place.namespace.id == self.place.namespace.id:
+                return links.rename(fd, name, new_name)
+            self._refuse_leaving(name, caller)
+            with directory.place.held_open() as target:
+                return links.move(fd, name, target, new_name)
+
+    def _refuse_leaving(self, name: bytes, caller: Caller) -> None:
+        if not links.is_machines_own(self.place.namespace.inode):
+            return
+        if caller.uid != 0 or not has_capability(caller, CAP_NET_ADMIN):
+            message = "only root takes an interface out of the machine's own namespace"
+            raise PermissionError(errno.EPERM, message, name)
+
+    def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        may_block()
+        path, other_name = self._parse_target(target)
+        other = self.shared.resolve(path, caller)
+        if not may_write(other.current_owner(), caller):
+            message = "the other end would be in a namespace that is not the caller's"
+            raise PermissionError(errno.EACCES, message, target)
+        for end in (self, LinksDirectory(other, self.shared)):
+            end.refuse_unprivileged(caller)
+        with self.place.held_open() as fd, other.held_open() as other_fd:
+            links.join(fd, name, other_fd, other_name)
+        return OneTimeLink(target)
+
+    def _parse_target(self, target: bytes) -> tuple[Sequence[bytes], bytes]:
+        """The namespace that a path leads to, below the mount point, and an interface's name.
+
+        No path is walked: it may lead to nothing, or where its maker may not go.
+
+        Raises:
+            OSError: EINVAL if it is no path of an interface below the mount point.
+        """
+        here = self.shared.mount_point
+        if target.startswith(b".."):
+            here = os.path.join(here, own_path(self.place), LINKS)
+        path = os.path.relpath(
+            os.path.normpath(os.path.join(here, target)), self.shared.mount_point
+        )
+        parts = path.split(b"/")
+        if len(parts) not in (3, 5) or parts[-2] != LINKS or parts[0] == b"..":
+            message = "expected NAME/links/INTERFACE, from the mount point on"
+            raise OSError(errno.EINVAL, message, target)
+        return parts[:-2], parts[-1]
+
+
+def own_path(place: Place) -> bytes:
+    """The path of a namespace's directory, from the mount point on."""
+    name = place.home.name
+    return name if place.home.public else b"/".join((*_UNNAMED, name))
+
+
+@contextmanager
+def _absent_is_enoent() -> Iterator[None]:
+    """What rtnetlink calls no device is no file here."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, error.strerror) from None
+
+
+class InterfaceDirectory(Directory):
+    """An interface.
+
+    Args:
+        directory: `links`.
+        name: of the interface.
+        identity: of the interface, as sysfs has it.
+    """
+
+    def __init__(self, directory: LinksDirectory, name: bytes, identity: int) -> None:
+        self.key = (directory.key, name, identity)
+        self._directory = directory
+        self._name = name
+        self._identity = identity
+
+    @cached_property
+    def _sysfs(self) -> SysfsView:
+        # Not at once: a listing has thousands.
+        place = self._directory.place
+        return SysfsView(
+            self.key,
+            self._name,
+            self._identity,
+            self._directory.sysfs_mount,
+            place.ensure_present,
+            place.file_attributes,
+            self._directory.shared.closed,
+            self._directory.refuse_unprivileged,
+        )
+
+    @property
+    def stamp(self) -> Hashable:
+        return self._directory.stamp
+
+    @property
+    def label(self) -> bytes:
+        return self._name
+
+    def attributes(self) -> Attributes:
+        return self._directory.interface_attributes()
+
+    def list_names(self) -> list[bytes]:
+        names = [*FILES, *self._sysfs.list_names()]
+        is_veth = self.look_at_interface(lambda _, found: found.kind == b"veth")
+        return [*names, _PEER] if is_veth else names
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        if name in FILES:
+            self.ensure_present()
+            return InterfaceFile(self, FILES[name])
+        if name == _PEER:
+            return PeerLink(self.key, self.look_at_interface(self._peer_text))
+        return self._sysfs.find_node(name)
+
+    def ensure_present(self) -> None:
+        self._sysfs.current_mount()
+
+    def look_at_interface(self, show: Callable[[RouteSocket, Interface], T]) -> T:
+        """What is to be seen of the interface.
+
+        Raises:
+            OSError: ENOENT if it is not there any more.
+        """
+        may_block()
+        place = self._directory.place
+        with _absent_is_enoent(), place.held_open() as fd, rtnetlink(fd) as route:
+            found = links.interface(route, self._name)
+            if found.ifindex != self._index():
+                raise FileNotFoundError(errno.ENOENT, "it is another interface by now")
+            return show(route, found)
+
+    def _index(self) -> int:
+        """The index of the interface, if the name is still its own.
+
+        Raises:
+            OSError: ENOENT if it is not.
+        """
+        index = self._sysfs.current_mount().index(self._name)
+        self.ensure_present()
+        return index
+
+    def run_command(self, row: Row, command: bytes) -> None:
+        """Carry out what was written to one of the files."""
+        assert row.write
+        may_block()
+        with self._directory.place.held_open() as fd:
+            row.write(fd, self._name, self._index(), command)
+
+    def file_attributes(self, mode: int, size: int) -> Attributes:
+        """What a file with those permission bits shows."""
+        mode, uid, gid = self._directory.place.file_attributes(mode)
+        return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
+
+    def refuse_unprivileged(self, caller: Caller) -> None:
+        """See `LinksDirectory.refuse_unprivileged`."""
+        self._directory.refuse_unprivileged(caller)
+
+    def _peer_text(self, route: RouteSocket, found: Interface) -> bytes:
+        """The text of `peer`."""
+        for _ in range(_MOST_LOOKS):
+            peer = links.peer(route, self._name)
+            path = self._namespace_path(route, peer)
+            # The interface may have moved while its namespace was looked for.
+            if links.peer(route, self._name) == peer:
+                break
+        if path is None:
+            path = b"/".join((*_UNNAMED, b"unknown"))
+            error = OSError(errno.ENOENT, "the daemon cannot see the other end's namespace")
+            self._directory.shared.stats.remember_refusal("readlink", self._name, error)
+        own = own_path(self._directory.place)
+        name = peer.name or b"unknown"
+        return b"../" * (own.count(b"/") + 3) + b"/".join((path, LINKS, name))
+
+    def _namespace_path(self, route: RouteSocket, peer: links.Peer) -> bytes | None:
+        place = self._directory.place
+        if peer.nsid is None:
+            return own_path(place)
+        neighbours = self._directory.shared.neighbours
+        return neighbours.find_path(place.namespace.id, route, peer.nsid)
+
+
+class InterfaceFile(File):
+    """A file of the table, for one interface."""
+
+    def __init__(self, directory: InterfaceDirectory, row: Row) -> None:
+        self._directory = directory
+        self._row = row
+        self.key = (directory.key, row.name)
+        self.label = row.name
+        self.writable = row.write is not None
+
+    def attributes(self) -> Attributes:
+        size = self.size_to_show(lambda: USUAL_SIZE)
+        return self._directory.file_attributes(self._row.mode, size)
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        may_block()
+        if self.writable and flags & os.O_ACCMODE != os.O_RDONLY:
+            self._directory.refuse_unprivileged(caller)
+        take = partial(self._directory.look_at_interface, self._row.show)
+        run = partial(self._directory.run_command, self._row) if self.writable else None
+        return Snapshot(flags, take, self._directory.ensure_present, run)
+
+
+class PeerLink(Link):
+    """`peer`: leads to the other end of a veth."""
+
+    def __init__(self, key: Hashable, text: bytes) -> None:
+        # The text is what was true when the name was looked up.
+        self.key = (key, _PEER, text)
+        self._text = text
+
+    def target_text(self) -> bytes:
+        return self._text
