@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,23 @@ def lines_of(mounted: Mounted) -> list[str]:
 
 
 # The log
+
+
+def test_replies_that_nobody_waits_for_are_no_errors(start: Start) -> None:
+    mounted = start("-d")
+    busy = [
+        threading.Thread(target=error_of, args=(os.stat, mounted / f".netnsfs/unnamed/{n}"))
+        for n in range(1, 41)
+    ]
+    for thread in busy:
+        thread.start()
+    wait_for(lambda: " lookup" in mounted.messages())
+    while mounted.process.poll() is None:
+        subprocess.run(["umount", "-f", mounted.path], check=False, capture_output=True)
+    for thread in busy:
+        thread.join()
+    # The fixture looks for errors.
+    assert "DEBUG: fuse_lookup(): fuse_reply_* failed with No such file" in mounted.messages()
 
 
 class Syslog:
