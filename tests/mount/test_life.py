@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,29 @@ def lines_of(mounted: Mounted) -> list[str]:
 
 
 # The log
+
+
+def test_a_rename_tells_of_the_files_that_it_leaves(mnt: Mounted, foo: Path) -> None:
+    files = Path("/etc/netns/foo")
+    files.parent.mkdir(exist_ok=True)
+    linux.mount(b"/mnt", b"/etc/netns", linux.MS_BIND)
+    files.mkdir()
+    try:
+        (mnt / "bar").mkdir()
+        (mnt / "bar").rename(mnt / "baz")
+        foo.rename(mnt / "bar")
+        wait_for(lambda: len(lines_of(mnt)) > 0)
+        assert lines_of(mnt) == [
+            "netnsfs: INFO: /etc/netns/foo is not renamed along with the name"
+        ]
+        assert files.is_dir()
+    finally:
+        files.rmdir()
+        linux.umount(b"/etc/netns", linux.MNT_DETACH)
+        with suppress(OSError):
+            files.parent.rmdir()
+        (mnt / "bar").rename(foo)
+        (mnt / "baz").rmdir()
 
 
 def test_replies_that_nobody_waits_for_are_no_errors(start: Start) -> None:
