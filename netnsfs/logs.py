@@ -1,5 +1,6 @@
 """The log: one line for each event, to the terminal until the mount answers, then to syslog."""
 
+import errno
 import logging
 import os
 import socket
@@ -42,6 +43,24 @@ class SyslogHandler(logging.Handler):
             self._socket.sendto(f"<{priority}>{self.format(record)}".encode(), SYSLOG)
 
 
+class LostReplies(logging.Filter):
+    """Takes a reply that nobody waits for any more for what it is: no error.
+
+    The kernel knows nothing of the request by then (ENOENT): its client was killed, or the
+    connection was aborted, as umount -f does.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # A constant of pyfuse3 (handlers.pxi).
+        if "fuse_reply_* failed" not in str(record.msg) or record.args not in _NOBODY_WAITS:
+            return True
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
+_NOBODY_WAITS = [(os.strerror(code),) for code in (errno.ENOENT, errno.ENODEV)]
+
+
 def log_to_terminal(debug: bool) -> None:
     """Log to standard error from now on.
 
@@ -61,6 +80,7 @@ def leave_terminal(debug: bool) -> None:
 
 
 def _log_to(handler: logging.Handler, debug: bool) -> None:
+    handler.addFilter(LostReplies())
     handler.setFormatter(OneLineFormatter("netnsfs: %(levelname)s: %(message)s"))
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,6 +1,7 @@
 """The mount point: one directory for each name."""
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
 
+# Where ip-netns(8) looks for files of a name.
+_FILES_OF_NAMES = b"/etc/netns/"
+
+log = logging.getLogger(__name__)
 
 _MOST_RETURNS = 40
 
@@ -130,7 +135,9 @@ class Root(NamesDirectory):
         return Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
 
     def list_names(self) -> list[bytes]:
-        return [RESERVED, *(name for name in self._names.list_names() if name != RESERVED)]
+        # The corner is found by those who know it: what walks a tree must not walk every
+        # namespace of the machine.
+        return [name for name in self._names.list_names() if name != RESERVED]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         if name == RESERVED:
@@ -189,6 +196,9 @@ class Root(NamesDirectory):
             mark = self._names.entry_at(new_name).mark
             self._directories.note_renamed(name, Name(self._names, new_name, mark))
         self._look_ahead(new_name)
+        left = _FILES_OF_NAMES + name
+        if os.path.isdir(left):
+            log.info("%s is not renamed along with the name", os.fsdecode(left))
 
     def attach(self, name: bytes, fd: int) -> None:
         """Give the namespace of `fd` a name.

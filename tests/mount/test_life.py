@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,46 @@ def lines_of(mounted: Mounted) -> list[str]:
 
 
 # The log
+
+
+def test_a_rename_tells_of_the_files_that_it_leaves(mnt: Mounted, foo: Path) -> None:
+    files = Path("/etc/netns/foo")
+    files.parent.mkdir(exist_ok=True)
+    linux.mount(b"/mnt", b"/etc/netns", linux.MS_BIND)
+    files.mkdir()
+    try:
+        (mnt / "bar").mkdir()
+        (mnt / "bar").rename(mnt / "baz")
+        foo.rename(mnt / "bar")
+        wait_for(lambda: len(lines_of(mnt)) > 0)
+        assert lines_of(mnt) == [
+            "netnsfs: INFO: /etc/netns/foo is not renamed along with the name"
+        ]
+        assert files.is_dir()
+    finally:
+        files.rmdir()
+        linux.umount(b"/etc/netns", linux.MNT_DETACH)
+        with suppress(OSError):
+            files.parent.rmdir()
+        (mnt / "bar").rename(foo)
+        (mnt / "baz").rmdir()
+
+
+def test_replies_that_nobody_waits_for_are_no_errors(start: Start) -> None:
+    mounted = start("-d")
+    busy = [
+        threading.Thread(target=error_of, args=(os.stat, mounted / f".netnsfs/unnamed/{n}"))
+        for n in range(1, 41)
+    ]
+    for thread in busy:
+        thread.start()
+    wait_for(lambda: " lookup" in mounted.messages())
+    while mounted.process.poll() is None:
+        subprocess.run(["umount", "-f", mounted.path], check=False, capture_output=True)
+    for thread in busy:
+        thread.join()
+    # The fixture looks for errors.
+    assert "DEBUG: fuse_lookup(): fuse_reply_* failed with No such file" in mounted.messages()
 
 
 class Syslog:

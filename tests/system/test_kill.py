@@ -45,11 +45,10 @@ def state() -> tuple[dict[str, str], list[str]]:
     """The IDs of the live names, and the stale names."""
     live, stale = {}, []
     for name in os.listdir(MNT):
-        if name != ".netnsfs":
-            if os.stat(MNT / name).st_mode & 0o777:
-                live[name] = (MNT / name / "id").read_text()
-            else:
-                stale.append(name)
+        if os.stat(MNT / name).st_mode & 0o777:
+            live[name] = (MNT / name / "id").read_text()
+        else:
+            stale.append(name)
     return live, stale
 
 

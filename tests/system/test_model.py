@@ -682,7 +682,7 @@ class Machine(RuleBasedStateMachine):
         with os.scandir(self.at(index)) as entries:
             numbers = {entry.name: entry.inode() for entry in entries}
         visible = self.model.visible()
-        assert set(numbers) == {RESERVED, *visible}
+        assert set(numbers) == set(visible)
         for name, space in visible.items():
             found = os.stat(self.at(index, name))
             assert found.st_ino == numbers[name]
@@ -705,7 +705,7 @@ class Machine(RuleBasedStateMachine):
             self.world.nursery.end(pid)
         self.clear()
         for index, mounted in enumerate(self.world.mounts):
-            assert os.listdir(self.at(index)) == [RESERVED]
+            assert os.listdir(self.at(index)) == []
             wait_for(partial(self.keeps_nothing, mounted))
 
     def clear(self) -> None:

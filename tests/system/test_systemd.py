@@ -39,7 +39,7 @@ def manager(
 def test_the_manager_is_told(manager: socket.socket, spawn: Spawn) -> None:
     daemon = spawn(*PROGRAM)
     assert manager.recv(100) == b"READY=1"
-    assert ".netnsfs" in os.listdir(MNT)
+    assert os.listdir(MNT / ".netnsfs")
     subprocess.run(["umount", MNT], check=True)
     assert manager.recv(100) == b"STOPPING=1"
     assert daemon.wait(20) == 0
