@@ -3,8 +3,8 @@
 Read this first. It says what a request passes on its way, which threads there are and what each
 may do, what is promised, and what the words mean. CONTRIBUTING.md says how to add something.
 
-The law: **`fuse` and `tree` know `node`, not each other; `netns` knows neither; `linux` knows
-nothing of ours** (tests/node/test_law.py).
+The law: **`fuse` and `tree` know `node`, not each other; `netns` knows none of them; `linux`
+knows nothing of ours** (tests/node/test_law.py).
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
@@ -25,33 +25,36 @@ nothing of ours** (tests/node/test_law.py).
    made on a worker thread (`fuse.pool`), as a `Job`.
 3. `tree.root.Root.mkdir` decides to whom the new name belongs (`permissions`) and calls
    `netns.names.Names.create`.
-4. There unshare(2) makes the namespace in that thread, open_tree(2) a mount of its file,
+4. There, unless a spare is at hand, unshare(2) makes the namespace; open_tree(2) makes a mount
+   of its file,
    open(2) the placeholder; the owner is written on it; move_mount(2) mounts the one on the
    other. From now on everybody sees the name, with every tool.
 5. The thread goes back to its own namespace, the job ends, the event loop wakes, and the
    handler answers with the attributes of the new directory.
 
-A LOOKUP of a name that stands never leaves the event loop: `Root.lookup` finds the directory
-that it made before and asks `netns.rundir` whether anything has changed since. If nothing has,
+A LOOKUP of a mounted name that is known already stays on the event loop: `Root.lookup` finds
+the directory that it made before and asks `netns.rundir` whether anything has changed since. If nothing has,
 that is one poll(2).
 
 **Threads.** The *event loop* runs all handlers. It must never wait for anything but requests
 and results: what the kernel has at hand is fine, a lock that others may hold is not. *Workers*
 (`netnsfs-worker`) make the calls that may wait, for at most 10 s each. They may enter a
 namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
-their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), and probe
-a mount at the start (`netnsfs-probe`).
+their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a
+mount at the start (`netnsfs-probe`), and enter a namespace for whoever may not
+(`netnsfs-visit`, `jobs.on_own_thread`).
 
-A plain call that may wait begins with `may_block()`, which raises `WouldBlock` on the event
-loop; the adapter then makes the same call again on a worker. This is how the kernel walks
+Before its first call that may wait, a function calls `may_block()`, which raises `WouldBlock`
+on the event loop; the adapter then makes the same call again on a worker. This is how the kernel walks
 paths: first without locks (RCU), and again with them when that ends in -ECHILD. So **everything
-before `may_block()` runs twice**, and must have no effect.
+before `may_block()` runs twice**, and must do no harm when it does.
 
 A job whose client is told ETIMEDOUT ends at its next `commit()`, the point before anything that
 others can see, and undoes what it has begun.
 
 **Promised.** All state is in the kernel: the daemon can be killed at any instant, no namespace
-is lost, and the next one sees everything. No client waits for ever: each wait has a limit. No
+is lost, and the next one detaches the dead mount and sees everything. (A kill can leave a
+stale name, or both names of a rename.) No client waits for ever: each wait has a limit. No
 thread stays in a foreign namespace. No descriptor that keeps a namespace alive is kept after
 the operation or the open file that needed it. Nothing that the daemon waits for may touch its
 own mount: it would wait for itself. Each lookup shows what is true when it starts.
@@ -62,8 +65,8 @@ own mount: it would wait for itself. Each lookup shows what is true when it star
   namespace is gone. *ID*: 64 bits, never reused. *nsid*: what one namespace calls another.
 - *run directory*: /run/netns. *Name*: an entry of it. *Placeholder*: the empty file of a name,
   which the namespace's file is mounted on. *Stale name*: one that is no network namespace.
-- *mark*: identity of what stands under a name at one moment. *Stamp*: the same object for as
-  long as nothing in the run directory has changed.
+- *mark*: identity of what stands under a name at one moment. *Stamp*: an object that stays
+  the same for as long as nothing in the run directory changes, for comparison only.
 - *home*: where a namespace is found: a name, or a holder.
 - *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.
