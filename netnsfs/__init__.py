@@ -25,16 +25,15 @@ knows nothing of ours** (tests/node/test_law.py).
    made on a worker thread (`fuse.pool`), as a `Job`.
 3. `tree.root.Root.mkdir` decides to whom the new name belongs (`permissions`) and calls
    `netns.names.Names.create`.
-4. There, unless a spare is at hand, unshare(2) makes the namespace; open_tree(2) makes a mount
-   of its file,
-   open(2) the placeholder; the owner is written on it; move_mount(2) mounts the one on the
-   other. From now on everybody sees the name, with every tool.
+4. There, unless a spare is at hand, unshare(2) makes the namespace. open_tree(2) makes a mount
+   of its file, open(2) the placeholder. The owner is written on it, and move_mount(2) mounts
+   the one on the other. From now on everybody sees the name, with every tool.
 5. The thread goes back to its own namespace, the job ends, the event loop wakes, and the
    handler answers with the attributes of the new directory.
 
 A LOOKUP of a mounted name that is known already stays on the event loop: `Root.lookup` finds
-the directory that it made before and asks `netns.rundir` whether anything has changed since. If nothing has,
-that is one poll(2).
+the directory that it made before and asks `netns.rundir` whether anything has changed since. If
+nothing has, that is one poll(2).
 
 **Threads.** The *event loop* runs all handlers. It must never wait for anything but requests
 and results: what the kernel has at hand is fine, a lock that others may hold is not. *Workers*
@@ -45,9 +44,9 @@ mount at the start (`netnsfs-probe`), and enter a namespace for whoever may not
 (`netnsfs-visit`, `jobs.on_own_thread`).
 
 Before its first call that may wait, a function calls `may_block()`, which raises `WouldBlock`
-on the event loop; the adapter then makes the same call again on a worker. This is how the kernel walks
-paths: first without locks (RCU), and again with them when that ends in -ECHILD. So **everything
-before `may_block()` runs twice**, and must do no harm when it does.
+on the event loop; the adapter then makes the same call again on a worker. This is how the
+kernel walks paths: first without locks (RCU), and again with them when that ends in -ECHILD. So
+**everything before `may_block()` runs twice**, and must do no harm when it does.
 
 A job whose client is told ETIMEDOUT ends at its next `commit()`, the point before anything that
 others can see, and undoes what it has begun.
