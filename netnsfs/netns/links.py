@@ -42,7 +42,6 @@ NAME_MAX = 15
 # linux/rtnetlink.h
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_GETNSID = 90
 _RTMGRP_LINK = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _RT_SCOPE_HOST = 254
@@ -65,9 +64,6 @@ _VETH_INFO_PEER = 1
 # linux/if_addr.h
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
-# linux/net_namespace.h
-_NETNSA_NSID = 1
-_NETNSA_FD = 3
 # linux/if.h, linux/if_arp.h
 _IFF_UP = 1
 _ARPHRD_LOOPBACK = 772
@@ -297,14 +293,6 @@ def far_end(route: RouteSocket, found: Interface) -> Interface | None:
         return _interface(route.ask(_RTM_GETLINK, question))
     except OSError:
         return None
-
-
-def nsid_of(route: RouteSocket, fd: int) -> int | None:
-    """The nsid by which the socket's namespace knows that of `fd`; None for itself or none."""
-    question = bytes(4) + attribute(_NETNSA_FD, _NUMBER.pack(fd))
-    answer = attributes(route.ask(_RTM_GETNSID, question), 4)
-    number: int = _NUMBER.unpack(answer[_NETNSA_NSID])[0]
-    return None if number < 0 else number
 
 
 def _interface(body: bytes) -> Interface:

@@ -26,6 +26,7 @@ from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
+from netnsfs.netns.nsid import ask_nsid
 from netnsfs.node import (
     USUAL_SIZE,
     Attributes,
@@ -187,7 +188,7 @@ class Neighbours:
 def _is_known_by(route: RouteSocket, nsid: int, found: _Found) -> bool:
     try:
         with linux.closing(found.open()) as fd:
-            return links.nsid_of(route, fd) == nsid
+            return ask_nsid(route, fd) == nsid
     except OSError:
         return False
 

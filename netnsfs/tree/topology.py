@@ -1,7 +1,7 @@
 """Namespaces, interfaces and what connects them, as a graph in the language of graphviz.
 
 Each namespace is visited once, for its interfaces and addresses. In which namespace the other
-end of a veth is, is guessed and then asked (`links.nsid_of`): each end tells the other's index,
+end of a veth is, is guessed and then asked (`nsid.ask_nsid`): each end tells the other's index,
 and the kernel tells the other's name and address. What has no such end, as a macvlan whose
 lower interface is elsewhere, is looked for in all namespaces at last.
 
@@ -21,6 +21,7 @@ from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
 from netnsfs.netns.names import Names
+from netnsfs.netns.nsid import ask_nsid
 
 
 class Source(NamedTuple):
@@ -95,7 +96,7 @@ class Survey:
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
         try:
             with linux.closing(self.spaces[other].source.open()) as fd:
-                return links.nsid_of(route, fd) == nsid
+                return ask_nsid(route, fd) == nsid
         except OSError:
             return False
 

@@ -18,6 +18,7 @@ from netnsfs.jobs import on_own_thread, visit
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links
 from netnsfs.netns.links import rtnetlink
+from netnsfs.netns.nsid import ask_nsid
 
 
 @pytest.fixture
@@ -208,8 +209,8 @@ def test_a_pair_has_an_end_here_and_one_there(spaces: tuple[int, int]) -> None:
     with rtnetlink(spaces[0]) as a, rtnetlink(spaces[1]) as b:
         assert links.peer(a, b"w0") == (b"w1", None)
         assert links.peer(a, b"w1") == (b"w0", None)
-        assert links.peer(a, b"v0") == (b"v1", links.nsid_of(a, spaces[1]))
-        assert links.peer(b, b"v1") == (b"v0", links.nsid_of(b, spaces[0]))
+        assert links.peer(a, b"v0") == (b"v1", ask_nsid(a, spaces[1]))
+        assert links.peer(b, b"v1") == (b"v0", ask_nsid(b, spaces[0]))
         assert error_of(links.peer, a, b"lo") == "ENOENT"
     links.remove(spaces[1], b"v1")
     assert names_in("a") == {"lo", "w0", "w1"}

@@ -9,6 +9,7 @@ import pytest
 from conftest import RUN, Mounted
 
 from netnsfs import cli
+from netnsfs.tree import links
 from netnsfs.tree import namespace as files
 
 HERE = Path(__file__).parent
@@ -34,15 +35,19 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
 def test_the_readme_tells_every_file(mnt: Mounted) -> None:
     for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
         assert f"NAME/{name.decode()}" in TREE
+    for name in [*links.FILES, b"peer"]:
+        assert f"NAME/links/IFACE/{name.decode()}" in TREE
     for path in (mnt.path / ".netnsfs").iterdir():
         assert any(line.startswith(f".netnsfs/{path.name}") for line in TREE)
 
 
 def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
     (mnt.path / "foo").mkdir()
+    (mnt.path / "foo/links/v0").symlink_to("foo/links/v1")
     unnamed = (mnt.path / ".netnsfs/pid/self").readlink().name
     for line in TREE:
         name = line.replace("NAME", "foo").replace("INODE", unnamed).replace("PID", "self")
+        name = name.replace("IFACE", "v0")
         assert os.path.lexists(mnt.path / name)
     (mnt.path / "foo").rmdir()
 
