@@ -302,7 +302,8 @@ class Names:
 
         Raises:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
-                same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
+                same moment and is first; EEXIST; EINVAL for a stale name; EROFS, EPERM if the
+                old name cannot be taken away; else as `create`. Then nothing has changed.
         """
         self._check_new(new)
         if self.entry_at(old).kind == "link":
@@ -327,6 +328,7 @@ class Names:
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
+        self._probe_unlink(old, placeholder)
         with linux.closing(open_reached(top)) as fd:
             self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
@@ -348,7 +350,8 @@ class Names:
 
         Raises:
             OSError: ENOENT; EPERM for a directory, a file with content or a foreign
-                mount; else as umount2(2), unlink(2).
+                mount; EROFS, EPERM if its file cannot be taken away, and then its mount still
+                stands; else as umount2(2), unlink(2).
         """
         may_block()
         with linux.closing(self.directory.reach_name(name)) as top:
@@ -361,8 +364,28 @@ class Names:
     def _remove_mount(self, name: bytes, top: int) -> None:
         with linux.closing(self.directory.reach_placeholder(name)) as placeholder:
             commit()
+            self._probe_unlink(name, placeholder)
             self._detach(top, name)
             self._remove_rest(name, placeholder)
+
+    def _probe_unlink(self, name: bytes, placeholder: int) -> None:
+        """Make sure that the file of a name can be taken away, before its mount is.
+
+        unlink(2) itself is asked: of a file that something is mounted on it answers EBUSY, and
+        only after everything else that could be in its way (fs/namei.c, vfs_unlink).
+
+        Raises:
+            OSError: EROFS if the run directory is read-only, EPERM if it or the file is
+                immutable; ENOENT if somebody else has detached the mount.
+        """
+        if self.directory.is_placeholder(name, placeholder):
+            try:
+                os.unlink(self.path_of(name))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return
+                raise
+        raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
 
     def _detach(self, top: int, name: bytes) -> None:
         """Detach the very mount that `top` was opened on.
