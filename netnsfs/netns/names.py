@@ -270,8 +270,12 @@ class Names:
         """
         self._check_new(name)
         namespace = namespace_of(fd)
-        with _detached_mount(fd) as mount, _placeholder(self.path_of(name)) as file:
-            # `fd` may have been opened by another name, whose mount would be a peer of this.
+        with (
+            linux.closing(on_own_thread(_open_inside, fd)) as source,
+            _detached_mount(source) as mount,
+            _placeholder(self.path_of(name)) as file,
+        ):
+            # Where it could not be opened from inside, the mount would be a peer of another.
             linux.make_private(mount)
             commit()
             self._mount_on(file, mount, owner)
@@ -459,6 +463,22 @@ def _new_namespace() -> Iterator[tuple[int, Namespace]]:
         fd, made = open_own_namespace()
         with linux.closing(fd):
             yield fd, made
+
+
+def _open_inside(fd: int) -> int:
+    """A descriptor of a namespace that belongs to no mount of its file.
+
+    `fd` was opened by way of a mount, of a name or of one that is gone. What is cloned from
+    that has its propagation and its fate: of a clone of a detached mount, the removal reaches
+    no other place where the run directory is mounted (fs/namespace.c).
+    """
+    try:
+        with visit():
+            linux.setns(fd, linux.CLONE_NEWNET)
+            return open_own_namespace()[0]
+    except PermissionError:
+        # It belongs to a more privileged user namespace.
+        return os.dup(fd)
 
 
 @contextmanager

@@ -423,6 +423,29 @@ def test_remove_of_nothing(names: Names) -> None:
     assert error_of(names.remove, b"absent") == "ENOENT"
 
 
+def test_a_name_for_what_had_one_is_removed_everywhere(names: Names, tmp_path: Path) -> None:
+    inside = tmp_path / "run"
+    inside.mkdir()
+    subprocess.run(["mount", "--rbind", "/run", inside], check=True)
+    try:
+        for number in range(2):
+            names.create(b"foo")
+            with linux.closing(names.open_namespace(b"foo")) as fd:
+                if number:
+                    # Of a mount that still stands.
+                    names.attach(b"bar", fd)
+                names.remove(b"foo")
+                if not number:
+                    names.attach(b"bar", fd)
+            assert os.listdir(RUN) == ["bar"]
+            names.rename(b"bar", b"baz")
+            names.remove(b"baz")
+            assert os.listdir(RUN) == []
+            assert nsfs_mounts() == []
+    finally:
+        subprocess.run(["umount", "-R", "-l", inside], check=True)
+
+
 def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> None:
     names.create(b"a")
     subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "right"], check=True)
