@@ -1,7 +1,8 @@
 """The mount point: what is there already, and being the only netnsfs there.
 
 A mount on top of another succeeds silently, so the mount point is looked at first. A netnsfs
-whose daemon is dead is detached; anything alive, but what mounts on demand, is refused.
+whose daemon is dead is detached, one that is alive is refused. What else is there, a file system
+or files, is hidden for as long as the mount stands, with a warning if it is not empty.
 
 Several starts may look at the same moment. No lock keeps them apart, because whoever may open
 a file may lock it, and so could stop every start. Instead:
@@ -17,7 +18,8 @@ a file may lock it, and so could stop every start. Instead:
 import errno
 import logging
 import os
-from contextlib import ExitStack
+import stat
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -27,6 +29,7 @@ from netnsfs.jobs import start_thread
 FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
 _MOST_LINKS = 40
+_MOST_SHOWN = 5
 log = logging.getLogger(__name__)
 
 
@@ -72,19 +75,50 @@ def clear(mount_point: bytes) -> bytes:
         Its path without symbolic links.
 
     Raises:
-        Failure: something else is in the way.
+        Failure: a netnsfs that is alive, or what is no directory, is in the way.
     """
     shown = os.fsdecode(mount_point)
     try:
         mount_point = _follow_links(mount_point)
         while _detach_dead(mount_point):
             pass
-        os.makedirs(mount_point, exist_ok=True)
+        _ensure_directory(mount_point)
     except FileExistsError:
         raise Failure(f"{shown} is not a directory", EXIT_MOUNT) from None
     except OSError as error:
         raise Failure(f"cannot use {shown}: {error.strerror}", EXIT_MOUNT) from None
+    _warn_of_hidden(mount_point)
     return mount_point
+
+
+def _ensure_directory(mount_point: bytes) -> None:
+    try:
+        fd = open_mount_point(mount_point)
+    except FileNotFoundError:
+        os.makedirs(mount_point, exist_ok=True)
+        return
+    with linux.closing(fd):
+        if not stat.S_ISDIR(linux.statx(b"", fd).mode):
+            raise FileExistsError
+
+
+def _warn_of_hidden(mount_point: bytes) -> None:
+    found: list[bytes] = []
+
+    def look() -> None:
+        with suppress(OSError), linux.closing(open_mount_point(mount_point)) as fd:
+            top = _mount_of(fd)
+            # A look at what mounts on demand would mount it.
+            if top is None or top.fs_type != b"autofs":
+                found.extend(sorted(os.listdir(mount_point)))
+
+    # It may be a file system that does not answer.
+    start_thread(look, "netnsfs-probe").join(PROBE_SECONDS)
+    if found:
+        shown = ", ".join(os.fsdecode(name) for name in found[:_MOST_SHOWN])
+        more = ", ..." if len(found) > _MOST_SHOWN else ""
+        place = os.fsdecode(mount_point)
+        log.warning("%s is not empty: the mount hides %s%s", place, shown, more)
 
 
 def _follow_links(path: bytes) -> bytes:
@@ -101,7 +135,7 @@ def _follow_links(path: bytes) -> bytes:
 
 
 def _detach_dead(mount_point: bytes) -> bool:
-    """Detach a netnsfs without a daemon. Anything alive is a Failure.
+    """Detach a netnsfs without a daemon. One that is alive is a Failure.
 
     Returns:
         Whether to look again.
@@ -112,8 +146,7 @@ def _detach_dead(mount_point: bytes) -> bool:
         return False
     with linux.closing(fd):
         top = _mount_of(fd)
-        # What mounts on demand is what we are to be mounted on.
-        if top is None or top.target != mount_point or top.fs_type == b"autofs":
+        if top is None or top.target != mount_point or top.fs_type != FS_TYPE:
             return False
         _refuse_alive(top, fd)
         if linux.detach(fd):
@@ -132,12 +165,8 @@ def _mount_of(fd: int) -> linux.Mount | None:
 
 
 def _refuse_alive(top: linux.Mount, fd: int) -> None:
-    shown = os.fsdecode(top.target)
-    if top.fs_type != FS_TYPE:
-        kind = os.fsdecode(top.fs_type)
-        message = f"{shown} is busy: a file system of type {kind} is mounted there"
-        raise Failure(message, EXIT_MOUNT)
     if _answers(fd):
+        shown = os.fsdecode(top.target)
         raise AlreadyMounted(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
 
 

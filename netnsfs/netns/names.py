@@ -270,8 +270,12 @@ class Names:
         """
         self._check_new(name)
         namespace = namespace_of(fd)
-        with _detached_mount(fd) as mount, _placeholder(self.path_of(name)) as file:
-            # `fd` may have been opened by another name, whose mount would be a peer of this.
+        with (
+            linux.closing(on_own_thread(_open_inside, fd)) as source,
+            _detached_mount(source) as mount,
+            _placeholder(self.path_of(name)) as file,
+        ):
+            # Where it could not be opened from inside, the mount would be a peer of another.
             linux.make_private(mount)
             commit()
             self._mount_on(file, mount, owner)
@@ -302,7 +306,8 @@ class Names:
 
         Raises:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
-                same moment and is first; EEXIST; EINVAL for a stale name; else as `create`.
+                same moment and is first; EEXIST; EINVAL for a stale name; EROFS, EPERM if the
+                old name cannot be taken away; else as `create`. Then nothing has changed.
         """
         self._check_new(new)
         if self.entry_at(old).kind == "link":
@@ -327,6 +332,7 @@ class Names:
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
+        self._probe_unlink(old, placeholder)
         with linux.closing(open_reached(top)) as fd:
             self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
@@ -348,7 +354,8 @@ class Names:
 
         Raises:
             OSError: ENOENT; EPERM for a directory, a file with content or a foreign
-                mount; else as umount2(2), unlink(2).
+                mount; EROFS, EPERM if its file cannot be taken away, and then its mount still
+                stands; else as umount2(2), unlink(2).
         """
         may_block()
         with linux.closing(self.directory.reach_name(name)) as top:
@@ -361,8 +368,28 @@ class Names:
     def _remove_mount(self, name: bytes, top: int) -> None:
         with linux.closing(self.directory.reach_placeholder(name)) as placeholder:
             commit()
+            self._probe_unlink(name, placeholder)
             self._detach(top, name)
             self._remove_rest(name, placeholder)
+
+    def _probe_unlink(self, name: bytes, placeholder: int) -> None:
+        """Make sure that the file of a name can be taken away, before its mount is.
+
+        unlink(2) itself is asked: of a file that something is mounted on it answers EBUSY, and
+        only after everything else that could be in its way (fs/namei.c, vfs_unlink).
+
+        Raises:
+            OSError: EROFS if the run directory is read-only, EPERM if it or the file is
+                immutable; ENOENT if somebody else has detached the mount.
+        """
+        if self.directory.is_placeholder(name, placeholder):
+            try:
+                os.unlink(self.path_of(name))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return
+                raise
+        raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
 
     def _detach(self, top: int, name: bytes) -> None:
         """Detach the very mount that `top` was opened on.
@@ -436,6 +463,22 @@ def _new_namespace() -> Iterator[tuple[int, Namespace]]:
         fd, made = open_own_namespace()
         with linux.closing(fd):
             yield fd, made
+
+
+def _open_inside(fd: int) -> int:
+    """A descriptor of a namespace that belongs to no mount of its file.
+
+    `fd` was opened by way of a mount, of a name or of one that is gone. What is cloned from
+    that has its propagation and its fate: of a clone of a detached mount, the removal reaches
+    no other place where the run directory is mounted (fs/namespace.c).
+    """
+    try:
+        with visit():
+            linux.setns(fd, linux.CLONE_NEWNET)
+            return open_own_namespace()[0]
+    except PermissionError:
+        # It belongs to a more privileged user namespace.
+        return os.dup(fd)
 
 
 @contextmanager

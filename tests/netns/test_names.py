@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -334,6 +336,52 @@ def test_remove_takes_stacked_mounts(names: Names) -> None:
     assert names.list_names() == []
 
 
+@contextmanager
+def read_only(*options: str) -> Iterator[str]:
+    subprocess.run(["mount", "-o", ",".join(["remount", *options, "ro"]), RUN], check=True)
+    try:
+        yield "EROFS"
+    finally:
+        subprocess.run(["mount", "-o", ",".join(["remount", *options, "rw"]), RUN], check=True)
+
+
+@contextmanager
+def inode_flag(flag: str, below: bytes) -> Iterator[str]:
+    with linux.closing(linux.open_tree(bytes(RUN))) as clone:
+        path = f"/proc/{os.getpid()}/fd/{clone}/{os.fsdecode(below)}"
+        if subprocess.run(["chattr", f"+{flag}", path], check=False).returncode:
+            pytest.skip("this tmpfs has no inode flags (Linux 6.6)")
+        try:
+            yield "EPERM"
+        finally:
+            subprocess.run(["chattr", f"-{flag}", path], check=True)
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        partial(read_only, "bind"),
+        read_only,
+        partial(inode_flag, "i", b""),
+        partial(inode_flag, "a", b""),
+        partial(inode_flag, "i", b"foo"),
+        partial(inode_flag, "a", b"foo"),
+    ],
+    ids=["mount", "file system", "immutable", "append only", "its file", "its file, append"],
+)
+def test_what_cannot_be_unlinked_is_not_detached(
+    names: Names, closed: Callable[[], AbstractContextManager[str]]
+) -> None:
+    made, _ = names.create(b"foo")
+    with closed() as code:
+        assert error_of(names.remove, b"foo") == code
+        assert error_of(names.rename, b"foo", b"bar") == code
+        assert names.identify(b"foo") == made
+        assert os.listdir(RUN) == ["foo"]
+    names.rename(b"foo", b"bar")
+    names.remove(b"bar")
+
+
 def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
     made, _ = names.create(b"real")
     os.symlink("real", RUN / "lnk")
@@ -373,6 +421,29 @@ def test_remove_leaves_what_is_somebodys(names: Names, name: bytes) -> None:
 
 def test_remove_of_nothing(names: Names) -> None:
     assert error_of(names.remove, b"absent") == "ENOENT"
+
+
+def test_a_name_for_what_had_one_is_removed_everywhere(names: Names, tmp_path: Path) -> None:
+    inside = tmp_path / "run"
+    inside.mkdir()
+    subprocess.run(["mount", "--rbind", "/run", inside], check=True)
+    try:
+        for number in range(2):
+            names.create(b"foo")
+            with linux.closing(names.open_namespace(b"foo")) as fd:
+                if number:
+                    # Of a mount that still stands.
+                    names.attach(b"bar", fd)
+                names.remove(b"foo")
+                if not number:
+                    names.attach(b"bar", fd)
+            assert os.listdir(RUN) == ["bar"]
+            names.rename(b"bar", b"baz")
+            names.remove(b"baz")
+            assert os.listdir(RUN) == []
+            assert nsfs_mounts() == []
+    finally:
+        subprocess.run(["umount", "-R", "-l", inside], check=True)
 
 
 def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> None:

@@ -26,6 +26,8 @@ from conftest import (
     wait_for,
 )
 
+from netnsfs import linux
+
 PROGRAM = [sys.executable, "-m", "netnsfs"]
 
 
@@ -125,13 +127,64 @@ def test_a_stopped_daemon_is_not_dead(mnt: Mounted) -> None:
         mnt.process.send_signal(signal.SIGCONT)
 
 
-def test_mount_point_busy() -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "other", MNT], check=True)
+@pytest.mark.parametrize(
+    "volume", [["-t", "tmpfs", "volume"], ["--bind", "/mnt"], ["-t", "sysfs", "sysfs"]]
+)
+def test_a_mount_point_that_is_a_mount(volume: list[str]) -> None:
+    subprocess.run(["mount", *volume, MNT], check=True)
     try:
-        status, message = failure()
-        assert (status, "busy" in message, "tmpfs" in message) == (32, True, True)
+        before, kind = sorted(os.listdir(MNT)), type_at(MNT)
+        done = run()
+        assert (done.returncode, os.listdir(MNT), type_at(MNT)) == (0, [], b"fuse.netnsfs")
+        shown = ", ".join(before[:5]) + ", ..." * (len(before) > 5)
+        warning = f"netnsfs: WARNING: {MNT} is not empty: the mount hides {shown}"
+        assert complaints(done.stderr) == [warning] * bool(before)
+        # The second start sees the first, and not what that is mounted on.
+        assert failure() == (32, "a netnsfs is already mounted at /mnt/netnsfs")
+        unmount()
+        assert (sorted(os.listdir(MNT)), type_at(MNT)) == (before, kind)
     finally:
         subprocess.run(["umount", MNT], check=True)
+
+
+def test_a_dead_netnsfs_on_a_volume() -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "volume", MNT], check=True)
+    try:
+        assert run().returncode == 0
+        pid = daemon()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not command_of(pid))
+        assert run().returncode == 0
+        assert [type_at(MNT), len(fuse_mounts())] == [b"fuse.netnsfs", 1]
+        unmount()
+    finally:
+        subprocess.run(["umount", MNT], check=True)
+
+
+def test_a_mount_point_that_is_not_empty() -> None:
+    (MNT / "made while nothing\nwas mounted").mkdir()
+    try:
+        done = run()
+        shown = "made while nothing\\nwas mounted"
+        warning = f"netnsfs: WARNING: {MNT} is not empty: the mount hides {shown}"
+        assert (done.returncode, complaints(done.stderr)) == (0, [warning])
+        unmount()
+    finally:
+        (MNT / "made while nothing\nwas mounted").rmdir()
+
+
+def test_a_mount_point_whose_file_system_does_not_answer() -> None:
+    with linux.closing(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as device:
+        options: dict[bytes, bytes | None] = {b"fd": b"%d" % device, b"rootmode": b"40000"}
+        options |= {b"user_id": b"0", b"group_id": b"0", b"subtype": b"silent"}
+        with linux.closing(linux.new_mount(b"fuse", options, 0)) as mount:
+            with linux.closing(os.open(MNT, os.O_PATH)) as target:
+                linux.move_mount(mount, target)
+            try:
+                assert run().returncode == 0
+                unmount()
+            finally:
+                linux.umount(bytes(MNT), linux.MNT_DETACH)
 
 
 def test_mount_point_is_a_file(tmp_path: Path) -> None:
