@@ -27,6 +27,7 @@ from netnsfs.jobs import start_thread
 FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
 _MOST_LINKS = 40
+_MOST_SHOWN = 10
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +73,7 @@ def clear(mount_point: bytes) -> bytes:
         Its path without symbolic links.
 
     Raises:
-        Failure: something else is in the way.
+        Failure: a netnsfs is alive there, or it is no directory.
     """
     shown = os.fsdecode(mount_point)
     try:
@@ -80,6 +81,7 @@ def clear(mount_point: bytes) -> bytes:
         while _detach_dead(mount_point):
             pass
         os.makedirs(mount_point, exist_ok=True)
+        _warn_of_hidden(mount_point)
     except FileExistsError:
         raise Failure(f"{shown} is not a directory", EXIT_MOUNT) from None
     except OSError as error:
@@ -112,8 +114,9 @@ def _detach_dead(mount_point: bytes) -> bool:
         return False
     with linux.closing(fd):
         top = _mount_of(fd)
-        # What mounts on demand is what we are to be mounted on.
-        if top is None or top.target != mount_point or top.fs_type == b"autofs":
+        # What else is mounted there, a container's volume or what mounts on demand, is what
+        # we are to be mounted on.
+        if top is None or top.target != mount_point or top.fs_type != FS_TYPE:
             return False
         _refuse_alive(top, fd)
         if linux.detach(fd):
@@ -131,12 +134,22 @@ def _mount_of(fd: int) -> linux.Mount | None:
     return next((mount for mount in linux.mounts() if mount.id == number), None)
 
 
+def _warn_of_hidden(mount_point: bytes) -> None:
+    with linux.closing(open_mount_point(mount_point)) as fd:
+        top = _mount_of(fd)
+        # Whoever lists what mounts on demand makes it mount: us. And another start may have
+        # been faster by now.
+        if top is not None and top.fs_type in (b"autofs", FS_TYPE):
+            return
+        names = sorted(os.listdir(b"/proc/self/fd/%d" % fd))
+    if names:
+        more = ", ..." if len(names) > _MOST_SHOWN else ""
+        hidden = os.fsdecode(b", ".join(names[:_MOST_SHOWN])) + more
+        log.warning("%s is not empty: the mount hides %s", os.fsdecode(mount_point), hidden)
+
+
 def _refuse_alive(top: linux.Mount, fd: int) -> None:
     shown = os.fsdecode(top.target)
-    if top.fs_type != FS_TYPE:
-        kind = os.fsdecode(top.fs_type)
-        message = f"{shown} is busy: a file system of type {kind} is mounted there"
-        raise Failure(message, EXIT_MOUNT)
     if _answers(fd):
         raise AlreadyMounted(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)
 
