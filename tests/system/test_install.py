@@ -144,8 +144,10 @@ def test_the_debian_package_has_the_version_of_the_project() -> None:
 
 
 @pytest.mark.usefixtures("places")
-def test_install_and_uninstall(dist: Path) -> None:
+def test_install_and_uninstall(dist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = held()
+    for name in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):
+        monkeypatch.setenv(name, str(Path(sys.prefix, "releases")))
     run(CHECKOUT / "scripts/install", wheel(dist))
     assert all(Path("/usr/local", path).exists() for path in SHARED)
     run("systemd-analyze", "verify", "--man=no", "netnsfs.service", DATA / "mnt-netnsfs.mount")
