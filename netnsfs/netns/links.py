@@ -581,12 +581,15 @@ def _move_and_rename(
     except OSError:
         # It has moved before its new name was found to be taken.
         left = _name_when_left(heard, found.ifindex)
-        if left:
-            _send(there, 0, left, home)
+        # If its old name is taken by now, it stays there under that.
+        with suppress(OSError):
+            if left:
+                _send(there, 0, left, home)
         raise
     left = _name_when_left(heard, found.ifindex)
     if left not in (b"", found.name):
-        _send(there, interface(there, new_name).ifindex, left, home)
+        with suppress(OSError):
+            _send(there, interface(there, new_name).ifindex, left, home)
         raise OSError(errno.ENODEV, "it is another interface by now", found.name)
 
 
