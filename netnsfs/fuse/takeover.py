@@ -1,8 +1,8 @@
 """The mount point: what is there already, and being the only netnsfs there.
 
 A mount on top of another succeeds silently, so the mount point is looked at first. A netnsfs
-whose daemon is dead is detached, one that is alive is refused. What else is there, a file system
-or files, is hidden for as long as the mount stands, with a warning if it is not empty.
+whose daemon is dead is detached, one that is alive is refused. Everything else that is there, a
+file system or files, is hidden while the mount stands, with a warning if it is not empty.
 
 Several starts may look at the same moment. No lock keeps them apart, because whoever may open
 a file may lock it, and so could stop every start. Instead:

@@ -10,6 +10,7 @@ from netnsfs import linux
 from netnsfs.node import Caller
 
 CAP_DAC_READ_SEARCH = 2
+CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
 _HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}

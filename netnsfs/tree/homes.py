@@ -148,13 +148,18 @@ class Unnamed:
     Args:
         names: for what a path is not followed into.
         holder: one thing that holds it. Another takes its place when it lets go.
+        is_named: whether the namespace with an inode number has a name. Then it is found there
+            and no more here: whoever closes a name has closed the namespace.
     """
 
     public = False
 
-    def __init__(self, names: Names, holder: holders.Holder) -> None:
+    def __init__(
+        self, names: Names, holder: holders.Holder, is_named: Callable[[int], bool]
+    ) -> None:
         self._names = names
         self._holder = holder
+        self._is_named = is_named
         self.name = b"%d" % holder.inode
 
     def ensure_present(self, namespace: Namespace) -> None:
@@ -164,6 +169,16 @@ class Unnamed:
     def open_namespace(self, namespace: Namespace) -> int:
         """See `Home.open_namespace`."""
         may_block()
+        fd = self._open_held(namespace)
+        try:
+            if self._is_named(namespace.inode):
+                raise FileNotFoundError(errno.ENOENT, "the namespace has a name")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open_held(self, namespace: Namespace) -> int:
         try:
             return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError:

@@ -17,10 +17,20 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import holders, members, nsid
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node, Snapshot
+from netnsfs.node import (
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    Snapshot,
+    opened_for_writing,
+)
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has_capability
+from netnsfs.tree.callers import CAP_NET_ADMIN, CAP_SYS_PTRACE, Viewer, has_capability
 from netnsfs.tree.homes import Home
 
 Show = Callable[[Namespace, int], bytes]
@@ -179,8 +189,29 @@ class NamespaceDirectory(Directory):
         closed = self._settings.permissions.dmask
         writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
         return views.View(
-            self.key, self.enter_namespace, self.file_attributes, closed, writable, steady
+            self.key,
+            self.enter_namespace,
+            self.file_attributes,
+            self.refuse_writer,
+            closed,
+            writable,
+            steady,
         )
+
+    def refuse_writer(self, caller: Caller) -> None:
+        """Refuse whoever may not write to a namespace that nobody has given a name.
+
+        It may be the machine's own, which user ID 0 alone does not make writable.
+
+        Raises:
+            OSError: EACCES.
+        """
+        if self.home.public:
+            return
+        may_block()
+        if not has_capability(caller, CAP_NET_ADMIN):
+            message = "that takes CAP_NET_ADMIN, as the daemon has it"
+            raise PermissionError(errno.EACCES, message, self.label)
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
@@ -271,6 +302,8 @@ class ControlFile(File):
         if self._row.tasks:
             may_block()
             take = partial(directory.list_tasks, self._row, Viewer(caller))
+        if self.writable and opened_for_writing(flags):
+            directory.refuse_writer(caller)
         run = partial(directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, directory.ensure_present, run)
 

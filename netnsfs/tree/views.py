@@ -33,6 +33,7 @@ from netnsfs.node import (
     Link,
     Node,
     gone_error,
+    opened_for_writing,
     refuse_writing,
 )
 
@@ -52,6 +53,7 @@ class View:
         enter: moves the calling thread into the namespace.
         show: from the kernel's permission bits of a file to those that it has here, and the
             user and group ID of its owner.
+        refuse_writer: refuses a caller who may not write here, whatever a file's mode says.
         closed: permission bits that directories lack.
         writable: files may be written that the kernel lets be.
         steady: how many levels there are whose names come and go with modules of the kernel
@@ -62,6 +64,7 @@ class View:
     key: Hashable
     enter: Callable[[], None]
     show: Callable[[int], tuple[int, int, int]]
+    refuse_writer: Callable[[Caller], None]
     closed: int
     writable: bool
     steady: int
@@ -139,6 +142,8 @@ class _File(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
             refuse_writing(flags)
+        if opened_for_writing(flags):
+            self._view.refuse_writer(caller)
         accepted = os.O_ACCMODE | os.O_TRUNC
         try:
             return _Open(
