@@ -39,8 +39,9 @@ that is one poll(2).
 and results: what the kernel has at hand is fine, a lock that others may hold is not. *Workers*
 (`netnsfs-worker`) make the calls that may wait, for at most 10 s each. They may enter a
 namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
-their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), and probe
-a mount at the start (`netnsfs-probe`).
+their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a mount
+at the start (`netnsfs-probe`), and close what users have open in a namespace whose last name
+somebody removes (`netnsfs-cut`).
 
 A plain call that may wait begins with `may_block()`, which raises `WouldBlock` on the event
 loop; the adapter then makes the same call again on a worker. This is how the kernel walks

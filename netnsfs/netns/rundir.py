@@ -27,6 +27,7 @@ import select
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_event_loop
@@ -162,6 +163,36 @@ class Uncovered:
         linux.make_private(self.fd)
         found = linux.statx(b"", self.fd)
         self.identity = found.dev, found.ino
+
+
+class Changes:
+    """Waits for changes of the mounts, and of the names in a directory. For one thread.
+
+    Args:
+        path: the directory. It need not exist.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._watch = linux.Watch()
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, mounts)
+        self._poll = select.poll()
+        self._poll.register(mounts, select.POLLPRI)
+        self._poll.register(self._watch.fileno(), select.POLLIN)
+        self._watch_names()
+
+    def wait(self) -> None:
+        """Wait until something has changed since the last call, or since this was made."""
+        self._poll.poll()
+        while self._watch.has_events():
+            pass
+        self._watch_names()
+
+    def _watch_names(self) -> None:
+        # Mounts tell of all names but links. The directory may be another now, or be missing.
+        with suppress(OSError):
+            self._watch.watch_file(self._path, _WENT | _RENAMED)
 
 
 class MountedNames:

@@ -36,6 +36,13 @@ class Home(Protocol):
             OSError: ENOENT.
         """
 
+    def is_shown(self, namespace: Namespace) -> bool:
+        """Whether what was opened of it may stay open.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+
     def path_for_setns(self) -> bytes:
         """A path that setns(2) can use."""
 
@@ -117,6 +124,14 @@ class Name:
                 raise
             raise _gone_error() from None
 
+    def is_shown(self, namespace: Namespace) -> bool:
+        """See `Home.is_shown`: until its last name is removed."""
+        try:
+            self.ensure_present(namespace)
+        except FileNotFoundError:
+            return self._names.is_named(namespace)
+        return True
+
     def path_for_setns(self) -> bytes:
         """See `Home.path_for_setns`."""
         return self._path
@@ -193,6 +208,10 @@ class Unnamed:
             self._holder = holder
             return fd
         raise _gone_error()
+
+    def is_shown(self, namespace: Namespace) -> bool:
+        """See `Home.is_shown`: until it gets a name."""
+        return not self._is_named(namespace.inode)
 
     def path_for_setns(self) -> bytes:
         """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""

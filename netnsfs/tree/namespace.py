@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -32,6 +32,7 @@ from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
 from netnsfs.tree.callers import CAP_NET_ADMIN, CAP_SYS_PTRACE, Viewer, has_capability
 from netnsfs.tree.homes import Home
+from netnsfs.tree.views import OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
 
@@ -108,10 +109,12 @@ class Settings:
     Attributes:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
+        opened: the open files of all views.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
+    opened: OpenFiles = field(default_factory=OpenFiles)
 
 
 _generations = count(1)
@@ -192,6 +195,8 @@ class NamespaceDirectory(Directory):
             self.key,
             self.enter_namespace,
             self.file_attributes,
+            self._settings.opened,
+            self.is_shown,
             self.refuse_writer,
             closed,
             writable,
@@ -223,6 +228,14 @@ class NamespaceDirectory(Directory):
 
     def ensure_present(self) -> None:
         self.home.ensure_present(self.namespace)
+
+    def is_shown(self) -> bool:
+        """Whether the namespace is still to be seen where it was found, or under a name.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+        return self.home.is_shown(self.namespace)
 
     def show_content(self, row: Row) -> bytes:
         """The content of one of the files.

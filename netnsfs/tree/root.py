@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import members
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of, open_reached
+from netnsfs.netns.rundir import Changes
 from netnsfs.node import (
     MOUNTED_NS,
     Attributes,
@@ -40,6 +42,7 @@ from netnsfs.tree.homes import Name
 from netnsfs.tree.namespace import VIEWS, Settings
 
 _ROOT_INODE = 1
+_RETRY_SECONDS = 1.0
 
 # Where ip-netns(8) looks for files of a name.
 _FILES_OF_NAMES = b"/etc/netns/"
@@ -93,7 +96,9 @@ class Root(NamesDirectory):
         owner = config.permissions.default_owner()
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
-        self._directories = Directories(Settings(shown, config.permissions))
+        settings = Settings(shown, config.permissions)
+        self._opened = settings.opened
+        self._directories = Directories(settings)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
@@ -106,6 +111,18 @@ class Root(NamesDirectory):
                 counters.key + b".prom": counters,
             }
         )
+
+    def cut_what_others_remove(self, changes: Changes) -> None:
+        """Cut the open files of each namespace that loses its last name. Never returns.
+
+        Args:
+            changes: of the run directory.
+        """
+        while True:
+            self._opened.wait_for_any()
+            changes.wait()
+            while not self._opened.cut_hidden():
+                time.sleep(_RETRY_SECONDS)
 
     def attributes(self) -> Attributes:
         try:
@@ -149,6 +166,7 @@ class Root(NamesDirectory):
             self._refuse_busy(name)
         self._names.remove(name)
         self._directories.note_removed(name)
+        self._opened.cut_hidden()
 
     def _refuse_busy(self, name: bytes) -> None:
         if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
@@ -181,6 +199,7 @@ class Root(NamesDirectory):
         self._refuse_reserved(name)
         self._names.attach(name, fd)
         self._look_ahead(name)
+        self._opened.cut_hidden()
 
     def _look_ahead(self, name: bytes) -> None:
         """Find a namespace under its new name before anyone asks under which it is open."""

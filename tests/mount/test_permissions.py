@@ -578,7 +578,7 @@ def test_a_name_closes_what_was_open_below_unnamed(mnt: Mounted, spawn: Spawn) -
 def test_a_rename_is_never_seen_to_leave_no_name(mnt: Mounted, foo: Path) -> None:
     number = os.stat(foo).st_ino
     stop = threading.Event()
-    caught = []
+    caught: list[object] = []
 
     def look() -> None:
         while not stop.is_set():
