@@ -40,8 +40,9 @@ and results: what the kernel has at hand is fine, a lock that others may hold is
 (`netnsfs-worker`) make the calls that may wait, for at most 10 s each. They may enter a
 namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
 their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a
-mount at the start (`netnsfs-probe`), and enter a namespace for whoever may not
-(`netnsfs-visit`, `jobs.on_own_thread`).
+mount at the start (`netnsfs-probe`), close what users have open in a namespace whose last name
+somebody removes (`netnsfs-cut`), and enter a namespace for whoever may not (`netnsfs-visit`,
+`jobs.on_own_thread`).
 
 Before its first call that may wait, a function calls `may_block()`, which raises `WouldBlock`
 on the event loop; the adapter then makes the same call again on a worker. This is how the

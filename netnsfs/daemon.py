@@ -17,8 +17,10 @@ from functools import partial
 from netnsfs import linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
+from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
 from netnsfs.netns.names import Names
+from netnsfs.netns.rundir import Changes
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
@@ -88,16 +90,20 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     config = replace(config, mount_point=takeover.clear(config.mount_point))
     _check_config(config)
 
+    stats = Stats()
+    root = Root(names, stats, config)
+    cut = partial(root.cut_what_others_remove, Changes(config.run_dir))
+
     def mounted(device: int) -> None:
         names.links.avoid = {device}
 
     def answers() -> None:
         ready()
         names.spares.start()
+        start_thread(cut, "netnsfs-cut")
         tell_manager("READY=1")
 
-    stats = Stats()
-    session.serve(Root(names, stats, config), stats, config, mounted, answers)
+    session.serve(root, stats, config, mounted, answers)
     tell_manager("STOPPING=1")
 
 

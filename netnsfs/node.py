@@ -261,13 +261,18 @@ class File(Node):
         return otherwise()
 
 
+def opened_for_writing(flags: int) -> bool:
+    """Whether a file is changed by an open(2) with some flags, or can be after it."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+
+
 def refuse_writing(flags: int) -> None:
     """For files that are read-only to root too, whom mode bits do not bind.
 
     Raises:
         OSError: EACCES.
     """
-    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+    if opened_for_writing(flags):
         raise PermissionError(errno.EACCES, "the file is read-only")
 
 

@@ -7,8 +7,8 @@ from conftest import Mounted, resident
 
 from netnsfs.fuse.session import CHANGES, LOOKS
 
-MOST_THREADS = LOOKS + CHANGES + 1 + 1
-"""All workers, and the event loop's."""
+MOST_THREADS = LOOKS + CHANGES + 1 + 1 + 1
+"""All workers, the event loop's, and the one that hears of what others remove."""
 
 
 class Usage:

@@ -163,6 +163,21 @@ class Names:
         """The namespace that a name stands for. Errors as for `look_inside`."""
         return self.look_inside(name, namespace_of)[1]
 
+    def is_named(self, namespace: Namespace) -> bool:
+        """Whether a namespace is mounted under any name; those of links do not count.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        for name in self.directory.mounted.names_of(namespace.inode):
+            try:
+                found = self.identify(name)
+            except FileNotFoundError:
+                continue
+            if found and found.id == namespace.id:
+                return True
+        return False
+
     def open_namespace(self, name: bytes) -> int:
         """A descriptor of a name's namespace file (or of whatever else is mounted there).
 

@@ -22,9 +22,12 @@ tells a name from the same name made anew, on every kernel; mount IDs do so from
 
 import errno
 import os
+import re
 import select
+import threading
 import time
 import weakref
+from contextlib import suppress
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_event_loop
@@ -45,6 +48,9 @@ _WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 
 # Who keeps making and removing names must not keep the reader.
 _MOST_EVENTS = 20_000
+
+# The root of a network namespace's mount, as mountinfo shows it.
+_NET = re.compile(rb"net:\[(\d+)\]")
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -159,15 +165,101 @@ class Uncovered:
         self.identity = found.dev, found.ino
 
 
+class Changes:
+    """Waits for changes of the mounts, and of the names in a directory. For one thread.
+
+    Args:
+        path: the directory. It need not exist.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._watch = linux.Watch()
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, mounts)
+        self._poll = select.poll()
+        self._poll.register(mounts, select.POLLPRI)
+        self._poll.register(self._watch.fileno(), select.POLLIN)
+        self._watch_names()
+
+    def wait(self) -> None:
+        """Wait until something has changed since the last call, or since this was made."""
+        self._poll.poll()
+        while self._watch.has_events():
+            pass
+        self._watch_names()
+
+    def _watch_names(self) -> None:
+        # Mounts tell of all names but links. The directory may be another now, or be missing.
+        with suppress(OSError):
+            self._watch.watch_file(self._path, _WENT | _RENAMED)
+
+
+class MountedNames:
+    """Which namespaces are mounted in a directory, under which names, from mountinfo alone.
+
+    Whoever looks at one name after another can miss a namespace that is renamed meanwhile. In
+    mountinfo, the mount of the new name comes after that of the old one, and is there before
+    that goes: one pass sees at least one of them.
+
+    Args:
+        path: the directory, without links on the way. It need not exist.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._by_inode: dict[int, list[bytes]] | None = None
+        # An open file of mountinfo is ready once after each change.
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, mounts)
+        self._poll = linux.Poll((mounts, select.POLLPRI))
+
+    def names_of(self, inode: int) -> list[bytes]:
+        """The names of the namespace with an inode number.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        may_block()
+        with self._lock:
+            if self._poll.any_ready():
+                self._by_inode = None
+            if self._by_inode is None:
+                self._by_inode = self._read()
+            return self._by_inode.get(inode, [])
+
+    def _read(self) -> dict[int, list[bytes]]:
+        found: dict[int, list[bytes]] = {}
+        try:
+            with linux.closing(os.open(self._path, os.O_PATH | os.O_CLOEXEC)) as fd:
+                # What lies below another mount of the directory is not to be seen.
+                shown = {linux.mount_number(fd)}
+        except FileNotFoundError:
+            return found
+        for mount in linux.mounts():
+            directory, _, name = mount.target.rpartition(b"/")
+            if directory == self._path and mount.fs_type == b"nsfs" and mount.parent in shown:
+                shown.add(mount.id)
+                number = _NET.fullmatch(mount.root)
+                if number:
+                    found.setdefault(int(number[1]), []).append(name)
+        return found
+
+
 class RunDirectory:
     """The directory of names.
 
     Args:
         path: absolute, without links on the way. It need not exist before `prepare`.
+
+    Attributes:
+        mounted: which namespaces are mounted in it.
     """
 
     def __init__(self, path: bytes) -> None:
         self.path = path
+        self.mounted = MountedNames(path)
         self._watcher: Watcher | None = None
         self._watcher_wanted = False
         self._watch_again_at = 0.0

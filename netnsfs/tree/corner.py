@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from weakref import WeakSet
 
+from netnsfs import linux
 from netnsfs.jobs import asked_at, may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
@@ -62,7 +63,11 @@ class NamesDirectory(Directory):
 
 
 class UnnamedDirectory(Directory):
-    """`.netnsfs/unnamed`: the live namespaces that have no name, by inode number."""
+    """`.netnsfs/unnamed`: the live namespaces that have no name, by inode number.
+
+    It is for those who may read everything: who uses a namespace without a name has not been
+    asked, and one whose name was closed may be among them.
+    """
 
     key = UNNAMED
 
@@ -73,7 +78,11 @@ class UnnamedDirectory(Directory):
         self._listed: dict[int, tasks.Holder] = {}
 
     def attributes(self) -> Attributes:
-        return Attributes(stat.S_IFDIR | 0o555)
+        return Attributes(stat.S_IFDIR | 0o700)
+
+    def listing_caller(self, caller: Caller) -> Caller:
+        _refuse_without_capability(caller)
+        return caller
 
     def list_names(self) -> list[bytes]:
         may_block()
@@ -93,10 +102,15 @@ class UnnamedDirectory(Directory):
         with suppress(OSError):
             return self._directory_of(holder)
         # Another may hold it still: this one may be a mount that another mount covers.
-        return self.lookup(name, caller)
+        return self._find(name)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
+        # Mode 0700 alone would let user ID 0 in without any capability.
+        _refuse_without_capability(caller)
+        return self._find(name)
+
+    def _find(self, name: bytes) -> Node:
         inode = _parse_inode(name)
         if inode in self._names.names_by_inode(without=RESERVED):
             raise absent_error(name, "the namespace has a name")
@@ -114,9 +128,16 @@ class UnnamedDirectory(Directory):
             yield holder
 
     def _directory_of(self, holder: tasks.Holder) -> Node:
+        home = Unnamed(self._names, holder, self._is_named)
         fd, namespace = self._open_holder(holder)
-        os.close(fd)
-        return self._directories.place_unnamed(namespace, Unnamed(self._names, holder))
+        with linux.closing(fd):
+            # A name may have been given, or changed, while all names were looked at.
+            home.ensure_present(namespace)
+        return self._directories.place_unnamed(namespace, home)
+
+    def _is_named(self, inode: int) -> bool:
+        names = self._names.directory.mounted.names_of(inode)
+        return any(name != RESERVED for name in names)
 
     def _open_holder(self, holder: tasks.Holder) -> tuple[int, Namespace]:
         fd = holder.open(self._names.links.avoid)
@@ -152,6 +173,12 @@ class UnnamedDirectory(Directory):
             self._root.attach(new_name, fd)
         finally:
             os.close(fd)
+
+
+def _refuse_without_capability(caller: Caller) -> None:
+    if not has_capability(caller, CAP_DAC_READ_SEARCH):
+        message = "that takes CAP_DAC_READ_SEARCH, as the daemon has it"
+        raise PermissionError(errno.EACCES, message, UNNAMED)
 
 
 class PidLink(Link):

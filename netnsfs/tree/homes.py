@@ -36,6 +36,13 @@ class Home(Protocol):
             OSError: ENOENT.
         """
 
+    def is_shown(self, namespace: Namespace) -> bool:
+        """Whether what was opened of it may stay open.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+
     def path_for_setns(self) -> bytes:
         """A path that setns(2) can use."""
 
@@ -117,6 +124,14 @@ class Name:
                 raise
             raise _gone_error() from None
 
+    def is_shown(self, namespace: Namespace) -> bool:
+        """See `Home.is_shown`: until its last name is removed."""
+        try:
+            self.ensure_present(namespace)
+        except FileNotFoundError:
+            return self._names.is_named(namespace)
+        return True
+
     def path_for_setns(self) -> bytes:
         """See `Home.path_for_setns`."""
         return self._path
@@ -148,13 +163,18 @@ class Unnamed:
     Args:
         names: for what a path is not followed into.
         holder: one thing that holds it. Another takes its place when it lets go.
+        is_named: whether the namespace with an inode number has a name. Then it is found there
+            and no more here: whoever closes a name has closed the namespace.
     """
 
     public = False
 
-    def __init__(self, names: Names, holder: tasks.Holder) -> None:
+    def __init__(
+        self, names: Names, holder: tasks.Holder, is_named: Callable[[int], bool]
+    ) -> None:
         self._names = names
         self._holder = holder
+        self._is_named = is_named
         self.name = b"%d" % holder.inode
 
     def ensure_present(self, namespace: Namespace) -> None:
@@ -164,6 +184,16 @@ class Unnamed:
     def open_namespace(self, namespace: Namespace) -> int:
         """See `Home.open_namespace`."""
         may_block()
+        fd = self._open_held(namespace)
+        try:
+            if self._is_named(namespace.inode):
+                raise FileNotFoundError(errno.ENOENT, "the namespace has a name")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open_held(self, namespace: Namespace) -> int:
         try:
             return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError:
@@ -178,6 +208,10 @@ class Unnamed:
             self._holder = holder
             return fd
         raise _gone_error()
+
+    def is_shown(self, namespace: Namespace) -> bool:
+        """See `Home.is_shown`: until it gets a name."""
+        return not self._is_named(namespace.inode)
 
     def path_for_setns(self) -> bytes:
         """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -17,12 +17,23 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsid, tasks
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.node import Attributes, Caller, Directory, File, Handle, Link, Node, Snapshot
+from netnsfs.node import (
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    Snapshot,
+    opened_for_writing,
+)
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.callers import CAP_SYS_PTRACE, Viewer, has_capability
+from netnsfs.tree.callers import CAP_NET_ADMIN, CAP_SYS_PTRACE, Viewer, has_capability
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
+from netnsfs.tree.views import OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
 
@@ -100,11 +111,13 @@ class Settings:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
         links: what all `links` have in common; None if there are none.
+        opened: the open files of all views.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
     links: Shared | None = None
+    opened: OpenFiles = field(default_factory=OpenFiles)
 
 
 _generations = count(1)
@@ -185,8 +198,31 @@ class NamespaceDirectory(Directory):
         closed = self._settings.permissions.dmask
         writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
         return views.View(
-            self.key, self.enter_namespace, self.file_attributes, closed, writable, steady
+            self.key,
+            self.enter_namespace,
+            self.file_attributes,
+            self._settings.opened,
+            self.is_shown,
+            self.refuse_writer,
+            closed,
+            writable,
+            steady,
         )
+
+    def refuse_writer(self, caller: Caller) -> None:
+        """Refuse whoever may not write to a namespace that nobody has given a name.
+
+        It may be the machine's own, which user ID 0 alone does not make writable.
+
+        Raises:
+            OSError: EACCES.
+        """
+        if self.home.public:
+            return
+        may_block()
+        if not has_capability(caller, CAP_NET_ADMIN):
+            message = "that takes CAP_NET_ADMIN, as the daemon has it"
+            raise PermissionError(errno.EACCES, message, self.label)
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
@@ -199,6 +235,14 @@ class NamespaceDirectory(Directory):
 
     def ensure_present(self) -> None:
         self.home.ensure_present(self.namespace)
+
+    def is_shown(self) -> bool:
+        """Whether the namespace is still to be seen where it was found, or under a name.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+        return self.home.is_shown(self.namespace)
 
     def show_content(self, row: Row) -> bytes:
         """The content of one of the files.
@@ -292,6 +336,8 @@ class ControlFile(File):
         if self._row.tasks:
             may_block()
             take = partial(directory.list_tasks, self._row, Viewer(caller))
+        if self.writable and opened_for_writing(flags):
+            directory.refuse_writer(caller)
         run = partial(directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, directory.ensure_present, run)
 

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -13,6 +14,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of, open_reached
+from netnsfs.netns.rundir import Changes
 from netnsfs.node import (
     MOUNTED_NS,
     Attributes,
@@ -43,6 +45,7 @@ from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
+_RETRY_SECONDS = 1.0
 
 # Where ip-netns(8) looks for files of a name.
 _FILES_OF_NAMES = b"/etc/netns/"
@@ -87,7 +90,9 @@ class Root(NamesDirectory):
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
         shared = self._share_links(config, stats) if config.views else None
-        self._directories = Directories(Settings(shown, config.permissions, shared))
+        settings = Settings(shown, config.permissions, shared)
+        self._opened = settings.opened
+        self._directories = Directories(settings)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
@@ -125,6 +130,18 @@ class Root(NamesDirectory):
         if isinstance(found, NamespaceDirectory):
             return found
         raise absent_error(b"/".join(path), "there is no such namespace")
+
+    def cut_what_others_remove(self, changes: Changes) -> None:
+        """Cut the open files of each namespace that loses its last name. Never returns.
+
+        Args:
+            changes: of the run directory.
+        """
+        while True:
+            self._opened.wait_for_any()
+            changes.wait()
+            while not self._opened.cut_hidden():
+                time.sleep(_RETRY_SECONDS)
 
     def attributes(self) -> Attributes:
         try:
@@ -170,6 +187,7 @@ class Root(NamesDirectory):
             self._refuse_losing_devices(name)
         self._names.remove(name)
         self._directories.note_removed(name)
+        self._opened.cut_hidden()
 
     def _refuse_busy(self, name: bytes) -> None:
         if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
@@ -209,6 +227,7 @@ class Root(NamesDirectory):
         self._refuse_reserved(name)
         self._names.attach(name, fd)
         self._look_ahead(name)
+        self._opened.cut_hidden()
 
     def _look_ahead(self, name: bytes) -> None:
         """Find a namespace under its new name before anyone asks under which it is open."""

@@ -7,7 +7,9 @@ for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys
 both are read and written from anywhere.
 
 Nothing is kept open but for a user who has the same file open: a descriptor more, and a
-removed namespace would live on.
+removed namespace would live on. Once the last name of a namespace is removed, what users have
+open is cut (`OpenFiles`): it answers ENODEV, and its descriptor leads to /dev/null. Otherwise
+whoever keeps a file open would keep the namespace, and read on in what nobody sees any more.
 
 Content up to HEAD bytes is read at open, so that it is one snapshot. What is longer streams
 through the descriptor and is never in memory as a whole; it is read once at open to know its
@@ -18,9 +20,12 @@ import errno
 import io
 import os
 import stat
+import threading
+import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TypeVar
+from weakref import WeakSet
 
 from netnsfs.jobs import may_block, on_own_thread, visit
 from netnsfs.node import (
@@ -33,6 +38,7 @@ from netnsfs.node import (
     Link,
     Node,
     gone_error,
+    opened_for_writing,
     refuse_writing,
 )
 
@@ -41,6 +47,65 @@ T = TypeVar("T")
 HEAD = 1 << 16
 
 _CHUNK = 1 << 20
+
+
+class OpenFiles:
+    """The open files of all views."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: WeakSet[_Open] = WeakSet()
+        self._any = threading.Event()
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._null)
+        self.rounds = 0
+
+    def add(self, file: "_Open", since: int) -> None:
+        """Take an open file in.
+
+        Args:
+            file: the file.
+            since: how many `rounds` there had been before it was opened.
+
+        Raises:
+            OSError: ESTALE if it should have been cut meanwhile.
+        """
+        with self._lock:
+            self._files.add(file)
+            self._any.set()
+            unheard = self.rounds != since
+        if unheard and not file.view.is_shown():
+            file.cut(self._null)
+            file.close()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def wait_for_any(self) -> None:
+        """Wait until there are some, or may be."""
+        self._any.wait()
+
+    def cut_hidden(self) -> bool:
+        """Cut those whose namespace is not to be seen any more where they were opened.
+
+        Returns:
+            False if that could not be told of all.
+        """
+        with self._lock:
+            self.rounds += 1
+            files = list(self._files)
+            if not files:
+                self._any.clear()
+        shown: dict[Hashable, bool] = {}
+        told = True
+        for file in files:
+            key = file.view.key
+            try:
+                if key not in shown:
+                    shown[key] = file.view.is_shown()
+                if not shown[key]:
+                    file.cut(self._null)
+            except OSError:
+                told = False
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +117,9 @@ class View:
         enter: moves the calling thread into the namespace.
         show: from the kernel's permission bits of a file to those that it has here, and the
             user and group ID of its owner.
+        opened: where its open files are kept.
+        is_shown: whether the namespace is still to be seen where the view was found.
+        refuse_writer: refuses a caller who may not write here, whatever a file's mode says.
         closed: permission bits that directories lack.
         writable: files may be written that the kernel lets be.
         steady: how many levels there are whose names come and go with modules of the kernel
@@ -62,6 +130,9 @@ class View:
     key: Hashable
     enter: Callable[[], None]
     show: Callable[[int], tuple[int, int, int]]
+    opened: OpenFiles
+    is_shown: Callable[[], bool]
+    refuse_writer: Callable[[Caller], None]
     closed: int
     writable: bool
     steady: int
@@ -139,14 +210,19 @@ class _File(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
             refuse_writing(flags)
+        if opened_for_writing(flags):
+            self._view.refuse_writer(caller)
         accepted = os.O_ACCMODE | os.O_TRUNC
+        opened = self._view.opened
+        since = opened.rounds
         try:
-            return _Open(
-                self._view.call_inside(_open_file, self._path, flags & accepted), flags
-            )
+            file = self._view.call_inside(_open_file, self._path, flags & accepted)
+            handle = _Open(self._view, file, flags)
         except FileNotFoundError:
             # Has the kernel look the name up again, which it may have kept.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        opened.add(handle, since)
+        return handle
 
 
 def _open_file(path: bytes, flags: int) -> io.FileIO:
@@ -163,8 +239,11 @@ def _open_file(path: bytes, flags: int) -> io.FileIO:
 class _Open:
     """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
 
-    def __init__(self, file: io.FileIO, flags: int) -> None:
+    def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
+        self.view = view
         self._file = file
+        self._closing = threading.Lock()
+        self._is_cut = False
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""
@@ -180,6 +259,7 @@ class _Open:
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
+        self._refuse_if_cut()
         if offset == 0:
             if not self._unread:
                 may_block()
@@ -202,7 +282,12 @@ class _Open:
             # An open sysctl, whose namespace or interface is gone. A write that gets it may
             # have asked for what there is not.
             raise gone_error() from error
+        self._refuse_if_cut()
         return b"".join(parts)
+
+    def _refuse_if_cut(self) -> None:
+        if self._is_cut:
+            raise gone_error()
 
     def write(self, data: bytes, offset: int) -> int:
         """See `Handle.write`. The kernel decides, as on procfs."""
@@ -210,8 +295,22 @@ class _Open:
         if not self._file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        return os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
+        written = os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
+        self._refuse_if_cut()
+        return written
+
+    def cut(self, null: int) -> None:
+        """Let go of the file, also while somebody reads it. It answers ENODEV from now on.
+
+        Args:
+            null: what its descriptor designates instead, so that nothing else takes its number.
+        """
+        self._is_cut = True
+        with self._closing:
+            if not self._file.closed:
+                os.dup2(null, self._file.fileno(), inheritable=False)
 
     def close(self) -> None:
         """See `Handle.close`."""
-        self._file.close()
+        with self._closing:
+            self._file.close()

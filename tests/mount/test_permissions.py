@@ -60,6 +60,9 @@ def as_user(uid: int, gid: int, *lines: str, prefix: tuple[str, ...] = ()) -> li
     return found
 
 
+DROP = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+
+
 def owner(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_uid, found.st_gid, found.st_mode & 0o7777
@@ -477,13 +480,138 @@ def test_root_without_capabilities_gets_what_mode_bits_give(
         f"os.readlink('{unnamed}/ns')",
         f"os.rename('{unnamed}', '{mnt.path}/mine')",
     )
-    # The mode bits are in the way of the last, or the daemon is.
-    expected = ["", "", "EPERM", "EPERM", "EACCES", "EACCES"]
-    drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
-    assert as_user(0, 0, *lines, prefix=drop) == [*expected, "EACCES"]
+    expected = ["", "", "EPERM", "EPERM", "EACCES", "EACCES", "EACCES"]
+    assert as_user(0, 0, *lines, prefix=DROP) == expected
     # The same user ID, and all capabilities, but in a user namespace of its own.
-    assert as_user(0, 0, *lines, prefix=("unshare", "-Ur")) == [*expected, "EPERM"]
+    assert as_user(0, 0, *lines, prefix=("unshare", "-Ur")) == expected
     assert sorted(os.listdir(RUN)) == ["foo"]
+
+
+def started_inside(spawn: Spawn) -> tuple[subprocess.Popen[bytes], int]:
+    """A process in a namespace of its own, which has no name, and the inode number of that."""
+    process = spawn("unshare", "-n", "sleep", "60")
+    here = os.stat("/proc/self/ns/net").st_ino
+    wait_for(lambda: os.stat(f"/proc/{process.pid}/ns/net").st_ino != here)
+    return process, os.stat(f"/proc/{process.pid}/ns/net").st_ino
+
+
+def test_what_has_no_name_is_for_those_who_may_read_everything(
+    mnt: Mounted, spawn: Spawn
+) -> None:
+    _, number = started_inside(spawn)
+    directory = f"{mnt.path}/.netnsfs/unnamed"
+    assert owner(mnt / ".netnsfs/unnamed") == (0, 0, 0o700)
+    files = ("id", "pids", "net/dev")
+    lines = (
+        f"len(os.listdir('{directory}')) > 1",
+        f"[entry.is_dir() for entry in os.scandir('{directory}')] != []",
+        f"os.stat('{directory}/{number}') and None",
+        f"os.listdir('{directory}/{number}') and None",
+        *(f"read('{directory}/{number}/{file}') and None" for file in files),
+        f"read('{directory}/{number}/sysctl/ipv4/ip_forward')",
+    )
+    refused = ["EACCES"] * len(lines)
+    assert as_user(NOBODY, NOBODY, *lines) == refused
+    assert as_user(0, 0, *lines, prefix=DROP) == refused
+    assert as_user(0, 0, *lines, prefix=("unshare", "-Ur")) == refused
+    reader = ("setpriv", f"--reuid={NOBODY}", "--clear-groups", "--inh-caps=+dac_read_search")
+    lent = (*reader, "--ambient-caps=+dac_read_search")
+    shown = [True, True, "", "", "", "", "", "0\n"]
+    assert as_user(0, 0, *lines, prefix=lent) == as_user(0, 0, *lines) == shown
+
+
+def test_hidden_processes_have_no_sockets_to_be_seen(mnt: Mounted, spawn: Spawn) -> None:
+    _, number = started_inside(spawn)
+    line = f"read('{mnt.path}/.netnsfs/unnamed/{number}/net/unix')"
+    assert as_user(NOBODY, NOBODY, line) == ["EACCES"]
+
+
+def test_writing_to_what_has_no_name_takes_a_capability(mnt: Mounted) -> None:
+    machine = f"{mnt.path}/.netnsfs/unnamed/{os.stat('/proc/self/ns/net').st_ino}"
+    held = os.open(machine, os.O_PATH)
+    os.set_inheritable(held, True)
+    # A descriptor from before the capabilities were dropped passes the door.
+    file = "'sysctl/ipv4/conf/default/log_martians'"
+    lines = [f"os.open('nsid', {flags}, dir_fd={held}) and None" for flags in (os.O_WRONLY,)]
+    lines += [
+        f"os.open({file}, {flags}, dir_fd={held}) and None"
+        for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC)
+    ]
+    command = ["/usr/bin/python3", "-c", TRY, "0", "0", "\n".join(lines)]
+    for prefix, code in ((DROP, "EACCES"), ((), "")):
+        done = subprocess.run(
+            [*prefix, *command], check=True, capture_output=True, pass_fds=[held]
+        )
+        assert json.loads(done.stdout) == [code, "", code, code, code]
+    os.close(held)
+
+
+def test_a_name_closes_what_was_open_below_unnamed(mnt: Mounted, spawn: Spawn) -> None:
+    _, number = started_inside(spawn)
+    directory = os.open(mnt / f".netnsfs/unnamed/{number}", os.O_PATH)
+    files = ("pids", "tids", "holders", "nsid", "id", "inode")
+    below = (*files, "net/dev", "sysctl/ipv4/ip_forward")
+    held = [os.open(file, os.O_RDONLY, dir_fd=directory) for file in files]
+    views = [os.open(view, os.O_PATH, dir_fd=directory) for view in ("net", "sysctl")]
+    (mnt / f".netnsfs/unnamed/{number}").rename(mnt / "web")
+    try:
+        (mnt / "web").chmod(0o700)
+        for file in below:
+            code = error_of(partial(os.open, file, os.O_RDONLY, dir_fd=directory))
+            assert code in ("ENOENT", "ESTALE"), file
+        for view, file in zip(views, ("dev", "core/somaxconn"), strict=True):
+            code = error_of(partial(os.open, file, os.O_RDONLY, dir_fd=view))
+            assert code in ("ENOENT", "ESTALE"), file
+        for fd in (*views, directory):
+            # For the C library, ENOENT is the end of a directory that was removed.
+            with suppress(FileNotFoundError):
+                assert os.listdir(f"/proc/self/fd/{fd}") == []
+        assert error_of(os.readlink, f"/proc/self/fd/{directory}/ns") == "ENOENT"
+        for fd in held:
+            assert error_of(os.pread, fd, 99, 0) == "ENODEV"
+    finally:
+        for fd in (directory, *held, *views):
+            os.close(fd)
+        (mnt / "web").rmdir()
+
+
+def test_a_rename_is_never_seen_to_leave_no_name(mnt: Mounted, foo: Path) -> None:
+    number = os.stat(foo).st_ino
+    stop = threading.Event()
+    caught: list[object] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            caught.append(error_of(os.stat, mnt / f".netnsfs/unnamed/{number}"))
+            caught.append(str(number) in os.listdir(mnt / ".netnsfs/unnamed") or "ENOENT")
+
+    looking = [threading.Thread(target=look) for _ in range(2)]
+    for thread in looking:
+        thread.start()
+    for _ in range(150):
+        foo.rename(mnt / "bar")
+        (mnt / "bar").rename(foo)
+    stop.set()
+    for thread in looking:
+        thread.join()
+    assert set(caught) == {"ENOENT"}
+
+
+def test_whoever_removes_a_closed_name_sees_no_more_of_it(start: Start, spawn: Spawn) -> None:
+    mounted = start("-o", f"gid={STAFF},dmask=002")
+    (mounted / "secret").mkdir()
+    (mounted / "secret").chmod(0o700)
+    inside = spawn("nsenter", f"--net={RUN}/secret", "sleep", "60")
+    wait_for((mounted / "secret/pids").read_bytes)
+    number = os.stat(mounted / "secret").st_ino
+    lines = (
+        f"read('{mounted.path}/secret/pids')",
+        f"os.rmdir('{mounted.path}/secret')",
+        f"read('{mounted.path}/.netnsfs/unnamed/{number}/pids')",
+    )
+    assert as_user(ALICE, STAFF, *lines) == ["EACCES", "", "EACCES"]
+    found = (mounted / f".netnsfs/unnamed/{number}/pids").read_text()
+    assert found == f"{inside.pid}\n"
 
 
 def test_a_user_in_a_child_user_namespace_is_that_user(mnt: Mounted, foo: Path) -> None:

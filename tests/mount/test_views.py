@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import RUN, Mounted, Start, error_of, ip, settled, wait_for
 from usage import MOST_THREADS, Usage, descriptors
+
+from netnsfs.netns.names import Names
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -250,6 +253,168 @@ def test_descriptors_and_threads_do_not_grow(mnt: Mounted) -> None:
     assert homes == {os.readlink("/proc/self/ns/net")}
     for name in names:
         (mnt / name).rmdir()
+
+
+class Opened:
+    """Files that nobody but a user keeps, of a namespace with one end of a veth pair.
+
+    Attributes:
+        far: where the other end is seen for as long as the namespace lives.
+    """
+
+    FILES = ("net/dev", "net/unix", "sysctl/ipv4/ip_forward")
+
+    def __init__(self, directory: Path, far: Path) -> None:
+        self.far = far
+        self.fds = [os.open(directory / file, os.O_RDONLY) for file in self.FILES]
+        self.fds.append(os.open(directory / self.FILES[-1], os.O_RDWR))
+        for fd in self.fds:
+            os.pread(fd, 3, 0)
+
+    def is_alive(self) -> bool:
+        return "near" in (self.far / "net/dev").read_text()
+
+    def codes(self) -> set[str]:
+        found = {error_of(os.pread, fd, 99, offset) for fd in self.fds for offset in (0, 2)}
+        return found | {error_of(os.write, self.fds[-1], b"1")}
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def opened(mnt: Mounted, foo: Path) -> Iterator[Opened]:
+    (mnt / "far").mkdir()
+    ip("link", "add", "near", "netns", "far", "type", "veth", "peer", "near", "netns", "foo")
+    made = Opened(foo, mnt / "far")
+    yield made
+    made.close()
+    (mnt / "far").rmdir()
+
+
+def is_cut(fd: int) -> bool:
+    return error_of(os.pread, fd, 99, 0) == "ENODEV"
+
+
+def remove_by_hand(foo: Path) -> None:
+    subprocess.run(["umount", RUN / "foo"], check=True)
+    (RUN / "foo").unlink()
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [
+        os.rmdir,
+        lambda foo: ip("netns", "del", "foo"),
+        remove_by_hand,
+        lambda foo: Names(bytes(RUN)).remove(b"foo"),
+    ],
+    ids=["rmdir", "ip netns del", "umount", "another daemon"],
+)
+def test_what_is_open_is_cut_with_the_last_name(
+    mnt: Mounted, foo: Path, opened: Opened, remove: Callable[[Path], object]
+) -> None:
+    assert opened.codes() == {""}
+    remove(foo)
+    try:
+        wait_for(lambda: opened.codes() == {"ENODEV"})
+        wait_for(lambda: not opened.is_alive())
+    finally:
+        foo.mkdir()
+
+
+def test_what_is_open_is_cut_though_a_process_is_inside(
+    foo: Path, opened: Opened, spawn: Spawn
+) -> None:
+    inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
+    wait_for((foo / "pids").read_bytes)
+    foo.rmdir()
+    assert opened.codes() == {"ENODEV"}
+    assert opened.is_alive()
+    inside.kill()
+    inside.wait()
+    wait_for(lambda: not opened.is_alive())
+    foo.mkdir()
+
+
+def test_what_is_open_stays_while_any_name_stands(
+    mnt: Mounted, foo: Path, opened: Opened
+) -> None:
+    (mnt / "second").symlink_to("foo")
+    foo.rename(mnt / "renamed")
+    assert opened.codes() == {""}
+    ip("netns", "del", "renamed")
+    # What would be cut has been by the time that something else is.
+    (mnt / "other").mkdir()
+    with open(mnt / "other/net/dev") as other:
+        ip("netns", "del", "other")
+        wait_for(lambda: error_of(other.read) == "ENODEV")
+    assert opened.codes() == {""}
+    ip("netns", "del", "second")
+    wait_for(lambda: opened.codes() == {"ENODEV"})
+    wait_for(lambda: not opened.is_alive())
+    foo.mkdir()
+
+
+def test_what_is_open_is_cut_with_a_link(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+    inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
+    wait_for((foo / "pids").read_bytes)
+    (RUN / "link").symlink_to(f"/proc/{inside.pid}/ns/net")
+    file = os.open(mnt / "link/net/dev", os.O_RDONLY)
+    foo.rmdir()
+    assert error_of(os.pread, file, 99, 0) == ""
+    (RUN / "link").unlink()
+    wait_for(partial(is_cut, file))
+    os.close(file)
+    foo.mkdir()
+
+
+def test_what_is_open_below_unnamed_is_cut_by_a_name(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
+    wait_for((foo / "pids").read_bytes)
+    unnamed = mnt / f".netnsfs/unnamed/{os.stat(foo).st_ino}"
+    foo.rmdir()
+    for give in (
+        lambda: unnamed.rename(foo),
+        lambda: ip("netns", "attach", "foo", (unnamed / "pids").read_text().strip()),
+    ):
+        files = [os.open(unnamed / file, os.O_RDONLY) for file in Opened.FILES]
+        give()
+        for file in files:
+            wait_for(partial(is_cut, file))
+            os.close(file)
+        foo.rmdir()
+    foo.mkdir()
+
+
+def test_no_open_escapes_the_cut(mnt: Mounted) -> None:
+    stop = threading.Event()
+    held: list[int] = []
+    seen: list[int] = []
+
+    def open_all() -> None:
+        while not stop.is_set():
+            for file in Opened.FILES:
+                with suppress(OSError):
+                    held.append(os.open(mnt / "foo" / file, os.O_RDONLY))
+
+    threads = [threading.Thread(target=open_all) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        ip("netns", "add", "foo")
+        seen.append(len(held))
+        wait_for(lambda: len(held) > seen[-1])
+        ip("netns", "del", "foo")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    for fd in held:
+        wait_for(partial(is_cut, fd))
+        os.close(fd)
 
 
 def test_readers_and_removal_at_once(mnt: Mounted) -> None:
