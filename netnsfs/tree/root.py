@@ -207,7 +207,10 @@ class Root(NamesDirectory):
         self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
     ) -> None:
         if directory is not self or name == RESERVED:
-            super().rename(name, directory, new_name, caller)
+            return super().rename(name, directory, new_name, caller)
+        return self._rename_name(name, new_name)
+
+    def _rename_name(self, name: bytes, new_name: bytes) -> None:
         self._refuse_reserved(new_name)
         self._names.rename(name, new_name)
         with suppress(OSError):
