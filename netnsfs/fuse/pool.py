@@ -12,20 +12,12 @@ A worker hands a finished job over with `run_sync_soon`. A job that hangs (a dea
 behind a link, say) costs its thread, not its place: the pool puts another thread there, until
 MAX_LOST of them hang.
 
-A job usually takes less time than two passes of the event loop, one to leave a handler and
-one to come back to it. So while no other handler waits for a job, the loop's thread waits for
-the job in place (`Lull`) instead of in epoll_wait(2). The next request wakes it just the same;
-then the handler waits as any other does. A lock in each job decides which of the two happened
-first, the end of the job or the end of the wait in place: the job is either taken in place or
-handed over, never both and never neither.
+How the loop's thread waits for the end of a job, `loop` decides.
 """
 
 import errno
 import logging
-import os
 import queue
-import select
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,14 +25,12 @@ from typing import Any, TypeVar
 
 import trio
 
+from netnsfs.fuse.loop import JobEnd, LoopThread
 from netnsfs.jobs import Job, expendable, start_thread
 
 T = TypeVar("T")
 
 MAX_LOST = 64
-
-# Each job can delay signals and limits of time by this much.
-_LULL_MS = 2
 
 log = logging.getLogger(__name__)
 
@@ -50,76 +40,18 @@ class _QueuedJob:
 
     Attributes:
         job: the job.
-        done: set when the event loop's thread knows that the job has ended; None while
-            nobody waits in this way.
-        lock: held to change or compare the following two.
-        in_place: the event loop's thread waits in place, for this job and for requests.
-        ended_in_place: it was waited for in place when it ended.
+        end: how the event loop's thread learns that it has ended.
+        done: set when trio knows it; None while nobody waits in this way.
         lost: nobody waits for it any more, and it keeps a thread.
     """
 
-    __slots__ = ("done", "ended_in_place", "in_place", "job", "lock", "lost")
+    __slots__ = ("done", "end", "job", "lost")
 
-    def __init__(self, job: Job[Any], in_place: bool) -> None:
+    def __init__(self, job: Job[Any], end: JobEnd) -> None:
         self.job = job
+        self.end = end
         self.done: trio.Event | None = None
-        self.lock = threading.Lock()
-        self.in_place = in_place
-        self.ended_in_place = False
         self.lost = False
-
-
-class Lull:
-    """Waiting in place while only one handler waits for a job. All pools of a loop share it.
-
-    Attributes:
-        waiting: how many handlers wait for a job.
-    """
-
-    def __init__(self) -> None:
-        self._job_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll: select.poll | None = None
-        self.waiting = 0
-
-    def watch_requests(self, requests: int) -> None:
-        """Wait in place from now on.
-
-        Args:
-            requests: a descriptor that can be read when a request is there.
-        """
-        self._poll = select.poll()
-        for fd in (self._job_ended, requests):
-            self._poll.register(fd, select.POLLIN)
-
-    def close(self) -> None:
-        """When no pool is in use any more."""
-        os.close(self._job_ended)
-
-    def may_begin(self) -> bool:
-        """Whether the only handler that is counted in `waiting` can wait in place."""
-        return self.waiting == 1 and self._poll is not None
-
-    def end_in_place(self, queued: _QueuedJob) -> bool:
-        """On a worker, when a job has ended: wake the loop's thread if it waits in place.
-
-        Returns:
-            Whether it does.
-        """
-        with queued.lock:
-            queued.ended_in_place = queued.in_place
-            if queued.ended_in_place:
-                os.eventfd_write(self._job_ended, 1)
-            return queued.ended_in_place
-
-    def wait_in_place(self, queued: _QueuedJob) -> bool:
-        """On the event loop's thread: whether the job ended before anything else happened."""
-        assert self._poll
-        self._poll.poll(_LULL_MS)
-        with queued.lock:
-            queued.in_place = False
-        if queued.ended_in_place:
-            os.eventfd_read(self._job_ended)
-        return queued.ended_in_place
 
 
 class Pool:
@@ -129,14 +61,16 @@ class Pool:
         limit: threads at work.
         seconds: how long `run` waits for a job that has started.
         queue_seconds: how long it waits for the start.
-        lull: shared by all pools of an event loop.
+        loop: shared by all pools of an event loop.
     """
 
-    def __init__(self, limit: int, seconds: float, queue_seconds: float, lull: Lull) -> None:
+    def __init__(
+        self, limit: int, seconds: float, queue_seconds: float, loop: LoopThread
+    ) -> None:
         self._limit = limit
         self._seconds = seconds
         self._queue_seconds = queue_seconds
-        self._lull = lull
+        self._loop = loop
         self._token = trio.lowlevel.current_trio_token()
         self._queue: queue.SimpleQueue[_QueuedJob | None] = queue.SimpleQueue()
         self._jobs = 0
@@ -158,17 +92,17 @@ class Pool:
         job = Job(function, *args)
         self._start_threads(self._jobs + 1)
         self._jobs += 1
-        self._lull.waiting += 1
+        self._loop.jobs += 1
         try:
-            queued = _QueuedJob(job, self._lull.may_begin())
+            queued = _QueuedJob(job, self._loop.expect_job())
             self._queue.put(queued)
-            if queued.in_place and self._lull.wait_in_place(queued):
+            if queued.end.wait():
                 self._take_back(queued)
             else:
                 queued.done = trio.Event()
                 await self._wait_for(queued, queued.done)
         finally:
-            self._lull.waiting -= 1
+            self._loop.jobs -= 1
         return job.result()
 
     async def _wait_for(self, queued: _QueuedJob, done: trio.Event) -> None:
@@ -225,7 +159,7 @@ class Pool:
                 job = queued.job
                 if not job.abandoned:
                     job.run()
-                if not self._lull.end_in_place(queued) and not self._hand_over(queued):
+                if not queued.end.tell() and not self._hand_over(queued):
                     return
                 if job.stranded:
                     return

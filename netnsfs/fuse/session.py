@@ -41,8 +41,9 @@ import trio
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
 from netnsfs.fuse import takeover
+from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.operations import Operations
-from netnsfs.fuse.pool import Lull, Pool
+from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.takeover import Identity
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
@@ -123,18 +124,18 @@ async def _serve(
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
-        lull = Lull()
-        cleanup.callback(lull.close)
+        loop = LoopThread()
+        cleanup.callback(loop.close)
         looks, changes, costly = (
-            _open_pool(limit, lull, cleanup) for limit in (LOOKS, CHANGES, 1)
+            _open_pool(limit, loop, cleanup) for limit in (LOOKS, CHANGES, 1)
         )
         operations = Operations(root, looks, changes, costly, ready, stats)
         if config.debug:
             trace(operations)
-        ours = _open_session(operations, lull, config, cleanup)
+        ours = _open_session(operations, loop, config, cleanup)
         mounted(ours.dev)
         never_block()
-        with _heartbeat():
+        with _heartbeat(), loop.serving_pyfuse3():
             async with trio.open_nursery() as nursery:
                 detach = partial(_detach, config.mount_point, ours)
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
@@ -144,14 +145,14 @@ async def _serve(
                 nursery.cancel_scope.cancel()
 
 
-def _open_pool(limit: int, lull: Lull, cleanup: ExitStack) -> Pool:
-    pool = Pool(limit, HANDLER_SECONDS, QUEUE_SECONDS, lull)
+def _open_pool(limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
+    pool = Pool(limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
     cleanup.callback(pool.close)
     return pool
 
 
 def _open_session(
-    operations: Operations, lull: Lull, config: Config, cleanup: ExitStack
+    operations: Operations, loop: LoopThread, config: Config, cleanup: ExitStack
 ) -> Identity:
     """Mount, and open pyfuse3's session. What undoes both goes to `cleanup`."""
     device, ours = _mount(config)
@@ -164,7 +165,7 @@ def _open_session(
         raise
     # It closes the device too.
     cleanup.callback(pyfuse3.close, unmount=False)
-    lull.watch_requests(device)
+    loop.watch_requests(device)
     return ours
 
 

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.pool import Lull, Pool
+from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.pool import Pool
 from netnsfs.jobs import never_block, on_own_thread, visit
 from netnsfs.netns.names import Names
 from netnsfs.stats import Stats
@@ -544,8 +545,8 @@ requests = st.lists(
 def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
         never_block()
-        lull = Lull()
-        pool = Pool(2, 10, 10, lull)
+        loop = LoopThread()
+        pool = Pool(2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         operations = fuse.Operations(root, pool, pool, pool, lambda: None, stats)
@@ -557,7 +558,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
                 await made.close()
         finally:
             pool.close()
-            lull.close()
+            loop.close()
 
     failures: list[BaseException] = []
 

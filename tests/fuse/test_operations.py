@@ -13,7 +13,8 @@ import pyfuse3
 import pytest
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.pool import Lull, Pool
+from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.pool import Pool
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
 from netnsfs.stats import Stats
@@ -66,11 +67,11 @@ def root() -> Root:
 
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
-    lull = Lull()
-    pool = Pool(1, 5, 5, lull)
+    loop = LoopThread()
+    pool = Pool(1, 5, 5, loop)
     yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats())
     pool.close()
-    lull.close()
+    loop.close()
 
 
 async def code(awaitable: Any) -> str:

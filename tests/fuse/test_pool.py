@@ -12,8 +12,9 @@ from conftest import wait_for
 
 from netnsfs import jobs as workers
 from netnsfs import linux
-from netnsfs.fuse import pool as pool_module
-from netnsfs.fuse.pool import Lull, Pool
+from netnsfs.fuse import loop as loop_module
+from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.pool import Pool
 
 
 def own() -> str:
@@ -30,25 +31,25 @@ def asking() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture(params=["loop", "in place"])
-def lull(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lull]:
-    lull = Lull()
+def loop(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[LoopThread]:
+    loop = LoopThread()
     if request.param == "in place":
-        lull.watch_requests(asking[0])
-    yield lull
-    lull.close()
+        loop.watch_requests(asking[0])
+    yield loop
+    loop.close()
 
 
 @pytest.fixture
-async def pool(lull: Lull) -> AsyncIterator[Pool]:
-    pool = Pool(limit=2, seconds=20, queue_seconds=40, lull=lull)
+async def pool(loop: LoopThread) -> AsyncIterator[Pool]:
+    pool = Pool(limit=2, seconds=20, queue_seconds=40, loop=loop)
     yield pool
     pool.close()
 
 
 @pytest.fixture
-async def hasty(lull: Lull) -> AsyncIterator[Pool]:
+async def hasty(loop: LoopThread) -> AsyncIterator[Pool]:
     """A pool for jobs that take too long."""
-    pool = Pool(limit=2, seconds=1, queue_seconds=3, lull=lull)
+    pool = Pool(limit=2, seconds=1, queue_seconds=3, loop=loop)
     yield pool
     pool.close()
 
@@ -86,10 +87,10 @@ async def test_a_stranded_thread_is_replaced(
 
 
 async def test_jobs_queued_behind_a_stranded_thread_are_done(
-    lull: Lull,
+    loop: LoopThread,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Pool(limit=1, seconds=5, queue_seconds=5, lull=lull)
+    pool = Pool(limit=1, seconds=5, queue_seconds=5, loop=loop)
 
     def fail(fd: int, nstype: int) -> None:
         time.sleep(0.05)
@@ -168,8 +169,8 @@ async def test_a_job_that_has_committed_is_waited_for(hasty: Pool) -> None:
     assert await hasty.run(work) == "done"
 
 
-async def test_a_job_has_its_time_from_when_it_starts(lull: Lull) -> None:
-    pool = Pool(limit=1, seconds=1.5, queue_seconds=10, lull=lull)
+async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
+    pool = Pool(limit=1, seconds=1.5, queue_seconds=10, loop=loop)
     async with trio.open_nursery() as nursery:
         # The second waits for so long before it starts.
         nursery.start_soon(pool.run, time.sleep, 0.8)
@@ -191,10 +192,10 @@ async def others_run(job: Awaitable[object]) -> bool:
 
 
 async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
-    pool: Pool, lull: Lull, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pool: Pool, loop: LoopThread, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
-    lull.watch_requests(asking[0])
+    monkeypatch.setattr(loop_module, "_TURN_MS", 10_000)
+    loop.watch_requests(asking[0])
     assert not await others_run(pool.run(time.sleep, 0.01))
     os.write(asking[1], b"request")
     assert await others_run(pool.run(time.sleep, 0.5))
@@ -203,7 +204,7 @@ async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
 async def test_a_request_ends_the_wait_in_place(
     pool: Pool, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "_LULL_MS", 10_000)
+    monkeypatch.setattr(loop_module, "_TURN_MS", 10_000)
     answered = threading.Event()
 
     async def serve() -> None:
@@ -222,7 +223,7 @@ async def test_a_request_ends_the_wait_in_place(
 async def test_who_waits_already_is_not_kept_waiting(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "_LULL_MS", 20)
+    monkeypatch.setattr(loop_module, "_TURN_MS", 20)
     release = threading.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool.run, release.wait)

@@ -388,7 +388,7 @@ FAILING = """
 import errno, os, sys
 from netnsfs import linux
 from netnsfs.__main__ import main
-from netnsfs.fuse import pool, session
+from netnsfs.fuse import loop, session
 
 def fail(*arguments):
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -408,7 +408,7 @@ FAILURES = {
     "mountinfo": "linux.mounts = fail_when_mounted",
     "the session": "session.pyfuse3.init = fail",
     "the start of the loop": "session.never_block = fail",
-    "a clean-up too": "session.never_block = pool.Lull.close = fail",
+    "a clean-up too": "session.never_block = loop.LoopThread.close = fail",
 }
 
 
