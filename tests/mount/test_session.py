@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import (
     RUN,
+    USER_MODE_LINUX,
     Mounted,
     Start,
     error_of,
@@ -188,6 +189,8 @@ def test_ns_link_is_for_nsenter(foo: Path) -> None:
 @pytest.fixture
 def crowd(foo: Path, spawn: Spawn) -> str:
     """What pids of foo must show, with more members than fit in 4,096 bytes."""
+    if USER_MODE_LINUX:
+        pytest.skip("user-mode Linux: 1,100 processes take a minute")
     parent = spawn("ip", "netns", "exec", "foo", sys.executable, "-c", CROWD)
     wait_for(lambda: len(children(parent.pid)) == 1100, 60)
     return "".join(f"{pid}\n" for pid in sorted([parent.pid, *children(parent.pid)]))
