@@ -14,10 +14,12 @@ from contextlib import ExitStack
 
 from netnsfs.linux.library import error_of_call
 
+# From version 1 on, its functions return NULL or a negative number and set errno, as the C
+# library does. Before, an error was a pointer.
 _LIBRARY = "libbpf.so.1"
-# The kernel's own buffer is of 32 KiB (BPF iterators, kernel/bpf/bpf_iter.c).
+# The kernel's own buffer has 32 KiB (kernel/bpf/bpf_iter.c): one read takes all that is in it.
 _READ = 1 << 16
-# The global variables of a program that start as zeros (libbpf names a map after the section).
+# Global variables that start as zeros are in this section, and libbpf makes it a map.
 _VARIABLES = b".bss"
 
 
@@ -44,7 +46,8 @@ class Iterators:
             loaded = library.bpf_object__open_file(os.fsencode(path), None)
             if not loaded:
                 raise error_of_call(os.fsencode(path))
-            # What it has loaded stays as long as a descriptor of it is open.
+            # The library's object can go: the kernel keeps what was loaded for as long as a
+            # descriptor of it is open.
             opened.callback(library.bpf_object__close, loaded)
             if library.bpf_object__load(loaded):
                 raise error_of_call(os.fsencode(path))
@@ -66,7 +69,9 @@ class Iterators:
         Raises:
             OSError: the machine is short of something.
         """
+        # The variables belong to the object: a second run would change those of the first.
         with self._lock:
+            # The section is a map with one entry, whose key is 0.
             if self._update(self._variables, b"\0" * 4, variables, 0):
                 raise error_of_call()
             fd = self._create(self._links[name])
@@ -83,7 +88,8 @@ def _read(fd: int) -> bytes:
         try:
             return os.read(fd, _READ)
         except BlockingIOError:
-            # A million objects have passed, and nothing has been written (bpf_iter.c).
+            # A million objects were passed over without any output (bpf_iter.c). The iterator
+            # goes on from there.
             continue
 
 
@@ -92,6 +98,7 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(_LIBRARY, use_errno=True)
     except OSError as error:
         raise FileNotFoundError(errno.ENOENT, str(error), _LIBRARY) from None
+    # Without these types ctypes would take a pointer for an int, and cut off its upper half.
     pointer = ctypes.c_void_p
     library.bpf_object__open_file.restype = pointer
     library.bpf_object__open_file.argtypes = (ctypes.c_char_p, pointer)
@@ -111,7 +118,7 @@ def _library() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_uint64,
     )
-    # Or it writes to stderr what it thinks of a kernel without all that it knows.
+    # No messages: the library complains on standard error about features that a kernel lacks.
     library.libbpf_set_print.argtypes = (pointer,)
     library.libbpf_set_print.restype = pointer
     library.libbpf_set_print(None)
@@ -133,6 +140,7 @@ def _attach(library: ctypes.CDLL, loaded: int, name: str) -> int:
     try:
         return _kept(library.bpf_link__fd(link))
     finally:
+        # That closes the library's descriptor. Ours keeps the link, and so the program.
         library.bpf_link__destroy(link)
 
 

@@ -24,6 +24,7 @@ _LONGEST_EVENT = _EVENT.size + 256
 _WATCH_BUFFER = 65536
 # struct pollfd: descriptor, events, what there is.
 _POLLFD = struct.Struct("=ihh")
+# Both are for what never waits (O_NONBLOCK, a timeout of 0), so they keep the interpreter lock.
 _read = quick_libc.read
 _poll = quick_libc.poll
 
@@ -53,21 +54,27 @@ class Watch:
 
     def has_events(self) -> bool:
         """Whether something has happened since the last call. For one thread at a time."""
+        # What happened is of no interest here. The rest, if it did not fit, is for the next
+        # call.
         return bool(_read(self._fd, self._buffer, _WATCH_BUFFER) > 0)
 
     def read_events(self) -> Iterator[tuple[int, bytes]]:
-        """What has happened since the last call: each event's mask, and the name it is of.
+        """What has happened since the last call: each event's mask and name.
 
         For one thread at a time.
         """
         end = _WATCH_BUFFER
-        # There was no room for one more, or there is no more.
+        # If one more would have fitted, there is no more in the queue.
         while end > _WATCH_BUFFER - _LONGEST_EVENT:
             end = _read(self._fd, self._buffer, _WATCH_BUFFER)
+            # A copy of what was read only, not of the whole buffer. -1 stands for no event
+            # (EAGAIN).
             told, at = ctypes.string_at(self._buffer, max(0, end)), 0
             while at < end:
                 _, mask, _, length = _EVENT.unpack_from(told, at)
                 name = told[at + _EVENT.size : at + _EVENT.size + length]
+                # Names are padded with zeros (inotify(7)). An event of the directory itself has
+                # no name.
                 yield mask, name.rstrip(b"\0")
                 at += _EVENT.size + length
 
@@ -80,10 +87,12 @@ class Poll:
     """
 
     def __init__(self, *files: tuple[int, int]) -> None:
+        # Made once for all calls. What poll(2) writes into it is never looked at.
         packed = b"".join(_POLLFD.pack(fd, events, 0) for fd, events in files)
         self._files = ctypes.create_string_buffer(packed, len(packed))
         self._count = len(files)
 
     def any_ready(self) -> bool:
         """Whether one is, or that cannot be told."""
+        # An error is -1, and so counts as ready: the caller then looks for itself.
         return bool(_poll(self._files, self._count, 0))

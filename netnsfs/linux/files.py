@@ -20,9 +20,10 @@ from netnsfs.linux.library import (
 
 TMPFS_MAGIC = 0x01021994
 _PROC_SUPER_MAGIC = 0x9FA0
-# Where a call that may wait can tell more: EAGAIN above all; in some containers there is no
-# openat2(2).
+# With these, a call that may wait is to be made instead. EAGAIN: it is not in the cache. ENOSYS
+# and EPERM: what filters of system calls in containers answer to an openat2(2) unknown to them.
 _NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
+# As many as the kernel follows (MAXSYMLINKS, linux/namei.h).
 _MAX_LINKS = 40
 _STEP = os.O_PATH | os.O_CLOEXEC
 _SYS_OPENAT2 = 437
@@ -33,7 +34,8 @@ _CACHED_TARGET = struct.pack("=QQQ", _STEP, 0, _RESOLVE_CACHED)
 _RENAME_NOREPLACE = 1
 _AT_SYMLINK_NOFOLLOW = 0x100
 FOLLOW = 0
-# AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+# AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_DONT_SYNC: nothing is mounted, and no server is
+# asked. It may be one that does not answer, or this process.
 _STATX_FLAGS = 0x800 | 0x1000 | 0x4000
 # STATX_BASIC_STATS | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 _STATX_MASK = 0x7FF | 0x1000 | 0x4000
@@ -51,8 +53,8 @@ _quick_syscall = quick_libc.syscall
 class Stat(NamedTuple):
     """What one statx(2) tells of a file and of the mount that it was reached by.
 
-    `mount` is the mount's ID: from Linux 6.8 on one that is unique until reboot, before
-    that one that the kernel gives again when the mount is gone.
+    `mount` is the mount's ID: unique until reboot from Linux 6.8 on; before, it may be reused
+    once the mount is gone.
     """
 
     mode: int
@@ -93,8 +95,10 @@ def statx_raw(
 def statx_packed(
     path: bytes, dir_fd: int = AT_FDCWD, flags: int = _AT_SYMLINK_NOFOLLOW
 ) -> bytes:
-    """All that statx(2) tells, as it tells it: for where it only matters if it is the same."""
+    """The raw answer of statx(2), to be compared with another one."""
     buffer = _StatxBuffer()
+    # Of an open file it waits for nothing. A path may wait: there the interpreter lock is given
+    # away.
     call = _statx if path else _statx_open
     if call(dir_fd, path, flags | _STATX_FLAGS, _STATX_MASK, buffer):
         raise error_of_call(path)
@@ -116,7 +120,7 @@ def statx_cached(path: bytes) -> bytes | None:
 
 
 def unpack_statx(packed: bytes) -> tuple[int, ...]:
-    """What `statx_raw` makes of it."""
+    """The values of a `Stat`, from what `statx_packed` has returned."""
     return _STATX.unpack_from(packed)
 
 
@@ -129,8 +133,8 @@ def device_of(packed: bytes) -> tuple[int, int]:
 def open_cached(path: bytes, follow: bool = False, dir_fd: int = AT_FDCWD) -> int | None:
     """An O_PATH descriptor of a file, without waiting for anything.
 
-    What the kernel does not have in its cache it would look for in the directory, with the
-    lock of that.
+    For a name that is not in its cache, the kernel would search the directory, and wait for the
+    directory's lock.
 
     Args:
         path: the file.
@@ -138,7 +142,7 @@ def open_cached(path: bytes, follow: bool = False, dir_fd: int = AT_FDCWD) -> in
         dir_fd: what a relative `path` starts from.
 
     Returns:
-        None if that is not to be had (openat2(2), RESOLVE_CACHED).
+        None if a call that may wait is needed (openat2(2), RESOLVE_CACHED).
 
     Raises:
         OSError: as open(2) does.
@@ -158,6 +162,7 @@ def _pass_over(error: OSError) -> None:
 
 def filesystem_magic(fd: int) -> int:
     """The magic number of the file system that `fd` (which may be O_PATH) is on."""
+    # struct statfs begins with f_type, and is shorter than this.
     buffer = ctypes.create_string_buffer(256)
     if libc.fstatfs(fd, buffer):
         raise error_of_call()
@@ -181,11 +186,12 @@ def lock(fd: int, seconds: float) -> None:
     """flock(2), exclusive, with a time limit.
 
     Raises:
-        TimeoutError: somebody else has kept it all the time.
+        TimeoutError: somebody else has kept it until then.
     """
     deadline = time.monotonic() + seconds
     while True:
         try:
+            # flock(2) has no time limit. So it is asked again and again without waiting.
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -238,6 +244,7 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
         EnteredError: the path leads into `avoid`.
         OSError: ELOOP for a path with more than 40 links, else as open(2).
     """
+    # Backwards: the next component is taken from the end, and those of a link are put there.
     rest = path.split(b"/")[::-1]
     links = 0
     at = os.open(b"/", _STEP)
@@ -250,9 +257,12 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
             if target is None:
                 step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
             elif filesystem_magic(at) == _PROC_SUPER_MAGIC:
+                # Those two would lead to this thread, and not to the task that is meant. A jump
+                # adds no components, so that it need not be counted.
                 own = name in (b"self", b"thread-self")
                 step = os.open(b"%d" % pid if own else name, _STEP, dir_fd=at)
             else:
+                # The target is walked by the same steps: the kernel would walk it in one call.
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
@@ -276,6 +286,7 @@ def _link_target(name: bytes, dir_fd: int) -> bytes | None:
     try:
         return os.readlink(name, dir_fd=dir_fd)
     except OSError as error:
+        # readlink(2) of anything that is no link is EINVAL.
         if error.errno != errno.EINVAL:
             raise
         return None

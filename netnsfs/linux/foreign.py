@@ -31,8 +31,10 @@ _START_SECONDS = 2.0
 _STEP_SECONDS = 0.3
 _PASS_SECONDS = 3.0
 _KILL_SECONDS = 0.1
-# If so many hang, somebody is at it: no more until one of them ends.
+# So many hang only if somebody makes them: no other is started until one of them has ended.
 _MOST_LOST = 8
+# -I and -S: no site packages, and nothing from the environment, so that it starts quickly and
+# runs that one file alone.
 _CHILD = [sys.executable, "-I", "-S", os.path.abspath(foreign_child.__file__)]
 _NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
 
@@ -55,6 +57,8 @@ def namespaces_of_files(files: Sequence[tuple[int, int]]) -> list[int | None]:
         OSError: the machine is short of something.
     """
     size = HEAD.size + len(files) * RECORD.size
+    # In memory that both have: what a child has told is there even if it is killed, and the
+    # next one goes on from there.
     fd = os.memfd_create("files", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, size)
@@ -81,6 +85,8 @@ def _have_told(fd: int, memory: mmap.mmap, count: int) -> set[int]:
         except TimeoutError:
             break
         before, (_, done) = done, HEAD.unpack_from(memory)
+        # A child that got nowhere hangs at its first file. That one is left out. After any
+        # other, the next child starts with the file at which it stopped.
         if done == before:
             unknown.add(done)
             done += 1
@@ -93,6 +99,7 @@ def _watch(child: int, memory: mmap.mmap, deadline: float) -> None:
     done, patience = HEAD.unpack_from(memory)[1], _START_SECONDS
     while not _ready(child, min(_STEP_SECONDS, patience)) and time.monotonic() < deadline:
         before, (_, done) = done, HEAD.unpack_from(memory)
+        # The long patience is for the start of the interpreter only.
         patience = _STEP_SECONDS if done != before else patience - _STEP_SECONDS
         if patience <= 0:
             return
@@ -128,6 +135,8 @@ def _received(channel: socket.socket) -> int:
         for _, _, packed in rights:
             fds.frombytes(packed)
     for fd in fds:
+        # What was copied may be a file of any file system, which answers ioctl(2) as it likes:
+        # the descriptor is looked at before it is believed.
         if filesystem_magic(fd) == _NSFS_MAGIC and is_net_namespace(fd):
             return fd
         os.close(fd)
@@ -141,6 +150,7 @@ def _child(what: str, channel: int, *arguments: str) -> Iterator[int]:
         _forget_ended()
         if len(_lost) >= _MOST_LOST:
             raise TimeoutError(errno.ETIMEDOUT, "other processes have made others hang")
+    # Without setsigmask, the child would inherit the signals that the calling thread blocks.
     pid = os.posix_spawn(
         sys.executable,
         [*_CHILD, what, *arguments],
@@ -152,6 +162,7 @@ def _child(what: str, channel: int, *arguments: str) -> Iterator[int]:
     try:
         yield child
     finally:
+        # No waitpid(2) without a limit: what hangs in close(2) does not end, killed or not.
         signal.pidfd_send_signal(child, signal.SIGKILL)
         _ready(child, _KILL_SECONDS)
         with _lock:

@@ -6,7 +6,7 @@
 Its standard input is the memory with the records of the many, or a socket for the descriptor.
 
 A copy of a foreign descriptor may be of anything by the time it is made, and closing it may
-take as long as somebody likes. So what it has told is out before a copy is closed.
+take as long as somebody likes. So it tells what it has learnt before it closes a copy.
 """
 
 import array
@@ -25,7 +25,7 @@ RECORD = struct.Struct("=III")
 
 _SYS_PIDFD_OPEN = 434
 _SYS_PIDFD_GETFD = 438
-# Linux 6.9: of a thread.
+# Linux 6.9: a pidfd of a thread that is not the first of its process.
 _PIDFD_THREAD = os.O_EXCL
 # linux/sockios.h; also of tun devices.
 _SIOCGSKNS = 0x894C
@@ -50,6 +50,7 @@ def _fetch(task: int, fd: int) -> None:
     try:
         rights = array.array("i", [fcntl.ioctl(copy, _SIOCGSKNS)])
     except (OSError, ValueError):
+        # An answer without a descriptor. Without any, the daemon would wait until this ends.
         out.send(b"\0")
     else:
         out.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -62,6 +63,7 @@ def _tell(memory: mmap.mmap) -> None:
     for number in range(done, count):
         at = HEAD.size + number * RECORD.size
         task, fd, _ = RECORD.unpack_from(memory, at)
+        # The files of a task follow one another: one pidfd serves for all of them.
         if task != owner:
             if opened >= 0:
                 os.close(opened)
@@ -69,6 +71,7 @@ def _tell(memory: mmap.mmap) -> None:
         copy = _copy(opened, fd)
         RECORD.pack_into(memory, at, task, fd, _namespace(copy, known))
         HEAD.pack_into(memory, 0, count, number + 1)
+        # Last, because this close may hang: the answer stands by now, and the file is counted.
         if copy >= 0:
             os.close(copy)
 
@@ -86,11 +89,13 @@ def _copy(task: int, fd: int) -> int:
 
 def _namespace(copy: int, known: dict[bytes, int]) -> int:
     """The inode number of a file's namespace. The file of each namespace is opened once."""
+    # getsockopt(2) writes the length back.
     _length.value = len(_cookie)
     if _libc.getsockopt(copy, socket.SOL_SOCKET, _SO_NETNS_COOKIE, _cookie, _length_pointer):
         # A tun device, or nothing of that kind.
         return _inode(copy)
     cookie = _cookie.raw
+    # A cookie takes one call; opening the namespace's file takes three, and makes an inode.
     if cookie not in known:
         known[cookie] = _inode(copy)
     return known[cookie]
@@ -100,6 +105,7 @@ def _inode(copy: int) -> int:
     try:
         fd = fcntl.ioctl(copy, _SIOCGSKNS)
     except (OSError, ValueError):
+        # ValueError: there was no file to copy, so the number is -1.
         return 0
     try:
         return os.fstat(fd).st_ino

@@ -9,7 +9,7 @@ import errno
 import os
 
 SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-"""What a call fails with that tells of this process or the machine, not of its object."""
+"""Errors that say nothing of a call's object: this process or the machine lacks something."""
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 libc = ctypes.CDLL(None, use_errno=True)

@@ -42,8 +42,9 @@ _FSCONFIG_CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 1
 # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 _MOVE_MOUNT_FLAGS = 4 | 0x40
-# struct mount_attr: set, clear, propagation, user namespace.
+# What mountinfo shows as the root of a mount of a namespace's file.
 _NET_ROOT = re.compile(rb"net:\[(\d+)\]")
+# struct mount_attr: set, clear, propagation, user namespace.
 _MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
 
 
@@ -95,10 +96,10 @@ def open_tree(path: bytes) -> int:
 
 
 def make_private(mount: int) -> None:
-    """Make an open mount that is mounted nowhere nobody's peer (mount_setattr(2), Linux 5.12).
+    """Make an open mount, which is mounted nowhere, private (mount_setattr(2), Linux 5.12).
 
-    What is made of a shared mount is its peer: whatever is mounted on the one later is mounted
-    on the other too.
+    A clone of a shared mount is its peer: whatever is mounted on the one later is mounted on
+    the other too.
     """
     private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
     syscall(None, _SYS_MOUNT_SETATTR, mount, b"", AT_EMPTY_PATH, *private)
@@ -122,9 +123,11 @@ def detach(fd: int) -> bool:
         False if it was detached already, or may not be (umount2(2), EINVAL).
     """
     detached = False
-    # The first calls take what is on top of it, if anything is.
+    # The path leads to what is mounted on top, if anything is: the first calls take that.
     while True:
         try:
+            # Without MNT_DETACH, one open file of the mount makes it EBUSY. With
+            # UMOUNT_NOFOLLOW, the link in /proc would be EINVAL.
             umount(b"/proc/self/fd/%d" % fd, MNT_DETACH)
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -136,8 +139,8 @@ def detach(fd: int) -> bool:
 def forget_unused(target: bytes) -> None:
     """Have the kernel forget what it keeps of a mounted file system and nobody uses.
 
-    What a reconfiguration does besides, and this one changes nothing (fs/super.c,
-    reconfigure_super).
+    Any reconfiguration does it first, and this one changes nothing (reconfigure_super(),
+    fs/super.c).
     """
     picked = syscall(target, _SYS_FSPICK, AT_FDCWD, target, _FSPICK_FLAGS)
     try:
@@ -168,11 +171,14 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
     """The mounts of a process's mount namespace, in the order of its mountinfo.
 
     Raises:
-        OSError: there is no such process, or it is none of ours.
+        OSError: there is no such process, or the kernel does not let us see.
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         for line in lines:
+            # A path may have any byte but these escaped ones: blank, tab, newline, backslash, #
+            # (fs/proc_namespace.c). So a split at all white space would be wrong.
             fields = line.rstrip(b"\n").split(b" ")
+            # Any number of optional fields ends with this mark.
             dash = fields.index(b"-", 6)
             major, _, minor = fields[2].partition(b":")
             yield Mount(
@@ -197,10 +203,12 @@ def namespace_mounts(task: bytes) -> Iterator[tuple[int, bytes]]:
         task: whose mount namespace and root it is about, as in /proc.
 
     Raises:
-        OSError: there is no such task, or it is none of ours.
+        OSError: there is no such task, or the kernel does not let us see.
     """
     with open(b"/proc/%b/mountinfo" % task, "rb") as lines:
         for line in lines:
+            # No field has a blank in it, so this can be nothing but the type. Most lines need
+            # no further look.
             if b" - nsfs " in line:
                 fields = line.split(b" ", 5)
                 found = _NET_ROOT.fullmatch(fields[3])
@@ -209,15 +217,16 @@ def namespace_mounts(task: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def mount_at(path: bytes) -> Mount | None:
-    """The mount that one meets at a path, or None if the path is not a mount point.
+    """The topmost mount at a path, or None if the path is not a mount point.
 
-    The path alone would not tell: mountinfo lists what other mounts hide too. Asks no FUSE
-    server.
+    mountinfo lists hidden mounts too, so the path alone does not tell which one is on top. No
+    FUSE server is asked.
 
     Raises:
         OSError: the path cannot be opened.
     """
     with closing(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
+        # The ID of statx(2) may be the unique one, which mountinfo does not show.
         number = mount_number(fd)
     return next((m for m in mounts() if m.id == number and m.target == path), None)
 

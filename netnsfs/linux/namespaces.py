@@ -48,6 +48,7 @@ def namespace_id(fd: int) -> int | None:
     try:
         fcntl.ioctl(fd, _NS_GET_ID, result)
     except OSError as error:
+        # An older kernel does not know this ioctl(2).
         if error.errno in (errno.ENOTTY, errno.EINVAL):
             return None
         raise
@@ -83,6 +84,7 @@ def open_namespace_by_id(number: int, inode: int) -> int:
 def in_initial_user_namespace() -> bool:
     """Whether this process is in the user namespace that the machine started with."""
     with open("/proc/self/uid_map", "rb") as lines:
+        # The one mapping of the initial namespace: every ID to itself (user_namespaces(7)).
         return lines.read().split() == [b"0", b"0", b"4294967295"]
 
 

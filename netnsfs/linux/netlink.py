@@ -41,7 +41,7 @@ _ANSWER_SECONDS = 5
 _SO_RCVBUFFORCE = 33
 _HEARING_BUFFER = 1 << 22
 _LARGEST_DATAGRAM = 1 << 17
-# A dump is made anew if something has changed meanwhile.
+# How often a dump is made anew because something has changed meanwhile.
 _MOST_DUMPS = 20
 
 
@@ -65,6 +65,7 @@ def attributes(body: bytes, start: int = 0) -> dict[int, bytes]:
     while start <= end:
         length, kind = unpack(body, start)
         found[kind & _NLA_TYPE_MASK] = body[start + 4 : start + length]
+        # A length of 0 would never end. Attributes start at multiples of 4.
         start += length + 3 & ~3 or 4
     return found
 
@@ -75,20 +76,24 @@ class RouteSocket:
     It keeps that namespace alive: use it as a context manager, and for one operation.
 
     Args:
-        groups: of whose notifications it is to hear, a bit mask.
+        groups: bit mask of the groups whose notifications it receives.
     """
 
     def __init__(self, groups: int = 0) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         try:
+            # The kernel's answer does not repeat the request, but says in words what is wrong.
+            # A dump heeds what is asked for, such as one interface, instead of giving all there
+            # is.
             for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
-            # A request that is too short gets no answer.
+            # The kernel does not answer a request that is too short: the limit ends the wait.
             timeout = _TIMEVAL.pack(_ANSWER_SECONDS, 0)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             if groups:
-                # What does not fit takes the kernel's answer along (ENOBUFS).
+                # If notifications overflow the buffer, the kernel's answer is lost too
+                # (ENOBUFS). Where the right to a larger one is missing, this one must do.
                 with suppress(PermissionError):
                     self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _HEARING_BUFFER)
                 self._socket.bind((0, groups))
@@ -152,6 +157,7 @@ class RouteSocket:
             self._send(kind, _NLM_F_DUMP, body)
             interrupted, found = 0, []
             for message in self._answers():
+                # The kernel sets it if what it lists has changed between two datagrams.
                 interrupted |= message.flags & _NLM_F_DUMP_INTR
                 if message.kind != _NLMSG_DONE:
                     found.append(take(message.body))
@@ -169,6 +175,7 @@ class RouteSocket:
         """What the kernel answers to the last request."""
         while True:
             for message in _messages(self._socket.recv(_LARGEST_DATAGRAM)):
+                # A notification, or what is left of an answer that was not read to its end.
                 if message.sequence != self._sequence:
                     if heard is not None:
                         heard.append(message)
@@ -195,7 +202,7 @@ def _raise(message: Message) -> None:
         return
     text = b""
     if message.flags & _NLM_F_ACK_TLVS:
-        # The number is followed by the header of the request, unless a dump ends.
+        # Before the words comes the number, and then, unless a dump ends, the request's header.
         start = 4 + (_HEADER.size if message.kind == _NLMSG_ERROR else 0)
         told = attributes(message.body, start)
         text = told.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0")

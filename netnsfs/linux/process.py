@@ -8,7 +8,7 @@ from netnsfs.linux.library import error_of_call, libc
 
 CAP_SYSLOG = 34
 _CAPABILITY_VERSION_3 = 0x20080522
-# Of other architectures no number is known here.
+# kcmp(2) has another number on each architecture. Without one, the tables count as shared.
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
 _KCMP_FILES = 2
 # Not every C library has it.
@@ -24,8 +24,10 @@ def drop_capability(number: int) -> None:
     if libc.capget(header, data):
         raise error_of_call()
     held = struct.unpack("=6I", data.raw)
+    # The first three words are for capabilities 0 to 31, the others for the rest.
     first, bit = number // 32 * 3, 1 << number % 32
     kept = [word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held)]
+    # What is not held needs no call: a filter of system calls may refuse it.
     if kept != list(held) and libc.capset(header, struct.pack("=6I", *kept)):
         raise error_of_call()
 

@@ -73,6 +73,7 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _NUMBER = struct.Struct("=i")
 _LENGTHS = {socket.AF_INET: 32, socket.AF_INET6: 128}
+# Without it, each answer has the interface's counters in it, which nobody reads here.
 _MASK = attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
 _LINK_QUESTION = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _MASK
 
@@ -86,8 +87,8 @@ class Interface(NamedTuple):
         ifindex: its number, which another may have once it is gone or has moved.
         name: its name.
         kind: "loopback", "veth", "bridge" and so on, "physical" for hardware.
-        up: it is to be used (IFF_UP).
-        carrier: it can be: there is a cable, or the other end is up.
+        up: it is set up (IFF_UP).
+        carrier: it is connected: there is a cable, or the other end is up.
         link: the index of what it is tied to, of a veth's other end; 0 if there is none.
         link_nsid: the nsid, as this namespace has it, of where that is; None for here.
         master: the index of the bridge that it is a port of, or the like; 0 if there is none.
@@ -106,10 +107,10 @@ class Interface(NamedTuple):
 
     @property
     def born_elsewhere(self) -> bool:
-        """Whether it was moved here, and its namespace's end would take it from its owner.
+        """Whether it was moved here, so that its owner would lose it if this namespace ended.
 
         That is hardware, and what stands on an interface that is in another namespace. The
-        kernel does not tell of others where they were made.
+        kernel does not tell where others were made.
         """
         hangs_over = self.kind != b"veth" and self.link_nsid is not None
         return self.kind == b"physical" or hangs_over
@@ -251,7 +252,7 @@ def born_elsewhere(fd: int) -> list[bytes]:
 
 def is_machines_own(inode: int) -> bool:
     """Whether a namespace is the one that the machine, or this process, started with."""
-    # In a container, PID 1 may not be looked at.
+    # In a container, the kernel may not let us look at PID 1.
     return inode in [tasks.namespace_of_task(task) for task in (b"1", b"self")]
 
 
@@ -288,6 +289,7 @@ def far_end(route: RouteSocket, found: Interface) -> Interface | None:
     """What an interface is tied to, as its own namespace has it; None if it cannot be asked."""
     question = _LINK.pack(socket.AF_UNSPEC, 0, found.link, 0, 0) + _MASK
     if found.link_nsid is not None:
+        # The kernel looks into the other namespace by its nsid: no descriptor of it is needed.
         question += attribute(_IFLA_TARGET_NETNSID, _NUMBER.pack(found.link_nsid))
     try:
         return _interface(route.ask(_RTM_GETLINK, question))
@@ -315,6 +317,7 @@ def _kind(hardware: int, information: bytes) -> bytes:
     kind = attributes(information).get(_IFLA_INFO_KIND)
     if kind is not None:
         return kind.rstrip(b"\0")
+    # What rtnetlink can make tells its kind. Loopback and hardware tell none.
     return b"loopback" if hardware == _ARPHRD_LOOPBACK else b"physical"
 
 
@@ -347,6 +350,7 @@ def set_up(fd: int, name: bytes, index: int, up: bool) -> None:
     with rtnetlink(fd) as route:
         _check_same(route, name, index)
         commit()
+        # The last number says which flags are meant, so that the others stay as they are.
         header = _LINK.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP if up else 0, _IFF_UP)
         route.change(_RTM_SETLINK, header + _named(name))
 
@@ -354,9 +358,9 @@ def set_up(fd: int, name: bytes, index: int, up: bool) -> None:
 def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
     """Add and remove addresses of an interface: all that is said, or nothing.
 
-    What the kernel can be known to refuse is refused before anything is changed, and what it
-    is more likely to refuse (an addition) comes before what cannot be undone without a trace
-    (a removal takes routes along).
+    What the kernel is known to refuse is refused before anything is changed. Additions, which
+    are more likely to fail, come before removals, which cannot be undone completely: a removal
+    takes routes along.
 
     Args:
         fd: a descriptor of the namespace.
@@ -384,6 +388,8 @@ def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
                 done.append((adds, address))
             _check_same(route, name, index)
         except OSError:
+            # By index, so that the right interface is meant even if its name is another's by
+            # now.
             _take_back(route, index, done)
             with suppress(OSError):
                 _check_same(route, name, index)
@@ -411,6 +417,7 @@ def _outcome(
     before: list[Address], wanted: list[tuple[bool, Address]]
 ) -> tuple[list[Address], list[Address]]:
     """What is to be added and what removed in the end."""
+    # Backwards, so that of two addresses with one text (and two peers) the first is meant.
     there = {address.text: address for address in reversed(before)}
     after = dict(there)
     for adds, address in wanted:
@@ -431,7 +438,8 @@ def _outcome(
 def _ordered(added: list[Address], removed: list[Address]) -> list[tuple[bool, Address]]:
     """Additions first, but in the network of a removed address.
 
-    There, the second address is a secondary one, and goes with the first.
+    There, a second address is a secondary one, which the kernel removes along with the first
+    (net/ipv4/devinet.c, unless promote_secondaries is set).
     """
     leaving = {address.network for address in removed}
     early = [(True, address) for address in added if address.network not in leaving]
@@ -446,6 +454,7 @@ def _put(route: RouteSocket, index: int, adds: bool, address: Address) -> None:
 
 
 def _new_address(index: int, address: Address) -> bytes:
+    # As ip-address(8) does: 127.0.0.0/8 is for this host alone.
     loopback = address.family == socket.AF_INET and address.packed[0] == 127
     scope = _RT_SCOPE_HOST if loopback else 0
     header = _ADDRESS.pack(address.family, address.length, 0, scope, index)
@@ -481,9 +490,12 @@ def rename(fd: int, name: bytes, new_name: bytes) -> None:
     """
     check_interface_name(new_name)
     with rtnetlink(fd) as route:
-        # The kernel takes an interface's alternative name for one that is taken, by itself.
+        # This refuses an alternative name, by which the kernel would find the interface.
+        # Whether the new name is taken, alternative names included, the kernel finds out
+        # itself.
         interface(route, name)
         commit()
+        # By ioctl(2), which takes both names. rtnetlink takes an index and the new name.
         linux.rename_interface(route.fileno(), name, new_name)
 
 
@@ -494,6 +506,7 @@ def remove(fd: int, name: bytes) -> None:
         OSError: ENODEV; EOPNOTSUPP for hardware.
     """
     with rtnetlink(fd) as route:
+        # This refuses an alternative name, by which the kernel would find the interface.
         interface(route, name)
         commit()
         header = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -539,9 +552,11 @@ def move(fd: int, name: bytes, target: int, new_name: bytes) -> None:
     check_interface_name(new_name)
     with rtnetlink(fd, _RTMGRP_LINK) as route, rtnetlink(target) as there:
         found = interface(route, name)
+        # One request by name does it, and the kernel refuses a name that is taken (EEXIST).
         if name == new_name:
             commit()
             return _send(route, 0, name, target)
+        # Only so that nothing is moved in vain: the kernel decides.
         _refuse_taken(there, new_name)
         commit()
         _move_and_rename(route, there, found, (fd, target), new_name)
@@ -579,14 +594,16 @@ def _move_and_rename(
     try:
         _send(route, found.ifindex, new_name, target, heard)
     except OSError:
-        # It has moved before its new name was found to be taken.
+        # The kernel moves it first, and may then find that the new name is taken (do_setlink(),
+        # net/core/rtnetlink.c).
         left = _name_when_left(heard, found.ifindex)
-        # If its old name is taken by now, it stays there under that.
+        # If another has its old name by now, it cannot go back, and stays where it is.
         with suppress(OSError):
             if left:
                 _send(there, 0, left, home)
         raise
     left = _name_when_left(heard, found.ifindex)
+    # By then the interface of that index had another name. It was not meant, and goes back.
     if left not in (b"", found.name):
         with suppress(OSError):
             _send(there, interface(there, new_name).ifindex, left, home)
@@ -598,6 +615,7 @@ def _name_when_left(heard: Sequence[Message], index: int) -> bytes:
     for message in heard:
         if message.kind == _RTM_DELLINK and _LINK.unpack_from(message.body)[2] == index:
             told = attributes(message.body, _LINK.size)
+            # Without it, the interface was deleted.
             if _IFLA_NEW_NETNSID in told:
                 return told[_IFLA_IFNAME].rstrip(b"\0")
     return b""

@@ -56,8 +56,10 @@ from netnsfs.permissions import Owner
 
 T = TypeVar("T")
 
+# Of a file name (linux/limits.h), and so of iproute2.
 NAME_MAX = 255
 
+# Somebody may mount on the name again and again: a limit, so that a removal ends.
 _MOST_STACKED = 1000
 
 # How long to wait for somebody who is between placeholder and mount, or between detach and
@@ -124,7 +126,7 @@ class Names:
         """What stands under a name.
 
         Raises:
-            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
         with linux.closing(self.directory.reach_name(name)) as fd:
@@ -142,8 +144,8 @@ class Names:
             The entry, and what `see` returned; None for a stale name.
 
         Raises:
-            WouldBlock: on the event loop's thread, for a link, or if the kernel has it not in
-                its cache.
+            WouldBlock: on the event loop's thread, for a link, or if it is not in the
+                kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
         with linux.closing(self.directory.reach_name(name)) as fd:
@@ -225,6 +227,8 @@ class Names:
             with suppress(OSError):
                 entry = self.entry_at(name)
                 if entry.kind == "mount":
+                    # A namespace's file has one inode number wherever it is mounted: it need
+                    # not be opened.
                     found.setdefault(entry.mark.ino, name)
                 elif entry.kind == "link" and (target := self.identify(name)):
                     found.setdefault(target.inode, name)
@@ -249,6 +253,7 @@ class Names:
                 full; else as unshare(2), open(2), open_tree(2), move_mount(2). Nothing is
                 left behind.
         """
+        # First, so that a name which exists costs no spare.
         self._check_new(name)
         spare = self.spares.take_spare()
         if spare:
@@ -268,6 +273,7 @@ class Names:
             _placeholder(self.path_of(name)) as file,
         ):
             commit()
+            # The mark is known without another look: the mount keeps its ID when it is moved.
             mark = linux.statx(b"", mount)
             self._mount_on(file, mount, owner)
             return made, mark
@@ -290,7 +296,8 @@ class Names:
             _detached_mount(source) as mount,
             _placeholder(self.path_of(name)) as file,
         ):
-            # Where it could not be opened from inside, the mount would be a peer of another.
+            # A clone of a shared mount is its peer. Where `_open_inside` could only copy `fd`,
+            # what is mounted on one name later would be mounted on the other too.
             linux.make_private(mount)
             commit()
             self._mount_on(file, mount, owner)
@@ -307,6 +314,7 @@ class Names:
         may_block()
         check_name(name)
         self.directory.prepare()
+        # Only so that nothing is made in vain. O_EXCL decides (`_placeholder`).
         if os.path.lexists(self.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
 
@@ -316,8 +324,7 @@ class Names:
         """Give a namespace a new name instead of an old one; nothing is replaced.
 
         The new name stands before the old one goes, so that a kill in between leaves both.
-        A symbolic link is renamed as what it is. To whom the old name was given, the new one
-        is.
+        A symbolic link is renamed as what it is. The new name belongs to the owner of the old.
 
         Raises:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
@@ -329,6 +336,9 @@ class Names:
             commit()
             linux.rename_noreplace(self.path_of(old), self.path_of(new))
         else:
+            # The kernel renames no file that is mounted on (EBUSY), and moves no mount away
+            # from a shared one (EINVAL). So the new name is bound, and then the old one
+            # detached.
             with (
                 linux.closing(self._reach_mount(old)) as top,
                 self.owners.held_still(old) as placeholder,
@@ -354,6 +364,8 @@ class Names:
                 self._detach(top, old)
             except OSError:
                 # Whoever was first has removed the namespace, or given it another name.
+                # Unless the new name was removed meanwhile too, and made anew for another
+                # namespace.
                 if linux.statx(self.path_of(new)).ino == os.fstat(fd).st_ino:
                     self.remove(new)
                 raise
@@ -362,7 +374,7 @@ class Names:
     # Removed
 
     def remove(self, name: bytes) -> None:
-        """Take a name away, as `ip netns del` does; processes inside are not asked.
+        """Take a name away, as `ip netns del` does, also while processes are inside.
 
         A namespace goes with its last name if nothing else holds it. Of a symbolic link
         only the link is removed. A stale name goes if it is an empty file.
@@ -381,6 +393,8 @@ class Names:
                 self._remove_stale(name)
 
     def _remove_mount(self, name: bytes, top: int) -> None:
+        # Opened before the detach. From then on others can make the name anew, and only this
+        # file tells their placeholder from ours.
         with linux.closing(self.directory.reach_placeholder(name)) as placeholder:
             commit()
             self._probe_unlink(name, placeholder)
@@ -414,6 +428,8 @@ class Names:
         """
         try:
             # Through the descriptor: whatever is mounted at the path by now is not meant.
+            # UMOUNT_NOFOLLOW would refuse such a path. Without MNT_DETACH, one open file of the
+            # mount makes it EBUSY.
             linux.umount(b"/proc/thread-self/fd/%d" % top, linux.MNT_DETACH)
         except OSError as error:
             if error.errno != errno.EINVAL:
@@ -431,6 +447,8 @@ class Names:
                 if not self.directory.is_placeholder(name, placeholder):
                     return None
                 try:
+                    # This also detaches what is mounted on the file in mount namespaces that
+                    # are no peers of ours (Linux 3.18).
                     return os.unlink(self.path_of(name))
                 except OSError as error:
                     if error.errno != errno.EBUSY:
@@ -492,7 +510,7 @@ def _open_inside(fd: int) -> int:
             linux.setns(fd, linux.CLONE_NEWNET)
             return open_own_namespace()[0]
     except PermissionError:
-        # It belongs to a more privileged user namespace.
+        # It belongs to a more privileged user namespace, and setns(2) does not let us in.
         return os.dup(fd)
 
 
@@ -515,12 +533,14 @@ def _detached_mount(fd: int) -> Iterator[int]:
 def _placeholder(path: bytes) -> Iterator[int]:
     """A new, empty file, which is removed again if the block fails."""
     with _telling_limit("the run directory"):
+        # Mode 0, as ip-netns(8) makes it. So only root can open it, and lock it (see `owners`).
         file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
     with linux.closing(file):
         try:
             yield file
         except BaseException:
             with suppress(FileNotFoundError):
+                # Somebody else may have removed it, and made the name anew.
                 if os.path.samestat(os.fstat(file), os.lstat(path)):
                     os.unlink(path)
             raise

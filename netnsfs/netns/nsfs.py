@@ -43,6 +43,7 @@ def namespace_of(fd: int) -> Namespace:
     Raises:
         OSError: EINVAL if it is not of a network namespace.
     """
+    # The device first: to anything else, that ioctl(2) could mean something.
     if linux.statx(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
         raise OSError(errno.EINVAL, "not a network namespace")
     return _describe(fd)
@@ -65,6 +66,7 @@ def open_own_namespace() -> tuple[int, Namespace]:
 def _describe(fd: int) -> Namespace:
     found = os.fstat(fd)
     ns_id = linux.namespace_id(fd)
+    # Before Linux 6.18, only a socket inside tells it (SO_NETNS_COOKIE).
     if ns_id is None:
         ns_id = on_own_thread(_cookie_of, fd)
     return Namespace(
@@ -80,6 +82,7 @@ def _cookie_of(fd: int) -> int:
 
 def nsfs_device() -> int:
     """The device number that all namespace files have."""
+    # All are on one file system, which the kernel mounts at boot: asked once.
     global _nsfs_device
     if not _nsfs_device:
         fd = os.open(_OWN, os.O_PATH | os.O_CLOEXEC)
@@ -101,4 +104,6 @@ def open_reached(path_fd: int) -> int:
     """
     if linux.statx(b"", path_fd).dev != nsfs_device():
         raise OSError(errno.EINVAL, "not a network namespace")
+    # An O_PATH descriptor cannot be read, nor be given to setns(2). This opens the very file
+    # that it designates: no path is walked, so it cannot be another by now.
     return os.open(f"/proc/self/fd/{path_fd}", _OPEN)

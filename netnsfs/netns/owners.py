@@ -47,11 +47,12 @@ class Owners:
         """To whom a name was given; None if to nobody, or if it does not stand.
 
         Raises:
-            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: it cannot be looked at. That is never taken for "to nobody": a namespace
                 that was closed must not open because the daemon is short of something.
         """
         known = self._directory.known_owners()
+        # None is an answer too: it was given to nobody.
         if known is not None and name in known:
             return known[name]
         owner = self._look_below(name)
@@ -95,6 +96,7 @@ class Owners:
         try:
             os.setxattr(_path_of(placeholder), self._attribute, b"%d:%d:%o:%o" % owner)
         except OSError as error:
+            # That may pass. Any other error is the run directory's, and stays.
             if error.errno in linux.SHORTAGE:
                 raise
             message = "the run directory cannot keep mode and owner"
@@ -150,4 +152,5 @@ class Owners:
 
 
 def _path_of(fd: int) -> bytes:
+    # fgetxattr(2) and fchmod(2) refuse an O_PATH descriptor. Its path in /proc does the same.
     return b"/proc/thread-self/fd/%d" % fd

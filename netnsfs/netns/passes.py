@@ -50,7 +50,8 @@ class Descriptor(NamedTuple):
             try:
                 return linux.open_namespace_by_id(self.id, self.inode)
             except OSError:
-                # A kernel that gives what is active only, and a socket is not enough for that.
+                # Newer kernels open only namespaces that are active: those with a task, an open
+                # namespace file or a mount. A socket is not enough.
                 if self.kind == PROC_FILE:
                     raise
         return linux.namespace_of_file(self.task, self.fd)
@@ -59,9 +60,8 @@ class Descriptor(NamedTuple):
 class Pass(Protocol):
     """A way to look at all tasks and open files.
 
-    None of them is left out for another's sake: those that end meanwhile, or that the kernel
-    does not let us see, are missing. The descriptors of this process are left out, and so
-    are spares.
+    Missing are those that end meanwhile, and those that the kernel does not let us see. The
+    descriptors of this process are left out, and so are spares.
     """
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:

@@ -1,10 +1,10 @@
 """Passes through /proc, for where the kernel does not let us make them in it.
 
 The text of the link /proc/PID/ns/net ("net:[4026532268]") is compared, not the file behind
-it: that would make an inode of it.
+it: to look at that, the kernel would have to make an inode.
 
-A task may end at any moment (ENOENT, ESRCH) or be none of our business (EACCES), and a zombie
-has no namespaces any more (ENOENT). None of them is a member.
+A task may end at any moment (ENOENT, ESRCH) or be closed to us (EACCES), and a zombie has no
+namespaces any more (ENOENT). None of them is counted as a member.
 
 An open file of /proc/net does not tell its namespace here, so none is found.
 """
@@ -38,8 +38,8 @@ class ProcPass:
     def tasks(self, inode: int = 0) -> Iterator[Task]:
         """See `Pass.tasks`."""
         wanted = b"net:[%d]" % inode if inode else b""
-        # No helper functions, and no more path than needed: a pass is one or two system calls
-        # for each process, and what is around them tells.
+        # No helper functions, and short paths: a pass makes one or two system calls for each
+        # process, and what stands around them takes as long.
         with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):
                 try:
@@ -70,6 +70,7 @@ class ProcPass:
         unchanged = load()[1] == last_pid
         self._threaded.intersection_update(found)
         found.sort(key=lambda pid: pid not in self._threaded)
+        # How many threads there can be besides the first of each process.
         extra = tasks - len(found) if unchanged else sys.maxsize
         for pid in found:
             threads: list[bytes] = []
@@ -97,7 +98,7 @@ class ProcPass:
 
     def descriptors(self, inode: int = 0) -> Iterator[Descriptor]:
         """See `Pass.descriptors`. What a child process has to look at comes last."""
-        # Who has which socket: one that has a thousand descriptors is looked at once.
+        # Who has which socket: a socket with a thousand descriptors is looked at once.
         shared: _Shared = {}
         with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):

@@ -46,7 +46,7 @@ _CHANGED = linux.IN_ATTRIB
 _MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
 _WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 
-# Who keeps making and removing names must not keep the reader.
+# Somebody who makes and removes names all the time must not hold the reader up.
 _MOST_EVENTS = 20_000
 
 # The root of a network namespace's mount, as mountinfo shows it.
@@ -85,9 +85,13 @@ class Watcher:
             self.identity, self._mount = (found.dev, found.ino), found.mount
             self._watch = linux.Watch()
             self._watch.watch_file(b"/proc/self/fd/%d" % fd, _WATCHED)
+            # If one above is moved, the path leads elsewhere. IN_MASK_ADD: one of them may be
+            # the run directory too, by a bind mount, and its watch must not lose the other
+            # events.
             while (path := os.path.dirname(path)) != b"/":
                 self._watch.watch_file(path, _MOVED)
             self._poll = self._poll_of(self._watch)
+            # After the watch has begun: what comes while the list is read is told as an event.
             self._names = {os.fsencode(name) for name in os.listdir(fd)}
         if not self._is_there():
             raise OSError(errno.EAGAIN, "the directory is another now", self._path)
@@ -103,7 +107,7 @@ class Watcher:
             self._catch_up()
             self._checked = False
         if not self._checked:
-            # What is mounted may hide the directory, or show it elsewhere.
+            # A new mount may hide the directory, or a part of the path to it.
             self._checked = self._is_there()
             self._stamp = object()
         return self._stamp
@@ -276,16 +280,16 @@ class RunDirectory:
         """What stays the same for as long as no name, mount or attribute changes.
 
         Returns:
-            None if that is not known here.
+            None if this thread does not know.
         """
         watcher = self._live_watcher()
         return watcher.stamp() if watcher else None
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
-        """What may be kept of names: entries are dropped when their name changes.
+        """The owners found so far, to be added to. An entry is dropped when its name changes.
 
         Returns:
-            None if changes are not heard of here.
+            None if this thread does not hear of changes.
         """
         watcher = self._live_watcher()
         if watcher is None:
@@ -311,7 +315,7 @@ class RunDirectory:
             except FileNotFoundError:
                 pass
             except OSError:
-                # The kernel takes a while until a closed inotify(7) counts no longer.
+                # The kernel counts a closed inotify(7) a while longer (max_user_instances).
                 self._watch_again_at = time.monotonic() + _WATCH_AGAIN_SECONDS
 
     # Looks
@@ -329,7 +333,7 @@ class RunDirectory:
         """An O_PATH descriptor of what stands under a name, links not followed.
 
         Raises:
-            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
         watcher = self._live_watcher()
@@ -371,7 +375,7 @@ class RunDirectory:
         """An O_PATH descriptor of the file that a name's namespace is mounted on.
 
         Raises:
-            WouldBlock: on the event loop's thread, if the kernel has it not in its cache.
+            WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT; else as open_tree(2).
         """
         for _ in range(_MOST_CLONES):
@@ -442,7 +446,7 @@ class RunDirectory:
             found = linux.statx(self.path)
         if found.mount == self._prepared_mount:
             return
-        # Anybody can take the lock of the directory, and keep it: not without need.
+        # Anybody can take the directory's lock and keep it. So it is taken only if needed.
         if not self._is_shared():
             # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
             with linux.locked(self.path, LOCK_SECONDS):
@@ -453,6 +457,7 @@ class RunDirectory:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
             os.mkdir(self.path, 0o755)
+            # mkdir(2) heeds the umask of whoever has started the daemon.
             os.chmod(self.path, 0o755)
         except FileExistsError:
             pass

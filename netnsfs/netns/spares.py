@@ -16,14 +16,14 @@ namespace. A spare is given out only if a new one would have copied the same. Wh
 - which devices it has (net.core.fb_tunnels_only_for_init_net).
 
 Found by changing every writable file of /proc/sys/net in turn, on Linux 6.18, and comparing
-all that a new namespace shows; the source told of what was left out of that.
+all that a new namespace shows; the kernel's source told of the rest.
 
 All these files are read at each birth, and again when a spare is to be given out. That takes
 a quarter of what it saves, so in a burst it is not done each time: a write to any of them is
 noticed by inotify at once, and what has another way (another mount of procfs, the neighbour
 tables by netlink) within hundredths of a second.
 
-A spare is as old as it is: the times of its directory are those of its birth.
+A spare shows its true age: the times of its directory are those of its birth.
 """
 
 import fcntl
@@ -114,7 +114,7 @@ class _Origin:
         """What a namespace that is born now is given."""
         self._read_at = time.monotonic()
         content = [os.pread(fd, 256, 0) for fd in self._fds]
-        # What is the same list is soon seen to be equal.
+        # The same items each time: Python does not look into identical ones to compare them.
         if content != self._content:
             self._content = content
         return self._content
@@ -208,6 +208,8 @@ class Spares:
         with expendable():
             while self._wanted.wait():
                 self._wanted.clear()
+                # The kernel makes namespaces one after another: a spare that is made in a burst
+                # of mkdir would hold the next mkdir up.
                 while (wait := self._taken + _QUIET_SECONDS - time.monotonic()) > 0:
                     time.sleep(wait)
                 try:
@@ -231,6 +233,8 @@ class Spares:
                 spare = _Spare(*open_own_namespace(), born)
             fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
             with self._lock:
+                # What was read before and after can be the same although a setting was changed,
+                # and changed back, in between. The count of writes tells.
                 if (writes, born) == (origin.count_writes(), origin.read_settings()):
                     self._held.append(spare)
                 else:

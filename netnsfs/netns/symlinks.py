@@ -49,6 +49,7 @@ class Links:
 
     def _follow_bounded(self, path: bytes, mark: linux.Stat) -> int:
         hanging = self._hanging.get(mark)
+        # One thread hangs for each such link, not one for each look.
         if hanging and hanging.is_alive():
             raise OSError(errno.ETIMEDOUT, "the link leads to what does not answer")
         job = Job(self._open, path)
@@ -57,12 +58,14 @@ class Links:
         if thread.is_alive() and job.abandon():
             self._hanging = {link: old for link, old in self._hanging.items() if old.is_alive()}
             self._hanging[mark] = thread
+            # As for every later look while the thread hangs: ETIMEDOUT.
             return self._follow_bounded(path, mark)
+        # It has ended, or has committed and is about to.
         thread.join()
         return job.result()
 
     def _open(self, path: bytes) -> int:
         with linux.closing(linux.open_avoiding(path, self.avoid, os.getpid())) as target:
-            # Nobody waits any more: the descriptor would have no owner.
+            # If nobody waits any more, nobody would close the descriptor.
             commit()
             return open_reached(target)

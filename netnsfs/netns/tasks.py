@@ -36,6 +36,7 @@ from netnsfs.netns.kernel_pass import KernelPass
 from netnsfs.netns.passes import NAMESPACE_FILE, Descriptor, Pass
 from netnsfs.netns.proc_pass import ProcPass, load, pass_over
 
+# PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
 _TASKS_AHEAD = 512
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
@@ -113,6 +114,7 @@ def is_busy(link: bytes) -> bool:
     try:
         return bool(pids(link))
     except OSError as error:
+        # Members may be out of sight. What cannot be seen is not taken for absent.
         if error.errno != errno.ENODATA:
             raise
         return True
@@ -124,6 +126,7 @@ def counts() -> Counter[bytes]:
     Raises:
         WouldBlock: on the event loop's thread.
     """
+    # A process may have several threads in one namespace, and counts once.
     inside = {(pid, inode) for pid, _, inode in _chosen.way().tasks()}
     by_inode = Counter(inode for _, inode in inside)
     return Counter({b"net:[%d]" % inode: count for inode, count in by_inode.items()})
@@ -179,6 +182,7 @@ class Holder(NamedTuple):
         if self.descriptor and self.descriptor.kind != NAMESPACE_FILE:
             return self.descriptor.open_namespace()
         if self.line.startswith(b"mount"):
+            # The path of a mount may lead through file systems of others, or through our own.
             target = linux.open_avoiding(self.path, avoid, os.getpid())
         else:
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
@@ -206,6 +210,7 @@ def _tasks(way: Pass, inode: int) -> Iterator[Holder]:
     for pid, tid, found in inside:
         if pid == tid:
             yield Holder(found, b"task %d" % pid, b"/proc/%d/ns/net" % pid)
+        # In the namespace of its first thread, a thread is told of by the line of its process.
         elif leaders.get(pid) != found:
             path = b"/proc/%d/task/%d/ns/net" % (pid, tid)
             yield Holder(found, b"thread %d %d" % (pid, tid), path)
@@ -219,10 +224,10 @@ def _mounts(way: Pass, inode: int) -> Iterator[Holder]:
         if mount_namespace in seen:
             continue
         root = b"/proc/%d/root" % task
-        # A task may end at any moment, or be none of our business.
+        # A task may end at any moment, or be closed to us.
         try:
             yield from _mounts_of(b"%d" % task, root, inode)
-            # Of one with another root, these were the mounts below that only.
+            # If its root is another directory, it sees only the mounts below that.
             if os.readlink(root) == b"/":
                 seen.add(mount_namespace)
         except OSError as error:

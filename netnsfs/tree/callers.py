@@ -14,6 +14,8 @@ CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
+# hidepid=1 is not among them: it closes the directories of processes, but shows that they are
+# there (proc(5)).
 _HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
 
 
@@ -29,6 +31,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
     """
     task = f"/proc/{caller.pid}"
     try:
+        # Root of another user namespace has all capabilities, but they are for that namespace.
         if os.readlink(f"{task}/ns/user") != os.readlink("/proc/self/ns/user"):
             return False
         # A name of a program need not be UTF-8.
@@ -42,7 +45,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
 def may_write(owner: Owner, caller: Caller) -> bool:
     """Whether a caller, who waits for an answer, may write what is in a namespace.
 
-    For one that the kernel is not asked about, as it is about those of the request.
+    For a namespace that the request does not name to the kernel, so that it has not checked it.
 
     Raises:
         OSError: that cannot be told.
@@ -82,6 +85,7 @@ class Viewer:
 
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
+        # Now: when a listing is read, the caller may be gone, and its number another's.
         self._sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
 
     def may_see(self, pid: int) -> bool:
@@ -91,6 +95,7 @@ class Viewer:
 
 def _proc_hides_tasks() -> bool:
     at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
+    # The last one covers the others.
     return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))
 
 

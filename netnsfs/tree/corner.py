@@ -45,6 +45,7 @@ def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
 
 def _parse_inode(name: bytes) -> int:
     """An inode number, written as the kernel writes it."""
+    # Any other way to write it would be a second name. int() refuses a text that is too long.
     if not name.isdigit() or name != b"%d" % int(name[:20]):
         raise absent_error(name, "there is no such namespace")
     return int(name)
@@ -65,8 +66,8 @@ class NamesDirectory(Directory):
 class UnnamedDirectory(Directory):
     """`.netnsfs/unnamed`: the live namespaces that have no name, by inode number.
 
-    It is for those who may read everything: who uses a namespace without a name has not been
-    asked, and one whose name was closed may be among them.
+    It is for those who may read everything: the users of a namespace without a name have not
+    been asked, and one whose name was closed may be among these.
     """
 
     key = UNNAMED
@@ -86,6 +87,8 @@ class UnnamedDirectory(Directory):
 
     def list_names(self) -> list[bytes]:
         may_block()
+        # A namespace that another tool named `.netnsfs` is hidden by the corner. So it is shown
+        # here.
         named = self._names.names_by_inode(without=RESERVED)
         found: dict[int, tasks.Holder] = {}
         for holder in tasks.scan():
@@ -143,6 +146,8 @@ class UnnamedDirectory(Directory):
         fd = holder.open(self._names.links.avoid)
         try:
             namespace = namespace_of(fd)
+            # Between the scan and this moment, a task may have moved and a descriptor been
+            # replaced.
             if namespace.inode != holder.inode:
                 raise absent_error(holder.line, "it holds another namespace now")
         except BaseException:
@@ -233,7 +238,7 @@ class PidDirectory(Directory):
 
 
 class LastError(File):
-    """`.netnsfs/last_error`: why the last change that failed did.
+    """`.netnsfs/last_error`: why the last refused change failed.
 
     Everyone may read it. It tells operations, names and limits, which everyone may see; it does
     not tell the paths that root's links lead to.
@@ -277,7 +282,9 @@ class SharedText(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         refuse_writing(flags)
         may_block()
+        # Two texts, and not one for each user: with and without what is closed to some.
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
+        # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
         if caller.uid and len(mine) >= _MOST_TEXTS:
             raise OSError(errno.EMFILE, "close some of those that are open")
@@ -288,6 +295,7 @@ class SharedText(File):
     def _current_text(self, sees_all: bool) -> bytes:
         may_block()
         began, text = self._latest.get(sees_all, (0.0, b""))
+        # A text that was begun earlier may lack what has changed before the caller asked.
         if began < asked_at():
             began = time.monotonic()
             shown = None if sees_all else self._is_open_to_all
@@ -306,6 +314,7 @@ class SharedText(File):
     def _is_open_to_all(self, name: bytes) -> bool:
         """Whether everyone may look into a namespace."""
         owner = self._names.owners.owner_of(name)
+        # The right to search its directory: that is what opens everything below.
         return bool((owner or self._permissions.default_owner()).mode & 0o001)
 
 
@@ -313,6 +322,7 @@ class Metrics(SharedText):
     """`.netnsfs/metrics`: also under a name that node_exporter's textfile collector takes."""
 
     key = label = b"metrics"
+    # The collector takes only files that end in .prom, so the file has two names.
     links = 2
 
     def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
@@ -336,6 +346,7 @@ class Corner(Directory):
     """`.netnsfs`: the file system's own corner."""
 
     key = RESERVED
+    # The nodes are made once, with the file system.
     lasting = True
 
     def __init__(self, nodes: dict[bytes, Node]) -> None:

@@ -22,6 +22,7 @@ class Directories:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Weak: a directory is forgotten when the kernel forgets it. Nothing else must keep it.
         self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
         self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
         # Used by the event loop, and by workers.
@@ -53,6 +54,7 @@ class Directories:
                     return self._remember_home(
                         self._get_or_make(namespace, home, home.name), home
                     )
+            # If it is still the home in the next round, it is given up for the new one.
             gone = first
 
     def _remember_home(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
@@ -78,8 +80,8 @@ class Directories:
     def note_removed(self, name: bytes) -> None:
         """Take note that the kernel has removed the directory under a name.
 
-        It lets nobody into that again. If the namespace is alive and is found elsewhere, and
-        somebody has the old directory open, it needs a new one.
+        The kernel lets nobody into that again. If the namespace is alive and is found
+        elsewhere, and somebody has the old directory open, it needs a new one.
         """
         with self._lock:
             node = self._by_name.get(name)
@@ -90,6 +92,7 @@ class Directories:
     def _get_or_make(
         self, namespace: Namespace, home: Home, place: bytes
     ) -> NamespaceDirectory:
+        # By ID: the inode number may be the next namespace's already.
         key = namespace.id, place
         node = self._by_key.get(key)
         if node is None:

@@ -16,6 +16,7 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import ROOT, Owner
 
+# Of what stands there now, nothing is known. No bit is the only answer that lets nobody in.
 _CLOSED = Owner(0, 0, 0, 0)
 
 
@@ -55,7 +56,7 @@ class Home(Protocol):
         """What to call it in a message."""
 
     def stamp(self) -> Hashable:
-        """What is another after each change of what `owner` says."""
+        """Another object after each change of what `owner` returns."""
 
     def owner(self) -> Owner | None:
         """To whom the namespace was given."""
@@ -98,12 +99,15 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
+        # Before the look. A change that comes in between makes another stamp, and is seen the
+        # next time.
         stamp = self._directory.stamp()
         if stamp is not None and stamp is self._stamp:
             return True
         packed = self._directory.packed_look(self.name)
+        # The same bytes need not be taken apart: this is done at each lookup.
         if packed != self._packed:
-            # What a link leads to may be another each time.
+            # What a link leads to can change without any change of the link.
             if linux.unpack_statx(packed) != self.mark or not self._mounted:
                 return False
             self._packed = packed
@@ -120,6 +124,7 @@ class Name:
         try:
             return _require_same(self._names.open_namespace(self.name), namespace)
         except OSError as error:
+            # The name is stale by now, or a link leads elsewhere. Here, the namespace is gone.
             if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ETIMEDOUT):
                 raise
             raise _gone_error() from None
@@ -138,6 +143,7 @@ class Name:
 
     def stamp(self) -> Hashable:
         """See `Home.stamp`: when it was last seen to be unchanged."""
+        # Without a stamp, nothing is known to be unchanged: an object that equals no other.
         return self._stamp or object()
 
     def owner(self) -> Owner | None:
@@ -186,6 +192,7 @@ class Unnamed:
         may_block()
         fd = self._open_held(namespace)
         try:
+            # After the open: while it is held, its inode number cannot become another's.
             if self._is_named(namespace.inode):
                 raise FileNotFoundError(errno.ENOENT, "the namespace has a name")
         except BaseException:
@@ -232,6 +239,7 @@ class Unnamed:
 
 def _require_same(fd: int, namespace: Namespace) -> int:
     try:
+        # By ID: the inode number may be another namespace's by now.
         if namespace_of(fd).id != namespace.id:
             raise _gone_error()
     except BaseException:

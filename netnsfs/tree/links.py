@@ -50,8 +50,9 @@ T = TypeVar("T")
 LINKS = b"links"
 _PEER = b"peer"
 _UNNAMED = (b".netnsfs", b"unnamed")
-# An interface that moves all the time.
+# An interface may move all the time. After so many looks, the last one is the answer.
 _MOST_LOOKS = 10
+# A namespace that has ended stays in the table: now and then it is emptied.
 _MOST_NEIGHBOURS = 4096
 
 
@@ -161,6 +162,7 @@ class Neighbours:
         """
         key = namespace, nsid
         known = self._known.get(key)
+        # What had no name may have one by now. `_candidates` looks at that.
         if known and known.named and _is_known_by(route, nsid, known):
             return known.path
         for found in self._candidates(known):
@@ -241,6 +243,8 @@ class LinksDirectory(Directory):
 
     def interface_attributes(self) -> Attributes:
         """What the directory of each interface shows: who moves it must be able to write it."""
+        # A listing asks for each interface, of which there may be thousands. The answer is the
+        # same for all.
         stamp, known = self.stamp, self._shown
         if known is None or known[0] is not stamp:
             self._shown = known = stamp, self.attributes()._replace(seconds=1)
@@ -296,6 +300,7 @@ class LinksDirectory(Directory):
         self.refuse_unprivileged(caller)
         directory.refuse_unprivileged(caller)
         with _absent_is_enoent(), self.place.held_open() as fd:
+            # Two directories may be of one namespace, by two names.
             if directory.place.namespace.id == self.place.namespace.id:
                 return links.rename(fd, name, new_name)
             self._refuse_leaving(name, caller)
@@ -313,6 +318,7 @@ class LinksDirectory(Directory):
         may_block()
         path, other_name = self._parse_target(target)
         other = self.shared.resolve(path, caller)
+        # The kernel has checked the directory of the link. To it, the target is a text.
         if not may_write(other.current_owner(), caller):
             message = "the other end would be in a namespace that is not the caller's"
             raise PermissionError(errno.EACCES, message, target)
@@ -330,6 +336,8 @@ class LinksDirectory(Directory):
         Raises:
             OSError: EINVAL if it is no path of an interface below the mount point.
         """
+        # `ln -s blue/links/b red/links/a`, typed at the mount point, means a path from there.
+        # Only a path that goes up is meant from the link, as those of symbolic links are.
         here = self.shared.mount_point
         if target.startswith(b".."):
             here = os.path.join(here, own_path(self.place), LINKS)
@@ -337,6 +345,7 @@ class LinksDirectory(Directory):
             os.path.normpath(os.path.join(here, target)), self.shared.mount_point
         )
         parts = path.split(b"/")
+        # NAME/links/INTERFACE, or .netnsfs/unnamed/INODE/links/INTERFACE.
         if len(parts) not in (3, 5) or parts[-2] != LINKS or parts[0] == b"..":
             message = "expected NAME/links/INTERFACE, from the mount point on"
             raise OSError(errno.EINVAL, message, target)
@@ -370,6 +379,7 @@ class InterfaceDirectory(Directory):
     """
 
     def __init__(self, directory: LinksDirectory, name: bytes, identity: int) -> None:
+        # The identity too: another interface of that name is another node.
         self.key = (directory.key, name, identity)
         self._directory = directory
         self._name = name
@@ -437,6 +447,8 @@ class InterfaceDirectory(Directory):
         Raises:
             OSError: ENOENT if it is not.
         """
+        # The identity is looked at before and after. So the index is not that of another
+        # interface which has the name for a moment.
         index = self._sysfs.current_mount().index(self._name)
         self.ensure_present()
         return index
@@ -462,7 +474,7 @@ class InterfaceDirectory(Directory):
         for _ in range(_MOST_LOOKS):
             peer = links.peer(route, self._name)
             path = self._namespace_path(route, peer)
-            # The interface may have moved while its namespace was looked for.
+            # The other end may have moved while its namespace was looked for.
             if links.peer(route, self._name) == peer:
                 break
         if path is None:
@@ -471,6 +483,7 @@ class InterfaceDirectory(Directory):
             self._directory.shared.stats.remember_refusal("readlink", self._name, error)
         own = own_path(self._directory.place)
         name = peer.name or b"unknown"
+        # Up from the interface, from `links`, and from each part of the namespace's path.
         return b"../" * (own.count(b"/") + 3) + b"/".join((path, LINKS, name))
 
     def _namespace_path(self, route: RouteSocket, peer: links.Peer) -> bytes | None:

@@ -2,7 +2,7 @@
 
 One pass over the processes of the machine counts the members of all namespaces, and one
 thread goes from namespace to namespace and reads a few small files in each.
-prometheus_client writes the text; it is imported at the first use, for it is big.
+prometheus_client writes the text; it is imported at the first use, because it is big.
 
 Label values are text and names need not be: a byte that is not UTF-8 is written as \\xNN, and
 a backslash of a name is doubled, so that no two names look the same.
@@ -22,6 +22,7 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 
+# /proc/net is that of the first thread, which never leaves the daemon's namespace.
 _OWN_NET = b"/proc/thread-self/net/"
 _CONNECTIONS = b"/proc/sys/net/netfilter/nf_conntrack_count"
 
@@ -44,7 +45,7 @@ _DEVICE_GAUGES: tuple[tuple[str, str, Callable[[links.State], float | None]], ..
     ("addresses", "Addresses of an interface.", lambda state: state.addresses),
 )
 
-# Fragments of packets, and a protocol that nobody uses.
+# FRAG counts fragments, and UDPLITE is a protocol that nobody uses.
 _NO_SOCKETS = ("FRAG", "UDPLITE")
 
 _Sample = tuple[Sequence[str], float]
@@ -112,6 +113,7 @@ def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) ->
         def collect(self) -> Iterator[Metric]:
             for family in _all_families(names, stats, shown):
                 metric = Metric(family.name, family.help, family.kind)
+                # The format wants the suffix in the sample, and not in the name of the metric.
                 sample = family.name + ("_total" if family.kind == "counter" else "")
                 for values, value in family.samples:
                     metric.add_sample(
@@ -219,7 +221,7 @@ def _own_families(stats: Stats) -> Iterator[Family]:
         (),
         [((), stats.began)],
     )
-    # Copies: the event loop goes on counting.
+    # Copies, because the event loop goes on counting.
     yield Family(
         "counter",
         "netnsfs_requests",
@@ -261,13 +263,14 @@ def _read_namespace(names: Names, name: bytes) -> Reading | None:
 
 
 def _read_inside(name: bytes, fd: int) -> Reading:
-    # Only now, for a link is followed by a thread that is born where we are.
+    # Entered only now: the thread that follows a link starts in the namespace of this one.
     with visit():
         linux.setns(fd, linux.CLONE_NEWNET)
         devices = _read_file(b"dev")
         sockets = _read_file(b"sockstat") + _read_file(b"sockstat6")
         overflows = _parse_overflows(_read_file(b"netstat"))
         connections = _read_file(_CONNECTIONS)
+        # The socket stays in the namespace when the thread has left it.
         route = RouteSocket()
     with route:
         states = {_label_text(state.interface.name): state for state in links.states(route)}

@@ -86,7 +86,7 @@ NAMESPACE = {
 
 
 _LINK = b"ns"
-# Where a directory is, if not under its own name: no names.
+# Values of `place` that are not names, and cannot be any.
 FIRST = b""
 NO_NAME = b"/"
 
@@ -120,6 +120,8 @@ class Settings:
     opened: OpenFiles = field(default_factory=OpenFiles)
 
 
+# The kernel lets nobody into a directory again that was removed while somebody had it open. So
+# a namespace that gets another name needs a node that differs at least in this.
 _generations = count(1)
 
 
@@ -159,10 +161,12 @@ class NamespaceDirectory(Directory):
 
     def attributes(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
+        # A directory has a link for itself, one for its name, and one for each directory in it.
         below = len(self._settings.views) + bool(self._settings.links)
         mode, links = stat.S_IFDIR | owner.mode, 2 + below
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
-        # A user who stands in the directory looks nothing up that would tell of a new owner.
+        # For a second only: a user whose current directory this is makes no lookup, and so
+        # would not hear of a new owner.
         return Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
 
     @property
@@ -323,7 +327,7 @@ class ControlFile(File):
         shown, listing = self.attributes(), self._row.tasks
         if not listing or not tasks.is_cheap():
             return shown
-        # Of all tasks: that some are not for everyone to see, a size need not tell.
+        # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
         link = self._directory.namespace.link
         size = self.size_to_show(lambda: sum(len(b"%d\n" % task) for task in listing(link)))
         return shown._replace(size=size)

@@ -52,6 +52,8 @@ _FILES_OF_NAMES = b"/etc/netns/"
 
 log = logging.getLogger(__name__)
 
+# A target may leave the mount and enter it again many times. The limit is that of the kernel for
+# links (MAXSYMLINKS, linux/namei.h).
 _MOST_RETURNS = 40
 
 
@@ -190,12 +192,14 @@ class Root(NamesDirectory):
         self._opened.cut_hidden()
 
     def _refuse_busy(self, name: bytes) -> None:
+        # Of a symbolic link, only the link is removed.
         if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
             return
         if tasks.is_busy(ns.link):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
 
     def _refuse_losing_devices(self, name: bytes) -> None:
+        # Of a symbolic link, only the link is removed. The namespace loses nothing.
         if self._names.entry_at(name).kind != "mount":
             return
         _, inside = self._names.look_inside(name, links.born_elsewhere)
@@ -214,6 +218,7 @@ class Root(NamesDirectory):
         self._refuse_reserved(new_name)
         self._names.rename(name, new_name)
         with suppress(OSError):
+            # The rename is done. Whatever goes wrong from here on must not be its answer.
             mark = self._names.entry_at(new_name).mark
             self._directories.note_renamed(name, Name(self._names, new_name, mark))
         self._look_ahead(new_name)
@@ -233,7 +238,7 @@ class Root(NamesDirectory):
         self._opened.cut_hidden()
 
     def _look_ahead(self, name: bytes) -> None:
-        """Find a namespace under its new name before anyone asks under which it is open."""
+        """Look a new name up, so that directories which are open learn of it at once."""
         with suppress(OSError):
             self._find_name(name)
 
@@ -251,17 +256,21 @@ class Root(NamesDirectory):
         return OneTimeLink(target)
 
     def _open_target(self, target: bytes, caller: Caller) -> int:
-        """Open the namespace that a link's target designates, as its maker means it."""
+        """Open what a link's target designates for its maker (/proc/self is theirs)."""
         path = os.path.join(self._mount_point, target)
         for _ in range(_MOST_RETURNS):
             try:
                 reached = linux.open_avoiding(path, self._names.links.avoid, caller.pid)
             except linux.EnteredError as error:
+                # The rest of the path starts where it entered, which is the mount point only at
+                # the root.
                 if error.ino != _ROOT_INODE:
                     raise _invalid_target(
                         "the target goes through a bind mount of netnsfs"
                     ) from None
                 if error.rest[:1] != [b".."]:
+                    # The rest lies in our own mount. The kernel must not walk it: it would ask
+                    # this daemon, which is waiting for it. So the names are looked up here.
                     return self._open_below(error.rest, caller)
                 path = os.path.join(os.path.dirname(self._mount_point), *error.rest[1:])
                 continue

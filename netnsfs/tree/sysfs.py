@@ -71,7 +71,7 @@ class SysfsMount:
             if error.errno in linux.SHORTAGE:
                 raise
             found = None
-        # What is no link is no interface (bonding_masters).
+        # A file such as bonding_masters is no link, and no interface.
         if found is None or not stat.S_ISLNK(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "there is no such interface", name)
         return found.st_ino
@@ -108,6 +108,8 @@ class SysfsMounts:
         Raises:
             WouldBlock: on the event loop's thread, if it is not kept.
         """
+        # The event loop takes no lock that a worker may hold. A look into a dictionary is one
+        # step of the interpreter, and needs none.
         if on_event_loop() and (kept := self._kept.get(namespace)):
             return kept
         may_block()
@@ -120,7 +122,7 @@ class SysfsMounts:
         with self._lock:
             self._kept[namespace] = found
             surplus = len(self._kept) - _MOST_MOUNTS
-            # Closed without the lock: it waits for all processors.
+            # Closed without the lock, because the end of a mount waits for all processors.
             dropped = [self._kept.popitem(last=False) for _ in range(surplus)]
         del dropped
         return found
@@ -215,10 +217,13 @@ class _Link(Link):
         device = _device(mount, self._view.name)
         beside = os.path.dirname(os.path.join(device, self._path))
         target = os.path.normpath(os.path.join(beside, os.readlink(mount.path(inner))))
+        # Where an interface's directory is depends on its hardware: .../net/NAME in any case.
         _, _, rest = target.rpartition(b"/net/")
         name, _, below = rest.partition(b"/")
         if name and target == os.path.join(_device(mount, name), below).rstrip(b"/"):
             return b"../" * inner.count(b"/") + rest
+        # What is no interface of this namespace is not shown here, but it is in the machine's
+        # /sys.
         return b"/sys/" + target
 
 
@@ -264,6 +269,7 @@ class _Open(Snapshot):
 
     def __init__(self, flags: int, fd: int, check: Callable[[], None]) -> None:
         self._fd = fd
+        # Runs once, whether it is called, or nobody refers to this any more.
         self.close = weakref.finalize(self, os.close, fd)  # type: ignore[method-assign]
         self._refusal: OSError | None = None
         self._still_there = check
@@ -277,7 +283,7 @@ class _Open(Snapshot):
                 content += part
         except OSError as error:
             self._refusal = error
-            # The kernel asks for no more than there is.
+            # Of an empty file the kernel would read nothing, and the refusal would be lost.
             return bytes(USUAL_SIZE)
         self._refusal = None
         return content

@@ -3,7 +3,7 @@
 Each namespace is visited once, for its interfaces and addresses. In which namespace the other
 end of a veth is, is guessed and then asked (`nsid.ask_nsid`): each end tells the other's index,
 and the kernel tells the other's name and address. What has no such end, as a macvlan whose
-lower interface is elsewhere, is looked for in all namespaces at last.
+lower interface is elsewhere, is looked for in all namespaces in the end.
 
 Everything is sorted by names, so that two graphs can be compared. Names are written as in
 `metrics`; what cannot be printed is written as in Python.
@@ -80,6 +80,8 @@ class Survey:
         far = links.far_end(route, link)
         for other in candidates:
             if self._is_there(other, far) and self._has_number(route, other, nsid):
+                # What the other end calls this namespace is known with that, and need not be
+                # asked.
                 back = self.spaces[other].links[link.link].link_nsid
                 self.neighbours[number, nsid] = other
                 if back is not None:
@@ -91,6 +93,8 @@ class Survey:
         found = self.spaces[number].links.get(far.ifindex) if far else None
         if far is None or found is None:
             return False
+        # Names and addresses can be alike in many namespaces, but this costs nothing. The
+        # kernel is asked last, with an open namespace (`_has_number`).
         return (found.name, found.address) == (far.name, far.address)
 
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
@@ -152,6 +156,7 @@ def render(names: Names, reserved: bytes, shown: Callable[[bytes], bool] | None)
         try:
             survey.visit(source)
         except OSError as error:
+            # It has ended meanwhile, and so is not part of the picture.
             if error.errno in linux.SHORTAGE:
                 raise
     survey.ask_about_the_rest()
@@ -194,6 +199,7 @@ def _graph(survey: Survey) -> Iterator[str]:
     yield "graph netnsfs {\n    node [shape=box];\n"
     for space in survey.spaces:
         yield from _cluster(space, inside[b"net:[%d]" % space.source.inode])
+    # Each end of a veth tells of the same edge.
     yield from sorted(set(_edges(survey)))
     yield "}\n"
 

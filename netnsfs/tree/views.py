@@ -6,10 +6,10 @@ likewise. So names and files are looked up and opened by a worker that is in the
 for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys/net does not;
 both are read and written from anywhere.
 
-Nothing is kept open but for a user who has the same file open: a descriptor more, and a
-removed namespace would live on. Once the last name of a namespace is removed, what users have
-open is cut (`OpenFiles`): it answers ENODEV, and its descriptor leads to /dev/null. Otherwise
-whoever keeps a file open would keep the namespace, and read on in what nobody sees any more.
+Only what users have open is kept open: any other descriptor would keep a removed namespace
+alive. Once the last name of a namespace is removed, what users have open is cut (`OpenFiles`):
+it answers ENODEV, and its descriptor leads to /dev/null. Otherwise whoever keeps a file open
+would keep the namespace, and read on in what nobody sees any more.
 
 Content up to HEAD bytes is read at open, so that it is one snapshot. What is longer streams
 through the descriptor and is never in memory as a whole; it is read once at open to know its
@@ -74,6 +74,7 @@ class OpenFiles:
             self._files.add(file)
             self._any.set()
             unheard = self.rounds != since
+        # A round of cutting after the open has missed a file that was not in the table yet.
         if unheard and not file.view.is_shown():
             file.cut(self._null)
             file.close()
@@ -121,10 +122,10 @@ class View:
         is_shown: whether the namespace is still to be seen where the view was found.
         refuse_writer: refuses a caller who may not write here, whatever a file's mode says.
         closed: permission bits that directories lack.
-        writable: files may be written that the kernel lets be.
-        steady: how many levels there are whose names come and go with modules of the kernel
-            alone, and not with interfaces. The kernel may keep them: a file that is gone
-            nevertheless is found to be when it is opened.
+        writable: whether files that are writable in procfs are so here.
+        steady: how many levels have names that come and go with kernel modules only, and not
+            with interfaces. The kernel may keep those names. One that is gone is noticed when
+            its file is opened.
     """
 
     key: Hashable
@@ -219,7 +220,8 @@ class _File(File):
             file = self._view.call_inside(_open_file, self._path, flags & accepted)
             handle = _Open(self._view, file, flags)
         except FileNotFoundError:
-            # Has the kernel look the name up again, which it may have kept.
+            # The kernel may have kept the name. At ESTALE it looks it up again, without its
+            # cache (fs/namei.c, LOOKUP_REVAL).
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         opened.add(handle, since)
         return handle
@@ -231,6 +233,7 @@ def _open_file(path: bytes, flags: int) -> io.FileIO:
         raise OSError(errno.EINVAL, "neither for reading nor for writing")
 
     def opener(path: str, _: int) -> int:
+        # O_NONBLOCK, because nothing may wait in read(2) without a limit.
         return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
 
     return io.FileIO(os.fsdecode(path), mode, opener=opener)
@@ -271,7 +274,8 @@ class _Open:
         return self._read_fully(size, offset)
 
     def _read_fully(self, size: int, offset: int) -> bytes:
-        # procfs gives what fits a page; to FUSE, less than asked for is the end.
+        # One read of procfs gives about a page. For the kernel's FUSE, less than it has asked
+        # for is the end of the file.
         parts = []
         try:
             while size and (part := os.pread(self._file.fileno(), size, offset)):
@@ -279,8 +283,8 @@ class _Open:
                 size -= len(part)
                 offset += len(part)
         except FileNotFoundError as error:
-            # An open sysctl, whose namespace or interface is gone. A write that gets it may
-            # have asked for what there is not.
+            # An open sysctl whose namespace or interface is gone. Not so for a write, where
+            # ENOENT may be about the value (a congestion control that does not exist).
             raise gone_error() from error
         self._refuse_if_cut()
         return b"".join(parts)
@@ -305,7 +309,10 @@ class _Open:
         Args:
             null: what its descriptor designates instead, so that nothing else takes its number.
         """
+        # First this: a read that goes on meanwhile then finds it set, and does not return what
+        # it got.
         self._is_cut = True
+        # With a close(2) in between, the number would be another file's.
         with self._closing:
             if not self._file.closed:
                 os.dup2(null, self._file.fileno(), inheritable=False)
