@@ -52,8 +52,8 @@ _FILES_OF_NAMES = b"/etc/netns/"
 
 log = logging.getLogger(__name__)
 
-# A target may leave the mount and enter it again many times. The limit is the kernel's for links
-# (MAXSYMLINKS, linux/namei.h).
+# A target may leave the mount and enter it again many times. The limit is the kernel's for
+# links (MAXSYMLINKS, linux/namei.h).
 _MOST_RETURNS = 40
 
 
