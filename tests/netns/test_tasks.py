@@ -12,7 +12,7 @@ from typing import Any
 
 import odd_tasks
 import pytest
-from conftest import RUN, ip, wait_for
+from conftest import RUN, USER_MODE_LINUX, ip, wait_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +42,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Tests here are made in both ways."""
     if request.param is KernelPass and not linux.in_initial_user_namespace():
         pytest.skip("not for a user namespace")
+    if request.param is KernelPass and USER_MODE_LINUX:
+        pytest.skip("user-mode Linux has no BTF")
     made: Pass = request.param()
     monkeypatch.setattr(tasks._chosen, "_way", made)
     yield made
@@ -191,9 +193,8 @@ kinds = st.lists(st.sampled_from(sorted(odd_tasks.KINDS)), min_size=1, max_size=
 
 
 @pytest.mark.machine
+@pytest.mark.parametrize("way", [KernelPass], indirect=True)
 def test_both_ways_tell_the_same(way: Pass) -> None:
-    if not isinstance(way, KernelPass):
-        pytest.skip("it is about both")
     other = ProcPass()
 
     @settings(max_examples=10, deadline=None)
@@ -261,9 +262,9 @@ time.sleep(100)
 
 
 @pytest.mark.machine
-def test_an_open_file_of_proc_net(way: Pass, spawn: Spawn) -> None:
-    if not isinstance(way, KernelPass):
-        pytest.skip("/proc does not tell it")
+@pytest.mark.parametrize("way", [KernelPass], indirect=True)
+@pytest.mark.usefixtures("way")
+def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     ip("netns", "add", "a")
     inode = int(link("a")[5:-1])
     # Not every file there holds the namespace, and no directory does.
