@@ -40,7 +40,7 @@ class Attributes(NamedTuple):
 
     mode: int
     size: int = 0
-    # find(1) takes a larger number for that of the subdirectories, and looks for no more.
+    # find(1) may take a larger number for that of the subdirectories, and look for no more.
     links: int = 1
     atime_ns: int = MOUNTED_NS
     mtime_ns: int = MOUNTED_NS
