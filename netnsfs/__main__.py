@@ -13,7 +13,8 @@ def main() -> int:
     Returns:
         Its exit status.
     """
-    # Started with closed standard streams, no file of ours may get their numbers.
+    # If the standard streams are closed, no file of ours may get their numbers: messages would
+    # be written into it.
     while (filler := os.open("/", os.O_PATH)) < 3:
         pass
     os.close(filler)
@@ -22,7 +23,7 @@ def main() -> int:
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
-    # Not before: --help and wrong calls need neither trio nor libfuse.
+    # Imported only now: --help and wrong calls need neither trio nor libfuse.
     from netnsfs import daemon
 
     return daemon.run(config)

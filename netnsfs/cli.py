@@ -12,7 +12,9 @@ from netnsfs.config import EXIT_USAGE, MOST_SPARES, Config, Failure
 from netnsfs.permissions import Permissions
 
 MOUNT_POINT = "/mnt/netnsfs"
+# The next number, -1, is no ID: chown(2) takes it for "leave it as it is".
 _MAX_ID = (1 << 32) - 2
+# As compiled into iproute2. On some machines, /var/run is no link to /run.
 RUN_DIR = "/var/run/netns"
 
 IGNORED = frozenset(
@@ -69,6 +71,7 @@ def _parse_mask(value: str) -> int:
 
 
 def _parse_spare(value: str) -> int:
+    # Ten digits are enough to see that it is too much. int() refuses a text that is too long.
     if not value.isdecimal() or int(value[:10]) > MOST_SPARES:
         raise Failure(f"spare is a number of at most {MOST_SPARES}", EXIT_USAGE)
     return int(value)
@@ -96,6 +99,7 @@ FLAGS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    # argparse would end with status 2, which means something else here (`Failure`).
     def error(self, message: str) -> NoReturn:
         raise Failure(f"{message} (see netnsfs --help)", EXIT_USAGE)
 
@@ -110,19 +114,22 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         Failure: it is wrong.
         SystemExit: --help and --version have been answered.
     """
+    # Intermixed: mount(8) gives the options after the mount point.
     found = make_parser(version("netnsfs")).parse_intermixed_args(arguments)
     if len(found.paths) > 2:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
     given = ",".join(found.options).split(",")
     if "remount" in given:
-        # First: what comes along are the options that /proc/mounts shows.
+        # Refused first, because mount(8) then gives the options that /proc/mounts shows too,
+        # and some of them are unknown here.
         raise Failure("cannot remount: unmount it and mount it anew", EXIT_USAGE)
     fields = dict(_parse_option(option) for option in given if not _is_ignored(option))
     if source:
-        # Who names a source is mount(8), or does as it does.
+        # A source comes from mount(8), which calls this again for a mount that it does not
+        # recognise in /proc/mounts (mount -a).
         fields |= {"source": _parse_source(source[0]), "repeatable": True}
-    # The last component stays as it is: a dead mount there answers no question.
+    # The last component is not resolved: it may be a dead mount, which answers no question.
     parent, name = os.path.split(os.path.abspath(mount_point))
     return Config(
         mount_point=os.fsencode(os.path.join(os.path.realpath(parent), name)),
@@ -137,6 +144,7 @@ def _permissions(fields: dict[str, Any]) -> Permissions:
     """Take what says to whom things belong out of the fields."""
     umask = fields.pop("umask", None)
     if umask is not None:
+        # Whatever their order, dmask= and fmask= are stronger than umask=.
         fields.setdefault("dmask", umask)
         fields.setdefault("fmask", umask)
     given = fields.keys() & {"uid", "gid", "dmask", "fmask"}
@@ -144,10 +152,11 @@ def _permissions(fields: dict[str, Any]) -> Permissions:
 
 
 def make_parser(release: str) -> argparse.ArgumentParser:
-    """What reads the command line.
+    """What reads the command line. Completions are made from it, the man page is checked by it.
 
     Args:
-        release: what --version prints.
+        release: what --version prints. An argument, because at build time no package is
+            installed that would know it.
     """
     parser = _Parser(
         prog="netnsfs",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from netnsfs.permissions import Permissions
 
+# As mount(8) has them.
 EXIT_USAGE = 1
 EXIT_SYSTEM = 2
 EXIT_MOUNT = 32
@@ -48,7 +49,7 @@ class Config:
         permissions: to whom namespaces belong.
         allow_other: others than the user who mounts may look at it.
         spare: namespaces to make ahead.
-        views: show `net` and `sysctl` in each namespace.
+        views: show `net`, `sysctl` and `links` in each namespace.
         read_only: refuse every change.
         foreground: stay attached to the terminal.
         debug: log everything.

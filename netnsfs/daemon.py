@@ -46,12 +46,14 @@ def run(config: Config) -> int:
         # A child that dies without a word closes the pipe.
         return (os.read(reader, 1) or bytes([EXIT_SYSTEM]))[0]
     os.close(reader)
+    # A session of its own: the end of the terminal sends no SIGHUP.
     os.setsid()
     return _serve_in_background(config, writer)
 
 
 def _serve_in_background(config: Config, parent: int) -> int:
     def report(status: int) -> None:
+        # The parent ends with the first byte, so that a second one has no reader.
         with suppress(BrokenPipeError):
             os.write(parent, bytes([status]))
 
@@ -70,6 +72,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
         _mount_and_serve(config, ready)
     except Failure as failure:
         already = isinstance(failure, takeover.AlreadyMounted)
+        # mount(8) asks for the same mount again, which is no failure.
         if already and config.repeatable and running.serves(config):
             return 0
         print(f"netnsfs: {failure}", file=sys.stderr)
@@ -85,7 +88,8 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     # Taken away, so that no child process can speak for us.
     tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
     takeover.check_machine()
-    # With it, the kernel would show its addresses in net/ to callers who may not see them.
+    # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,
+    # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)
     config = replace(config, mount_point=takeover.clear(config.mount_point))
     _check_config(config)
@@ -95,6 +99,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     cut = partial(root.cut_what_others_remove, Changes(config.run_dir))
 
     def mounted(device: int) -> None:
+        # A link that leads into our own mount would have the daemon wait for itself.
         names.links.avoid = {device}
 
     def answers() -> None:
@@ -125,6 +130,7 @@ def _refuse_inside(config: Config) -> None:
 
 def _warn_if_unseen() -> None:
     with suppress(OSError):
+        # In a container, the kernel may not let us look at PID 1.
         if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
             log.warning(
                 "this is not the machine's mount namespace: namespaces made here may not be "
@@ -142,6 +148,7 @@ def _warn_if_blind() -> None:
 
 def _warn_if_closed(config: Config) -> None:
     directory = config.run_dir
+    # A directory that is missing is made at the first mkdir, in the one above.
     while not os.path.exists(directory):
         directory = os.path.dirname(directory)
     if not config.read_only and not os.access(directory, os.W_OK):
@@ -160,6 +167,7 @@ def _tell_manager(address: str, state: str) -> None:
     if not address:
         return
     path = os.fsencode(address)
+    # An abstract socket (sd_notify(3)).
     if path.startswith(b"@"):
         path = b"\0" + path[1:]
     try:

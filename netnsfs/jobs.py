@@ -75,6 +75,7 @@ class Job(Generic[T]):
         _local.job = self
         try:
             self._value = self._function(*self._args)
+        # Of any kind: it is raised again where the result is awaited.
         except BaseException as error:
             self._error = error
         finally:
@@ -83,6 +84,8 @@ class Job(Generic[T]):
 
     def result(self) -> T:
         """What the call returned, or raise what it raised."""
+        # Not kept: the traceback of the error leads back to this job, and such a circle, with
+        # all that its frames hold, stays until the next garbage collection.
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -169,6 +172,7 @@ def visit() -> Iterator[None]:
     if not _local.expendable:
         raise RuntimeError("only an expendable thread may leave its network namespace")
     if _local.home is None:
+        # /proc/self would be the process's first thread.
         _local.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
@@ -176,6 +180,8 @@ def visit() -> Iterator[None]:
         try:
             linux.setns(_local.home, linux.CLONE_NEWNET)
         except OSError:
+            # In a user namespace, the way back to a namespace of the outer one is closed
+            # (EPERM). The work is done all the same, so this is no error of the job.
             _local.stranded = True
 
 
@@ -185,7 +191,7 @@ def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
     Raises:
         OSError: EAGAIN if the machine has no thread for it.
     """
-    # Stuck in the kernel, a thread that is no daemon would be waited for.
+    # A thread may be stuck in the kernel. The interpreter would wait for it at its end.
     thread = threading.Thread(target=target, name=name, daemon=True)
     try:
         thread.start()

@@ -51,7 +51,7 @@ class LostReplies(logging.Filter):
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # A constant of pyfuse3 (handlers.pxi).
+        # The text with which pyfuse3 logs a reply that has failed (handlers.pxi).
         if "fuse_reply_* failed" not in str(record.msg) or record.args not in _NOBODY_WAITS:
             return True
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
@@ -73,6 +73,7 @@ def log_to_terminal(debug: bool) -> None:
 def leave_terminal(debug: bool) -> None:
     """Log to syslog from now on, and keep nothing of the terminal or the current directory."""
     _log_to(SyslogHandler(), debug)
+    # A current directory keeps its file system from being unmounted.
     os.chdir("/")
     with linux.closing(os.open(os.devnull, os.O_RDWR)) as null:
         for fd in (0, 1, 2):

@@ -15,14 +15,17 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
 
+# For what has no time of its own.
 MOUNTED_NS = time.time_ns()
 
 USUAL_SIZE = 4096
 """What sysfs says of files whose size it does not know."""
 
+# How long after an open the length of what was opened is shown (see `File`).
 _FSTAT_SECONDS = 1.0
 
 
+# A tuple, because each request makes one, and a tuple is made quickly.
 class Attributes(NamedTuple):
     """What stat(2) shows of a node.
 
@@ -37,6 +40,7 @@ class Attributes(NamedTuple):
 
     mode: int
     size: int = 0
+    # find(1) may take a larger number for that of the subdirectories, and look for no more.
     links: int = 1
     atime_ns: int = MOUNTED_NS
     mtime_ns: int = MOUNTED_NS
@@ -215,6 +219,7 @@ class OneTimeLink(Link):
     """The answer to symlink(2). The next lookup of the name finds a directory."""
 
     def __init__(self, target: bytes) -> None:
+        # A node of its own, so that the kernel takes nothing that it finds later for this one.
         self.key = self
         self._target = target
 
@@ -319,6 +324,8 @@ class Snapshot:
         """
         if offset == 0:
             try:
+                # The first read gets what open(2) has fixed. A later one that starts again gets
+                # what is true by then.
                 if self._unread:
                     self._check()
                 else:

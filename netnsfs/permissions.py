@@ -15,8 +15,8 @@ is told is decided here, and so is the little that mode bits cannot say.
 4. The daemon may open more than its callers may. So what makes it open something that the
    caller names, or tells what only the daemon can see, is for callers with the daemon's own
    capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without
-   capabilities, in a container that has the mount, as mighty as the daemon. That is: ln -s, mv
-   of a namespace without a name, what it is to be found by, and holders.
+   capabilities, in a container that has the mount, as powerful as the daemon. That is: ln -s,
+   mv of a namespace without a name, the target of its `ns` link, all of `unnamed`, and holders.
 5. Process IDs that the daemon's /proc hides (hidepid, proc(5)) are shown to those callers,
    and to the owner of the process. The counters of a namespace that not everyone may look into
    are shown to those who may look into anything.
@@ -81,6 +81,8 @@ class Permissions:
         Returns:
             None if to whom any other does. Who is not root can make the mode stricter only.
         """
+        # The kernel does not tell mkdir from mkdir -m. With a dmask= other than the usual one,
+        # a mode that the umask alone explains asks for nothing.
         plain = self.dmask != DMASK and mode == 0o777 & ~caller.umask
         usual = self.default_owner().mode
         if caller.uid != 0:
@@ -143,7 +145,10 @@ class Permissions:
             Permission bits, user ID, group ID.
         """
         shown = mode & ~0o222 & ~self.fmask
+        # What not even root may write belongs to root.
         if not mode & 0o200:
             return shown, 0, 0
+        # Who may read a file may be let write it: the bits for reading, moved to where those
+        # for writing are.
         writers = (mode & 0o444) >> 1 | mode & 0o222
         return shown | owner.write & writers, owner.uid, owner.gid

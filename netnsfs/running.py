@@ -35,17 +35,21 @@ def _served() -> Iterator[Config]:
 
 def _serves_here(pid: str) -> bool:
     """Whether it may be a daemon: not one that is only being started, nor a user's."""
+    # A user could run a program with any command line.
     if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
         return False
     if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
         return False
     fds = f"/proc/{pid}/fd"
+    # A daemon that serves has it open. One that is only being started may still fail.
     return any(os.readlink(f"{fds}/{fd}") == "/dev/fuse" for fd in os.listdir(fds))
 
 
 def _arguments(pid: str) -> list[str]:
     """The words after the program's name on its command line."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
+        # Each word ends with a NUL, so the last part is empty.
         words = os.fsdecode(file.read()).split("\0")[:-1]
+    # Before it may stand the interpreter and its options.
     program = [os.path.basename(word) for word in words].index("netnsfs")
     return words[program + 1 :]

@@ -12,7 +12,7 @@ class Stats:
         began: when the file system was started, seconds since the epoch.
         requests: how many of each kind the kernel has made.
         errors: how many were refused, by kind of request and name of the errno.
-        last: why the last change that was refused was, one line.
+        last: why the last refused change failed, one line.
     """
 
     def __init__(self) -> None:
@@ -33,5 +33,6 @@ class Stats:
     def remember_refusal(self, operation: str, name: bytes, error: OSError) -> None:
         """Remember why a change was refused."""
         code = errno.errorcode.get(error.errno or 0, "EIO")
+        # Without b'': a name may have any byte, and this stays one line of ASCII.
         shown = repr(name)[2:-1]
         self.last = f"{operation} {shown}: {error.strerror} ({code})\n".encode()

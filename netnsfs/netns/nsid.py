@@ -28,6 +28,7 @@ def read_nsid(fd: int) -> bytes:
         OSError: the kernel's answer.
     """
     may_block()
+    # In the namespace of this thread, which is the daemon's: the nsid is the one that it knows.
     with RouteSocket() as route:
         number = ask_nsid(route, fd)
     return b"unassigned\n" if number is None else b"%d\n" % number

@@ -139,6 +139,8 @@ class Watcher:
             packed = linux.statx_cached(self._path)
         except OSError:
             return False
+        # It is not in the kernel's cache, and the event loop must not wait for more. The next
+        # call asks again.
         if packed is None:
             return False
         found = linux.Stat._make(linux.unpack_statx(packed))

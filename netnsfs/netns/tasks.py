@@ -39,6 +39,7 @@ from netnsfs.netns.proc_pass import ProcPass, load, pass_over
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
 _TASKS_AHEAD = 512
+# In the order in which they are listed: first what most likely stays (see `of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class Holder(NamedTuple):
             # The path of a mount may lead through file systems of others, or through our own.
             target = linux.open_avoiding(self.path, avoid, os.getpid())
         else:
+            # Looked at before it is opened: another file may have taken its place by now.
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         with linux.closing(target):
             return nsfs.open_reached(target)

@@ -147,6 +147,7 @@ class NamespaceDirectory(Directory):
         self.home = home
         self._settings = settings
         self.place = place
+        # A number is that of one node. The other directories of the namespace get any.
         self.number = namespace.inode if place == FIRST else 0
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
@@ -334,6 +335,7 @@ class ControlFile(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
+        # Mode 0400 alone would let user ID 0 in without any capability.
         if self._row.guarded and not has_capability(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
         take = partial(directory.show_content, self._row)
@@ -358,6 +360,7 @@ class NamespaceLink(Link):
         return self._directory.home.path_for_setns()
 
     def target_for(self, caller: Caller) -> bytes:
+        # The path tells of a process and its files, which not everyone may know.
         if not self._directory.home.public and not has_capability(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", _LINK)
         return self.target_text()
