@@ -41,7 +41,8 @@ and results: what the kernel has at hand is fine, a lock that others may hold is
 namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
 their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a mount
 at the start (`netnsfs-probe`), and close what users have open in a namespace whose last name
-somebody removes (`netnsfs-cut`).
+somebody removes (`netnsfs-cut`), and wait for the end of the others in a mount namespace of a
+user's own (`netnsfs-alone`).
 
 A plain call that may wait begins with `may_block()`, which raises `WouldBlock` on the event
 loop; the adapter then makes the same call again on a worker. This is how the kernel walks
