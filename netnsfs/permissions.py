@@ -16,7 +16,7 @@ is told is decided here, and so is the little that mode bits cannot say.
    caller names, or tells what only the daemon can see, is for callers with the daemon's own
    capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without
    capabilities, in a container that has the mount, as mighty as the daemon. That is: ln -s, mv
-   of a namespace without a name, what it is to be found by, and holders.
+   of a namespace without a name, everything below `unnamed`, and holders.
 5. Process IDs that the daemon's /proc hides (hidepid, proc(5)) are shown to those callers,
    and to the owner of the process. The counters of a namespace that not everyone may look into
    are shown to those who may look into anything.
