@@ -11,12 +11,14 @@ looking again now and then.
 
 import os
 import select
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 from netnsfs import linux, running
 
 _LOOK_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
 
 
 def companions() -> Iterator[int]:
@@ -35,7 +37,11 @@ def companions() -> Iterator[int]:
 def wait_until_alone() -> None:
     """Wait until no other process is in this mount namespace."""
     for pid in iter(lambda: next(companions(), 0), 0):
-        with suppress(ProcessLookupError), linux.closing(os.pidfd_open(pid)) as process:
-            end = select.poll()
-            end.register(process, select.POLLIN)
-            end.poll(_LOOK_SECONDS * 1000)
+        try:
+            with linux.closing(os.pidfd_open(pid)) as process:
+                end = select.poll()
+                end.register(process, select.POLLIN)
+                end.poll(_LOOK_SECONDS * 1000)
+        except OSError:
+            # It has just ended, or /proc is that of another PID namespace.
+            time.sleep(_RETRY_SECONDS)
