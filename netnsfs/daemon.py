@@ -7,6 +7,7 @@ so ends when the mount answers or with the reason why it never will.
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import linux, logs, running
+from netnsfs import company, linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
 from netnsfs.jobs import start_thread
@@ -106,6 +107,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
         ready()
         names.spares.start()
         start_thread(cut, "netnsfs-cut")
+        _end_when_alone(config)
         tell_manager("READY=1")
 
     session.serve(root, stats, config, mounted, answers)
@@ -160,6 +162,22 @@ def _refuse_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
         message = "spare= needs the machine's initial network namespace: leave it out"
         raise Failure(message, EXIT_USAGE)
+
+
+def _end_when_alone(config: Config) -> None:
+    """End, as on a signal, when nobody is left who could see the mount, or unmount it.
+
+    In front, whoever has started it sees to it: it may be all that is in a container.
+    """
+    if linux.in_initial_user_namespace() or config.foreground:
+        return
+
+    def run() -> None:
+        company.wait_until_alone()
+        log.info("nobody else is in this mount namespace any more")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    start_thread(run, "netnsfs-alone")
 
 
 def _tell_manager(address: str, state: str) -> None:

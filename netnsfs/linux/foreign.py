@@ -135,8 +135,7 @@ def _received(channel: socket.socket) -> int:
         for _, _, packed in rights:
             fds.frombytes(packed)
     for fd in fds:
-        # What was copied may be a file of any file system, which answers ioctl(2) as it likes:
-        # the descriptor is looked at before it is believed.
+        # The child sends nothing but what the kernel gave it for a socket or a tun device.
         if filesystem_magic(fd) == _NSFS_MAGIC and is_net_namespace(fd):
             return fd
         os.close(fd)

@@ -11,10 +11,12 @@ take as long as somebody likes. So it tells what it has learnt before it closes 
 
 import array
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
 import socket
+import stat
 import struct
 import sys
 
@@ -31,6 +33,8 @@ _PIDFD_THREAD = os.O_EXCL
 _SIOCGSKNS = 0x894C
 # asm-generic/socket.h
 _SO_NETNS_COOKIE = 71
+# TUN_MINOR of the miscellaneous devices (linux/miscdevice.h).
+_TUN = os.makedev(10, 200)
 _libc = ctypes.CDLL(None)
 _cookie = ctypes.create_string_buffer(8)
 _length = ctypes.c_uint()
@@ -48,7 +52,7 @@ def _fetch(task: int, fd: int) -> None:
     copy = _copy(_open_task(task), fd)
     out = socket.socket(fileno=0)
     try:
-        rights = array.array("i", [fcntl.ioctl(copy, _SIOCGSKNS)])
+        rights = array.array("i", [_open_namespace(copy)])
     except (OSError, ValueError):
         # An answer without a descriptor. Without any, the daemon would wait until this ends.
         out.send(b"\0")
@@ -89,10 +93,7 @@ def _copy(task: int, fd: int) -> int:
 
 def _namespace(copy: int, known: dict[bytes, int]) -> int:
     """The inode number of a file's namespace. The file of each namespace is opened once."""
-    # getsockopt(2) writes the length back.
-    _length.value = len(_cookie)
-    if _libc.getsockopt(copy, socket.SOL_SOCKET, _SO_NETNS_COOKIE, _cookie, _length_pointer):
-        # A tun device, or nothing of that kind.
+    if not _is_socket(copy):
         return _inode(copy)
     cookie = _cookie.raw
     # A cookie takes one call; opening the namespace's file takes three, and makes an inode.
@@ -101,11 +102,31 @@ def _namespace(copy: int, known: dict[bytes, int]) -> int:
     return known[cookie]
 
 
+def _is_socket(copy: int) -> bool:
+    # getsockopt(2) writes the length back.
+    _length.value = len(_cookie)
+    level, option = socket.SOL_SOCKET, _SO_NETNS_COOKIE
+    return not _libc.getsockopt(copy, level, option, _cookie, _length_pointer)
+
+
+def _open_namespace(copy: int) -> int:
+    """The descriptor that the kernel gives for a socket or a tun device.
+
+    For any other file, its file system answers ioctl(2), with what number it likes. It would be
+    taken for a descriptor of this process: of that file, say, which nobody may close.
+    """
+    if not _is_socket(copy):
+        found = os.fstat(copy)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _TUN:
+            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    return fcntl.ioctl(copy, _SIOCGSKNS)
+
+
 def _inode(copy: int) -> int:
     try:
-        fd = fcntl.ioctl(copy, _SIOCGSKNS)
+        fd = _open_namespace(copy)
     except (OSError, ValueError):
-        # ValueError: there was no file to copy, so the number is -1.
+        # Nothing of that kind, or there was no file to copy, so that the number is -1.
         return 0
     try:
         return os.fstat(fd).st_ino

@@ -27,6 +27,7 @@ import select
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 
 from netnsfs import linux
@@ -237,20 +238,27 @@ class MountedNames:
 
     def _read(self) -> dict[int, list[bytes]]:
         found: dict[int, list[bytes]] = {}
+        for mount in self._seen_mounts():
+            number = _NET.fullmatch(mount.root) if mount.fs_type == b"nsfs" else None
+            if number:
+                found.setdefault(int(number[1]), []).append(os.path.basename(mount.target))
+        return found
+
+    def _seen_mounts(self) -> Iterator[linux.Mount]:
+        """What is mounted on names, and is not covered by something else."""
         try:
             with linux.closing(os.open(self._path, os.O_PATH | os.O_CLOEXEC)) as fd:
-                # What lies below another mount of the directory is not to be seen.
-                shown = {linux.mount_number(fd)}
+                seen_directory = linux.mount_number(fd)
         except FileNotFoundError:
-            return found
-        for mount in linux.mounts():
-            directory, _, name = mount.target.rpartition(b"/")
-            if directory == self._path and mount.fs_type == b"nsfs" and mount.parent in shown:
-                shown.add(mount.id)
-                number = _NET.fullmatch(mount.root)
-                if number:
-                    found.setdefault(int(number[1]), []).append(name)
-        return found
+            return
+        here = {m.id: m for m in linux.mounts() if os.path.dirname(m.target) == self._path}
+        covered = {m.parent for m in here.values()}
+        for number in here.keys() - covered:
+            lowest = here[number]
+            while lowest.parent in here:
+                lowest = here[lowest.parent]
+            if lowest.parent == seen_directory:
+                yield here[number]
 
 
 class RunDirectory:

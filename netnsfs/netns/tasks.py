@@ -26,7 +26,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -192,24 +192,46 @@ class Holder(NamedTuple):
             return nsfs.open_reached(target)
 
 
-def scan(inode: int = 0) -> Iterator[Holder]:
+def one_of_each(without: Iterable[int]) -> Iterator[Holder]:
+    """One holder of each network namespace, but of some.
+
+    Args:
+        without: the inode numbers of those.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    seen = set(without)
+    for holder in scan(without=seen):
+        seen.add(holder.inode)
+        yield holder
+
+
+def scan(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
     """The holders of a network namespace, or of any: what is found soonest comes first.
+
+    Args:
+        inode: the number of the one, or 0.
+        without: the numbers of namespaces whose holders are left out; it may grow meanwhile.
 
     Raises:
         WouldBlock: on the event loop's thread.
     """
     way = _chosen.way()
-    yield from _tasks(way, inode)
-    yield from _mounts(way, inode)
+    yield from _tasks(way, inode, without)
+    yield from (holder for holder in _mounts(way, inode) if holder.inode not in without)
     for found in way.descriptors(inode):
-        line = b"%b %d %d" % (found.kind, found.task, found.fd)
-        yield Holder(found.inode, line, found.path, found)
+        if found.inode not in without:
+            line = b"%b %d %d" % (found.kind, found.task, found.fd)
+            yield Holder(found.inode, line, found.path, found)
 
 
-def _tasks(way: Pass, inode: int) -> Iterator[Holder]:
+def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
     inside = list(way.tasks(inode))
     leaders = {pid: found for pid, tid, found in inside if pid == tid}
     for pid, tid, found in inside:
+        if found in without:
+            continue
         if pid == tid:
             yield Holder(found, b"task %d" % pid, b"/proc/%d/ns/net" % pid)
         # In the namespace of its first thread, a thread is told of by the line of its process.

@@ -90,11 +90,7 @@ class UnnamedDirectory(Directory):
         # A namespace that another tool named `.netnsfs` is hidden by the corner. So it is shown
         # here.
         named = self._names.names_by_inode(without=RESERVED)
-        found: dict[int, tasks.Holder] = {}
-        for holder in tasks.scan():
-            if holder.inode not in named:
-                found.setdefault(holder.inode, holder)
-        self._listed = found
+        self._listed = found = {holder.inode: holder for holder in tasks.one_of_each(named)}
         return [b"%d" % inode for inode in sorted(found)]
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:

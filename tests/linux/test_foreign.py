@@ -1,5 +1,6 @@
 """Sockets and tun devices of other processes, and files that nobody can close."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from conftest import error_of, type_at, wait_for
 
 from netnsfs import linux
+from netnsfs.linux import foreign_child
 
 
 def listen_elsewhere() -> tuple[socket.socket, int]:
@@ -91,3 +93,14 @@ def test_a_copy_that_cannot_be_closed_costs_a_child_only() -> None:
         assert error_of(linux.namespace_of_file, process.pid, good) == "ETIMEDOUT"
         assert time.monotonic() - began < 1
     wait_for(lambda: linux.namespaces_of_files([(os.getpid(), 0)]) == [0])
+
+
+def test_a_number_of_another_file_system_is_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A FUSE server answers ioctl(2) on its files with any number.
+    with linux.closing(os.open("/", os.O_RDONLY)) as file:
+        monkeypatch.setattr(fcntl, "ioctl", lambda fd, request: fd)
+        assert error_of(foreign_child._open_namespace, file) == "ENOTSOCK"
+        with socket.socket() as real:
+            assert foreign_child._open_namespace(real.fileno()) == real.fileno()
