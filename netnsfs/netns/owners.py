@@ -71,8 +71,7 @@ class Owners:
             raise
         with linux.closing(placeholder):
             owner = self.read_owner(placeholder)
-            # What happens to a file under another name of it is not heard of.
-            if known is not None and os.fstat(placeholder).st_nlink == 1:
+            if known is not None and _has_one_name(placeholder):
                 known[name] = owner
         return owner
 
@@ -159,6 +158,14 @@ class Owners:
             if stat.S_IMODE(mode):
                 os.chmod(_path_of(found), 0)
             return os.open(_path_of(found), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _has_one_name(placeholder: int) -> bool:
+    # What happens to a file under another name of it is not heard of.
+    try:
+        return os.fstat(placeholder).st_nlink == 1
+    except OSError:
+        return False
 
 
 def _path_of(fd: int) -> bytes:

@@ -146,6 +146,15 @@ class Watcher:
         return not self.lost
 
 
+def _is_of_nsfs(fd: int) -> bool:
+    try:
+        return linux.statx(b"", fd).dev == nsfs_device()
+    except OSError:
+        # What fails on the event loop may still work on a worker.
+        may_block()
+        raise
+
+
 class Uncovered:
     """A directory as it is below the mounts in it, for as long as this object lives.
 
@@ -347,9 +356,7 @@ class RunDirectory:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        watcher = self._live_watcher()
-        if watcher and watcher.lacks_name(name):
-            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
+        self._refuse_absent(name)
         path = self.path_of(name)
         fd = linux.open_cached(path)
         if fd is not None:
@@ -363,8 +370,18 @@ class RunDirectory:
 
     def packed_look(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
-        with linux.closing(self.reach_name(name)) as fd:
-            return linux.statx_packed(b"", fd)
+        self._refuse_absent(name)
+        path = self.path_of(name)
+        packed = linux.statx_cached(path)
+        if packed is not None:
+            return packed
+        may_block()
+        return linux.statx_packed(path)
+
+    def _refuse_absent(self, name: bytes) -> None:
+        watcher = self._live_watcher()
+        if watcher and watcher.lacks_name(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
 
     def read_times(self) -> tuple[int, int, int]:
         """Times of the directory (access, modification, change), nanoseconds since the epoch.
@@ -395,10 +412,10 @@ class RunDirectory:
             if fd is None:
                 may_block()
                 fd = os.open(name, _STEP, dir_fd=directory.fd)
-            if linux.statx(b"", fd).dev != nsfs_device():
-                return fd
+            with linux.closing(fd):
+                if not _is_of_nsfs(fd):
+                    return os.dup(fd)
             # It was mounted after the directory was cloned and before the clone was private.
-            os.close(fd)
             self._uncovered = None
         raise OSError(errno.EBUSY, "its placeholder cannot be seen", name)
 
