@@ -21,6 +21,7 @@ pyfuse3 looks `trio` up among its own globals at each use, as its module `asynci
 is put there is trio but for the two objects that the waiting is made of.
 """
 
+import errno
 import logging
 import os
 import resource
@@ -33,6 +34,8 @@ from types import SimpleNamespace
 
 import pyfuse3
 import trio
+
+from netnsfs.fuse.shares import Share
 
 # Signals, limits of time and other tasks can be late by twice this.
 _TURN_MS = 2
@@ -48,6 +51,10 @@ _MOST_PENALTY = 256
 _WANTED_PENALTY = 1000
 _MOST_PREEMPTIONS = 100
 """A second: who gets more shares its processor with somebody who has much to do."""
+
+WAITING_EACH = 100
+WAITING_TOGETHER = 700
+"""How many handlers may wait for one user, and for all but root: see session.MAX_TASKS."""
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +138,7 @@ class LoopThread:
 
     Attributes:
         jobs: how many handlers wait for a job.
+        waiting: the same by user. Each keeps a task of pyfuse3's.
     """
 
     def __init__(self) -> None:
@@ -142,6 +150,7 @@ class LoopThread:
         self._lookout = _Lookout(self._poll_requests)
         self._next_turn = 0.0
         self.jobs = 0
+        self.waiting = Share(errno.EAGAIN, WAITING_EACH, WAITING_TOGETHER)
 
     def watch_requests(self, requests: int) -> None:
         """Wait in place from now on.
