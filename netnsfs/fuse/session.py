@@ -31,6 +31,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -64,6 +65,9 @@ GRACE_SECONDS = 2.0
 
 HEARTBEAT_SECONDS = 0.5
 """How long a blocked read of /dev/fuse can stop the process."""
+
+SWITCH_SECONDS = 0.001
+"""For how long a thread may keep the interpreter if another one wants it."""
 
 BOUND_MEMORY_SECONDS = 20.0
 """How often memory is given back, and the kernel made to forget nodes."""
@@ -122,6 +126,8 @@ def serve(
     Raises:
         Failure: it could not be mounted.
     """
+    # What a busy worker keeps the event loop waiting for, at each request (by default 5 ms).
+    sys.setswitchinterval(SWITCH_SECONDS)
     trio.run(_serve, root, stats, config, mounted, ready)
 
 

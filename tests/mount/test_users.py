@@ -103,7 +103,10 @@ def test_a_storm_of_readers_keeps_root_from_nothing(
 ) -> None:
     with nobody(READ, foo / "tids", count):
         time.sleep(1)
-        assert max(slowest(mnt, foo).values()) < 0.5
+        found = slowest(mnt, foo)
+    # It asks five times for what the others ask for, and so waits for five turns.
+    assert found.pop("cat pids") < 5
+    assert max(found.values()) < 0.5
 
 
 def test_descriptors_of_a_user_are_not_those_of_root(start: Start) -> None:
