@@ -63,7 +63,8 @@ class LostReplies(logging.Filter):
 class OneOfAKind(logging.Filter):
     """Lets one line of a kind pass in a second: what users cause must not fill the disk.
 
-    A kind is a message before names and numbers are put into it.
+    A kind is a message before names and numbers are put into it. What root has asked for
+    (`ASKED_FOR`) always passes.
     """
 
     def __init__(self) -> None:
@@ -73,7 +74,7 @@ class OneOfAKind(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         # These are there only if somebody wants them all (-d).
-        if record.levelno <= logging.DEBUG:
+        if record.levelno <= logging.DEBUG or hasattr(record, "asked_for"):
             return True
         kind = record.name, record.levelno, str(record.msg)
         now = monotonic()
@@ -85,6 +86,9 @@ class OneOfAKind(logging.Filter):
             record.msg = f"{record.msg} (and {held_back} more like this before)"
         return True
 
+
+ASKED_FOR = {"asked_for": True}
+"""The `extra` of such a line."""
 
 _SECOND = 1.0
 

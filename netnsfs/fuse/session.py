@@ -51,6 +51,7 @@ from netnsfs.fuse.shares import Share
 from netnsfs.fuse.takeover import Identity
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
+from netnsfs.logs import ASKED_FOR
 from netnsfs.node import Directory
 from netnsfs.stats import Stats
 
@@ -314,7 +315,7 @@ async def _handle_signals(
 def _log_counts(operations: Operations, up: float) -> None:
     nodes, files = operations.known_nodes, operations.open_files
     message = "version %s, up %d s, %d nodes, %d open files"
-    log.info(message, version("netnsfs"), up, nodes, files)
+    log.info(message, version("netnsfs"), up, nodes, files, extra=ASKED_FOR)
 
 
 @contextmanager
