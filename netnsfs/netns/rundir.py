@@ -126,9 +126,6 @@ class Watcher:
                 break
             if mask & _CAME:
                 self._names.add(name)
-                if mask & linux.IN_CREATE:
-                    # A new file has no attributes. When it gets one, that is told too.
-                    self.owners[name] = None
             elif mask & _WENT:
                 self._names.discard(name)
             elif not mask & _CHANGED:
@@ -168,6 +165,10 @@ class Uncovered:
         weakref.finalize(self, os.close, self.fd)
         # What is mounted in the directory from now on is not mounted here too.
         linux.make_private(self.fd)
+        # A clone of a read-only mount stays read-only. Whether the directory is, is looked at
+        # with each change. Where a more privileged user namespace has set the flag, it stays.
+        with suppress(OSError):
+            linux.make_writable(self.fd)
         found = linux.statx(b"", self.fd)
         self.identity = found.dev, found.ino
 

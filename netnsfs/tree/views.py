@@ -121,7 +121,8 @@ class View:
             user and group ID of its owner.
         opened: where its open files are kept.
         is_shown: whether the namespace is still to be seen where the view was found.
-        refuse_writer: refuses a caller who may not write here, whatever a file's mode says.
+        refuse_opener: refuses a caller who may not open (and write) a file here, whatever its
+            mode says.
         closed: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
         steady: how many levels have names that come and go with kernel modules only, and not
@@ -134,7 +135,7 @@ class View:
     show: Callable[[int], tuple[int, int, int]]
     opened: OpenFiles
     is_shown: Callable[[], bool]
-    refuse_writer: Callable[[Caller], None]
+    refuse_opener: Callable[[Caller, bool], None]
     closed: int
     writable: bool
     steady: int
@@ -234,8 +235,7 @@ class _File(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
             refuse_writing(flags)
-        if opened_for_writing(flags):
-            self._view.refuse_writer(caller)
+        self._view.refuse_opener(caller, opened_for_writing(flags))
         accepted = os.O_ACCMODE | os.O_TRUNC
         opened = self._view.opened
         since = opened.rounds

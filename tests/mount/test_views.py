@@ -447,7 +447,7 @@ def test_a_listing_is_one_visit() -> None:
         show=lambda mode: (mode, 0, 0),
         opened=views.OpenFiles(),
         is_shown=lambda: True,
-        refuse_writer=lambda caller: None,
+        refuse_opener=lambda caller, writes: None,
         closed=0,
         writable=True,
         steady=2,
