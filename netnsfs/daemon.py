@@ -7,6 +7,7 @@ so ends when the mount answers or with the reason why it never will.
 
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -92,6 +93,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,
     # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)
+    _raise_descriptor_limit()
     config = replace(config, mount_point=takeover.clear(config.mount_point))
     _check_config(config)
 
@@ -112,6 +114,12 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
 
     session.serve(root, stats, config, mounted, answers)
     tell_manager("STOPPING=1")
+
+
+def _raise_descriptor_limit() -> None:
+    """Users keep files open here: what a shell is content with is soon used up."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_config(config: Config) -> None:
