@@ -433,7 +433,7 @@ sys.exit(main())
 """
 
 FAILURES = {
-    "the look at the mount": "linux.statx = fail",
+    "the look at the mount": "session.takeover.identity_of = fail",
     "mountinfo": "linux.mounts = fail_when_mounted",
     "the session": "session.pyfuse3.init = fail",
     "the start of the loop": "session.never_block = fail",
