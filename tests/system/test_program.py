@@ -129,9 +129,11 @@ def test_a_stopped_daemon_is_not_dead(mnt: Mounted) -> None:
 
 
 @pytest.mark.parametrize(
-    "volume", [["-t", "tmpfs", "volume"], ["--bind", "/mnt"], ["-t", "sysfs", "sysfs"]]
+    "volume", [["-t", "tmpfs", "volume"], ["--bind", "/run/volume"], ["-t", "sysfs", "sysfs"]]
 )
 def test_a_mount_point_that_is_a_mount(volume: list[str]) -> None:
+    # What other tests have left below /mnt may be called anything.
+    Path("/run/volume/made while nothing was mounted").mkdir(parents=True)
     subprocess.run(["mount", *volume, MNT], check=True)
     try:
         before, kind = sorted(os.listdir(MNT)), type_at(MNT)
@@ -146,6 +148,7 @@ def test_a_mount_point_that_is_a_mount(volume: list[str]) -> None:
         assert (sorted(os.listdir(MNT)), type_at(MNT)) == (before, kind)
     finally:
         subprocess.run(["umount", MNT], check=True)
+        shutil.rmtree("/run/volume")
 
 
 def test_a_dead_netnsfs_on_a_volume() -> None:
