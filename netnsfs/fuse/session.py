@@ -163,8 +163,17 @@ async def _serve(
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
                 forget = partial(_forget_unused, config.mount_point, ours)
                 nursery.start_soon(_bound_memory, operations, looks, forget)
-                await pyfuse3.main(max_tasks=MAX_TASKS)
+                await _serve_requests()
                 nursery.cancel_scope.cancel()
+
+
+async def _serve_requests() -> None:
+    try:
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+    except* ConnectionAbortedError:
+        # A read of /dev/fuse says so when the kernel has given the connection up (fs/fuse/dev.c,
+        # fuse_dev_do_read). That is an unmount as well.
+        log.info("the kernel has ended the connection")
 
 
 def _share_files() -> Share:
