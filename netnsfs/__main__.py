@@ -1,5 +1,6 @@
 """The program `netnsfs`."""
 
+import gc
 import os
 import sys
 
@@ -24,8 +25,12 @@ def main() -> int:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
     # Imported only now: --help and wrong calls need neither trio nor libfuse.
+    # There is no garbage among modules, neither while they are loaded nor later.
+    gc.disable()
     from netnsfs import daemon
 
+    gc.freeze()
+    gc.enable()
     return daemon.run(config)
 
 

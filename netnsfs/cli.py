@@ -5,7 +5,6 @@ import grp
 import os
 import pwd
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from netnsfs.config import EXIT_USAGE, MOST_SPARES, Config, Failure
@@ -104,6 +103,15 @@ class _Parser(argparse.ArgumentParser):
         raise Failure(f"{message} (see netnsfs --help)", EXIT_USAGE)
 
 
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *call: object) -> NoReturn:
+        # Takes longer to load than all else that the command line needs.
+        from importlib.metadata import version
+
+        print(f"netnsfs {version('netnsfs')}")
+        parser.exit()
+
+
 def parse_arguments(arguments: Sequence[str]) -> Config:
     """Read the command line.
 
@@ -115,7 +123,7 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         SystemExit: --help and --version have been answered.
     """
     # Intermixed: mount(8) gives the options after the mount point.
-    found = make_parser(version("netnsfs")).parse_intermixed_args(arguments)
+    found = make_parser().parse_intermixed_args(arguments)
     if len(found.paths) > 2:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
@@ -151,12 +159,10 @@ def _permissions(fields: dict[str, Any]) -> Permissions:
     return Permissions(**{key: fields.pop(key) for key in given})
 
 
-def make_parser(release: str) -> argparse.ArgumentParser:
-    """What reads the command line. Completions are made from it, the man page is checked by it.
+def make_parser() -> argparse.ArgumentParser:
+    """What reads the command line.
 
-    Args:
-        release: what --version prints. An argument, because at build time no package is
-            installed that would know it.
+    Completions are made from it, the man page is checked by it.
     """
     parser = _Parser(
         prog="netnsfs",
@@ -190,7 +196,9 @@ def make_parser(release: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--debug", action="store_true", help="stay in front and log everything"
     )
-    parser.add_argument("-V", "--version", action="version", version=f"netnsfs {release}")
+    parser.add_argument(
+        "-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit"
+    )
     return parser
 
 

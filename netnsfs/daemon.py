@@ -7,6 +7,8 @@ so ends when the mount answers or with the reason why it never will.
 
 import logging
 import os
+import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import linux, logs, running
+from netnsfs import company, linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
 from netnsfs.jobs import start_thread
@@ -91,6 +93,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,
     # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)
+    _raise_descriptor_limit()
     config = replace(config, mount_point=takeover.clear(config.mount_point))
     _check_config(config)
 
@@ -106,10 +109,17 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
         ready()
         names.spares.start()
         start_thread(cut, "netnsfs-cut")
+        _end_when_alone(config)
         tell_manager("READY=1")
 
     session.serve(root, stats, config, mounted, answers)
     tell_manager("STOPPING=1")
+
+
+def _raise_descriptor_limit() -> None:
+    """Users keep files open here: what a shell is content with is soon used up."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_config(config: Config) -> None:
@@ -160,6 +170,22 @@ def _refuse_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
         message = "spare= needs the machine's initial network namespace: leave it out"
         raise Failure(message, EXIT_USAGE)
+
+
+def _end_when_alone(config: Config) -> None:
+    """End, as on a signal, when nobody is left who could see the mount, or unmount it.
+
+    In front, whoever has started it sees to it: it may be all that is in a container.
+    """
+    if linux.in_initial_user_namespace() or config.foreground:
+        return
+
+    def run() -> None:
+        company.wait_until_alone()
+        log.info("nobody else is in this mount namespace any more")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    start_thread(run, "netnsfs-alone")
 
 
 def _tell_manager(address: str, state: str) -> None:

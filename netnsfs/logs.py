@@ -4,7 +4,9 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
 from contextlib import suppress
+from time import monotonic
 
 from netnsfs import linux
 from netnsfs.config import one_line
@@ -58,6 +60,38 @@ class LostReplies(logging.Filter):
         return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
+class OneOfAKind(logging.Filter):
+    """Lets one line of a kind pass in a second: what users cause must not fill the disk.
+
+    A kind is a message before names and numbers are put into it. What root has asked for
+    (`ASKED_FOR`) always passes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, int, str], float] = {}
+        self._held_back: Counter[tuple[str, int, str]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # These are there only if somebody wants them all (-d).
+        if record.levelno <= logging.DEBUG or hasattr(record, "asked_for"):
+            return True
+        kind = record.name, record.levelno, str(record.msg)
+        now = monotonic()
+        if now - self._last.get(kind, -_SECOND) < _SECOND:
+            self._held_back[kind] += 1
+            return False
+        self._last[kind] = now
+        if held_back := self._held_back.pop(kind, 0):
+            record.msg = f"{record.msg} (and {held_back} more like this before)"
+        return True
+
+
+ASKED_FOR = {"asked_for": True}
+"""The `extra` of such a line."""
+
+_SECOND = 1.0
+
 _NOBODY_WAITS = [(os.strerror(code),) for code in (errno.ENOENT, errno.ENODEV)]
 
 
@@ -82,6 +116,7 @@ def leave_terminal(debug: bool) -> None:
 
 def _log_to(handler: logging.Handler, debug: bool) -> None:
     handler.addFilter(LostReplies())
+    handler.addFilter(OneOfAKind())
     handler.setFormatter(OneLineFormatter("netnsfs: %(levelname)s: %(message)s"))
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -22,6 +22,18 @@ def serves(config: Config) -> bool:
     return _essence(config) in map(_essence, _served())
 
 
+def is_daemon(pid: str) -> bool:
+    """Whether a process serves a netnsfs in this mount namespace.
+
+    Raises:
+        OSError: that cannot be told, or it has ended.
+    """
+    try:
+        return _serves_here(pid) and bool(_arguments(pid))
+    except ValueError:
+        return False
+
+
 def _essence(config: Config) -> Config:
     return replace(config, source="", repeatable=False, foreground=False, debug=False)
 

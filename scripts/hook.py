@@ -88,7 +88,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
 def _script(shell: str) -> str:
     from netnsfs import cli
 
-    parser = cli.make_parser("")
+    parser = cli.make_parser()
     for action in parser._actions:
         if action.dest == "options":
             action.complete = _mount_options(cli)  # type: ignore[attr-defined]

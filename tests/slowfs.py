@@ -6,7 +6,6 @@
 raises what no handler should raise. With "busy", something keeps the event loop at work.
 """
 
-import logging
 import stat
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable
 
 import trio
 
+from netnsfs import logs
 from netnsfs.config import Config
 from netnsfs.fuse import session, takeover
 from netnsfs.jobs import may_block
@@ -81,7 +81,7 @@ class Root(Directory):
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    logs.log_to_terminal(debug=False)
     config = Config(mount_point=sys.argv[1].encode())
     takeover.clear(config.mount_point)
     session.serve(Root(), Stats(), config, mounted, lambda: None)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from conftest import Mounted, resident
 
-from netnsfs.fuse.session import CHANGES, LOOKS
+from netnsfs.fuse.session import CHANGES, COSTLY, LOOKS
 
-MOST_THREADS = LOOKS + CHANGES + 1 + 1 + 1
+MOST_THREADS = LOOKS + CHANGES + COSTLY + 1 + 1
 """All workers, the event loop's, and the one that hears of what others remove."""
 
 

@@ -8,7 +8,10 @@ thread waits in place, in a plain poll(2), and trio does not notice:
 1. For the next request, while no handler waits for a job. It gives way to trio, as before, if
    trio has had no turn for a moment, or if no request comes for a moment. Signals, limits of
    time and other tasks are late by that moment at most. A daemon without requests sleeps in
-   trio.
+   trio. While handlers wait for jobs, it takes requests that are there already in the same
+   way, for a shorter moment, but waits for the next one in trio, where the end of a job wakes
+   it. It does not unlock the interpreter for them: busy workers would keep it for a
+   millisecond each time.
 2. For the end of a job, while only one handler waits for one. A job usually takes less time
    than two passes of the event loop, one to leave a handler and one to come back to it. The
    next request wakes the thread just the same; then the handler waits as any other does.
@@ -21,6 +24,7 @@ pyfuse3 looks `trio` up among its own globals at each use, as its module `asynci
 is put there is trio but for the two objects that the waiting is made of.
 """
 
+import errno
 import logging
 import os
 import resource
@@ -34,9 +38,13 @@ from types import SimpleNamespace
 import pyfuse3
 import trio
 
+from netnsfs import linux
+from netnsfs.fuse.shares import Share
+
 # Signals, limits of time and other tasks can be late by twice this.
 _TURN_MS = 2
 _TURN_SECONDS = _TURN_MS / 1000
+_TURN_SECONDS_BESIDE_JOBS = 0.0005
 
 _LOOK_SECONDS = 30e-6
 _QUICK_SECONDS = 150e-6
@@ -48,6 +56,10 @@ _MOST_PENALTY = 256
 _WANTED_PENALTY = 1000
 _MOST_PREEMPTIONS = 100
 """A second: who gets more shares its processor with somebody who has much to do."""
+
+WAITING_EACH = 100
+WAITING_TOGETHER = 700
+"""How many handlers may wait for one user, and for all but root: see session.MAX_TASKS."""
 
 log = logging.getLogger(__name__)
 
@@ -131,17 +143,20 @@ class LoopThread:
 
     Attributes:
         jobs: how many handlers wait for a job.
+        waiting: the same by user. Each keeps a task of pyfuse3's.
     """
 
     def __init__(self) -> None:
         self._job_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._requests = -1
         self._poll_requests = select.poll()
+        self._glance = linux.Poll()
         self._poll_both = select.poll()
         self._poll_both.register(self._job_ended, select.POLLIN)
-        self._lookout = _Lookout(self._poll_requests)
-        self._next_turn = 0.0
+        self._lookout = _Lookout(self._poll_requests, self._glance)
+        self._last_turn = 0.0
         self.jobs = 0
+        self.waiting = Share(errno.EAGAIN, WAITING_EACH, WAITING_TOGETHER)
 
     def watch_requests(self, requests: int) -> None:
         """Wait in place from now on.
@@ -151,6 +166,8 @@ class LoopThread:
         """
         self._requests = requests
         self._poll_requests.register(requests, select.POLLIN)
+        self._glance = linux.Poll((requests, select.POLLIN))
+        self._lookout = _Lookout(self._poll_requests, self._glance)
         self._poll_both.register(requests, select.POLLIN)
 
     def close(self) -> None:
@@ -176,12 +193,16 @@ class LoopThread:
 
     async def wait_readable(self, fd: int) -> None:
         """As trio.lowlevel.wait_readable, but for requests in place if that is possible."""
-        if fd == self._requests and not self.jobs:
-            now = monotonic()
-            if now < self._next_turn and self._lookout.finds_request(now):
-                return
+        if fd == self._requests and self._finds_request(monotonic()):
+            return
         await trio.lowlevel.wait_readable(fd)
-        self._next_turn = monotonic() + _TURN_SECONDS
+        self._last_turn = monotonic()
+
+    def _finds_request(self, now: float) -> bool:
+        if self.jobs:
+            beside = now - self._last_turn < _TURN_SECONDS_BESIDE_JOBS
+            return beside and self._glance.any_ready()
+        return now - self._last_turn < _TURN_SECONDS and self._lookout.finds_request(now)
 
     # Jobs
 
@@ -211,8 +232,9 @@ class _Lookout:
         _penalty: what it is set to when looking fails the next time.
     """
 
-    def __init__(self, poll: select.poll) -> None:
+    def __init__(self, poll: select.poll, glance: linux.Poll) -> None:
         self._poll = poll
+        self._glance = glance
         self._quick = 0
         self._penalty = _QUICK_ENOUGH
         self._looks = 0
@@ -234,7 +256,7 @@ class _Lookout:
             return False
         self._looks += 1
         end = now + _LOOK_SECONDS
-        while not self._poll.poll(0):
+        while not self._glance.any_ready():
             if monotonic() > end:
                 self._quick = -self._penalty
                 self._penalty = min(2 * self._penalty, _MOST_PENALTY)

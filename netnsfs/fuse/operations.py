@@ -30,7 +30,7 @@ import select
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -44,10 +44,12 @@ from pyfuse3 import (
 )
 
 from netnsfs import linux
+from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import KnownNode, NodeTable
 from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.shares import ROOT, Share
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Caller, Directory, File, Handle, Link, Node
+from netnsfs.node import Directory, File, Handle, Link, Node
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -97,16 +99,13 @@ def _refuse_other_fields(node: Node, asked: EntryAttributes, fields: SetattrFiel
         raise FUSEError(errno.EPERM)
 
 
-class _Listing:
-    """An open directory: the names as they were when it was last read from the start."""
+class _OpenFile(NamedTuple):
+    """An open file: who has opened it, and how many bytes they were told to pay for."""
 
-    __slots__ = ("caller", "directory", "known", "names")
-
-    def __init__(self, known: KnownNode, directory: Directory, caller: Caller) -> None:
-        self.known = known
-        self.directory = directory
-        self.caller = caller
-        self.names: list[bytes] = []
+    file: File
+    handle: Handle
+    user: int
+    length: int
 
 
 class Operations(pyfuse3.Operations):
@@ -120,6 +119,8 @@ class Operations(pyfuse3.Operations):
         costly: the same for files that take long to make.
         ready: called when the kernel has accepted the mount.
         stats: where requests are counted, and why a change was refused is kept.
+        files: how many open files each user has.
+        texts: how many bytes each user makes the daemon keep.
     """
 
     supports_dot_lookup = False
@@ -132,6 +133,8 @@ class Operations(pyfuse3.Operations):
         costly: Pool,
         ready: Callable[[], None],
         stats: Stats,
+        files: Share,
+        texts: Share,
     ) -> None:
         super().__init__()
         self._looks = looks
@@ -140,8 +143,10 @@ class Operations(pyfuse3.Operations):
         self._ready = ready
         self.stats = stats
         self._counted = stats.requests
-        self._handles: dict[int, tuple[File, Handle]] = {}
-        self._listings: dict[int, _Listing] = {}
+        self._files = files
+        self._texts = texts
+        self._handles: dict[int, _OpenFile] = {}
+        self._listings = Listings(texts)
         self._unused_handles = itertools.count(1)
         self._nodes = NodeTable(root)
         self._by_number = self._nodes.by_number
@@ -174,13 +179,13 @@ class Operations(pyfuse3.Operations):
 
     # What a number of the kernel's stands for
 
-    def _find_file(self, fh: int) -> tuple[File, Handle]:
+    def _find_file(self, fh: int) -> _OpenFile:
         try:
             return self._handles[fh]
         except KeyError:
             raise _not_open_error() from None
 
-    def _find_listing(self, fh: int) -> _Listing:
+    def _find_listing(self, fh: int) -> Listing:
         try:
             return self._listings[fh]
         except KeyError:
@@ -197,24 +202,26 @@ class Operations(pyfuse3.Operations):
 
     # Calls of the tree, here or on a worker
 
-    async def _call_tree(self, function: Callable[..., T], *args: object) -> T:
+    async def _call_tree(self, user: int, function: Callable[..., T], *args: object) -> T:
         try:
             return function(*args)
         except WouldBlock:
-            return await self._looks.run(function, *args)
+            return await self._looks.run_for(user, function, *args)
 
     def _pool_for(self, file: File) -> Pool:
         return self._costly if file.costly else self._looks
 
-    async def _make_change(self, name: bytes, function: Callable[..., T], *args: object) -> T:
+    async def _make_change(
+        self, user: int, name: bytes, function: Callable[..., T], *args: object
+    ) -> T:
         """Call what changes something, and remember why it failed if it does."""
         try:
-            return await self._changes.run(function, *args)
+            return await self._changes.run_for(user, function, *args)
         except OSError as error:
             self.stats.remember_refusal(function.__name__, name, error)
             raise
 
-    async def _admit(self, node: Node, directory: Directory) -> KnownNode:
+    async def _admit(self, user: int, node: Node, directory: Directory) -> KnownNode:
         """The table's entry for a node that was just found, with attributes as they are now.
 
         The caller counts the lookup before it awaits anything else.
@@ -223,20 +230,21 @@ class Operations(pyfuse3.Operations):
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
-        taken = await self._call_tree(node.attributes)
+        taken = await self._call_tree(user, node.attributes)
         if node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
-            await self._call_tree(node.ensure_present)
+            await self._call_tree(user, node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
         known.take_attributes(taken, stamp)
         return known
 
-    async def _refresh_attributes(self, known: KnownNode) -> EntryAttributes:
+    async def _refresh_attributes(self, user: int, known: KnownNode) -> EntryAttributes:
         """A known node's attributes as they are now."""
         stamp = known.node.stamp
-        known.take_attributes(await self._call_tree(known.node.exact_attributes), stamp)
+        taken = await self._call_tree(user, known.node.exact_attributes)
+        known.take_attributes(taken, stamp)
         return known.attributes
 
     # Names
@@ -253,10 +261,10 @@ class Operations(pyfuse3.Operations):
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
-                node = await self._looks.run(directory.lookup, name, ctx)
+                node = await self._looks.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
-                known = await self._admit(node, directory)
+                known = await self._admit(ctx.uid, node, directory)
             known.lookups += 1
             return known.attributes
         except Exception as error:
@@ -267,22 +275,23 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
-        node = await self._make_change(name, directory.mkdir, name, mode & 0o777, ctx)
-        known = await self._admit(node, directory)
+        node = await self._make_change(ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx)
+        known = await self._admit(ctx.uid, node, directory)
         known.lookups += 1
         return known.attributes
 
     @_shielded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._make_change(name, self._find_directory(parent_inode).rmdir, name, ctx)
+        directory = self._find_directory(parent_inode)
+        await self._make_change(ctx.uid, name, directory.rmdir, name, ctx)
 
     @_shielded
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
-        node = await self._make_change(name, directory.symlink, name, target, ctx)
-        known = await self._admit(node, directory)
+        node = await self._make_change(ctx.uid, name, directory.symlink, name, target, ctx)
+        known = await self._admit(ctx.uid, node, directory)
         known.lookups += 1
         return known.attributes
 
@@ -300,7 +309,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EINVAL)
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
-        await self._make_change(name_old, old.rename, name_old, into, name_new, ctx)
+        await self._make_change(ctx.uid, name_old, old.rename, name_old, into, name_new, ctx)
 
     @_shielded
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -328,7 +337,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(self._by_number[inode])
+        return await self._refresh_attributes(ctx.uid, self._by_number[inode])
 
     @_shielded
     async def setattr(
@@ -340,7 +349,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(known)
+        before = await self._refresh_attributes(ctx.uid, known)
         _refuse_other_fields(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -354,15 +363,17 @@ class Operations(pyfuse3.Operations):
         # The kernel may have decided by attributes that are no longer true.
         if ctx.uid not in (0, before.st_uid):
             raise FUSEError(errno.EPERM)
-        await self._make_change(known.node.label, known.node.setattr, mode, uid, gid, ctx)
-        return await self._refresh_attributes(known)
+        await self._make_change(
+            ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+        )
+        return await self._refresh_attributes(ctx.uid, known)
 
     @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(node.target_for, ctx)
+        return await self._call_tree(ctx.uid, node.target_for, ctx)
 
     @_shielded
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -382,16 +393,16 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         directory = self._find_directory(inode)
         fh = next(self._unused_handles)
-        self._listings[fh] = _Listing(
-            self._by_number[inode], directory, directory.listing_caller(ctx)
-        )
+        caller = directory.listing_caller(ctx)
+        self._listings.add(fh, Listing(self._by_number[inode], directory, caller, ctx.uid))
         return fh
 
     @_shielded
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            listing.names = [b".", b"..", *await self._call_tree(listing.directory.list_names)]
+            names = await self._call_tree(listing.user, listing.directory.list_names)
+            self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
         for index in range(start_id, len(listing.names)):
@@ -414,14 +425,16 @@ class Operations(pyfuse3.Operations):
             if time.monotonic() > end:
                 break
 
-    async def _find_listed(self, listing: _Listing, index: int) -> KnownNode | None:
+    async def _find_listed(self, listing: Listing, index: int) -> KnownNode | None:
         if index < 2:
             return listing.known if index == 0 else self._nodes.root
         name = listing.names[index]
         # Names come and go between list and lookup.
         try:
-            node = await self._call_tree(listing.directory.lookup_listed, name, listing.caller)
-            return await self._admit(node, listing.directory)
+            node = await self._call_tree(
+                listing.user, listing.directory.lookup_listed, name, listing.caller
+            )
+            return await self._admit(listing.user, node, listing.directory)
         except OSError as error:
             if error.errno in linux.SHORTAGE:
                 raise
@@ -433,7 +446,7 @@ class Operations(pyfuse3.Operations):
     @_shielded
     async def releasedir(self, fh: int) -> None:
         self._find_listing(fh)
-        del self._listings[fh]
+        self._listings.remove(fh)
 
     @_shielded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -451,52 +464,84 @@ class Operations(pyfuse3.Operations):
             try:
                 handle = node.open(flags, ctx)
             except WouldBlock:
-                handle = await self._pool_for(node).run(node.open, flags, ctx)
+                handle = await self._pool_for(node).run_for(ctx.uid, node.open, flags, ctx)
             length = handle.length
             node.remember_length(length)
             if length > known.attributes.st_size:
-                await self._correct_size(known, length, handle)
+                await self._correct_size(ctx.uid, known, length, handle)
+            if ctx.uid != ROOT:
+                self._count_open(ctx.uid, length, handle)
             fh = next(self._unused_handles)
-            self._handles[fh] = node, handle
+            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
             raise self.refuse(error, "open") from None
 
-    async def _correct_size(self, known: KnownNode, size: int, handle: Handle) -> None:
+    async def _correct_size(
+        self, user: int, known: KnownNode, size: int, handle: Handle
+    ) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
         # corrected before: storing the last byte does it, and open throws the page away. This
         # is done on a worker because it waits for the page, which may be held by a request
         # that only the event loop can answer.
         known.attributes.st_size = size
         try:
-            await self._looks.run(pyfuse3.notify_store, known.number, size - 1, b"\n")
+            store, number = pyfuse3.notify_store, known.number
+            await self._looks.run_for(user, store, number, size - 1, b"\n")
         except BaseException:
             # The kernel does not release what it could not open.
             handle.close()
             raise
 
+    def _count_open(self, user: int, length: int, handle: Handle) -> None:
+        try:
+            self._files.take(user)
+            try:
+                self._texts.take(user, length)
+            except OSError:
+                self._files.give_back(user)
+                raise
+        except OSError:
+            handle.close()
+            raise
+
+    def _count_closed(self, opened: _OpenFile) -> None:
+        self._files.give_back(opened.user)
+        self._texts.give_back(opened.user, opened.length)
+
+    async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
+        pool = self._pool_for(opened.file)
+        data = await pool.run_for(opened.user, opened.handle.read, size, offset)
+        # The text may be a new one.
+        length = opened.handle.length
+        self._texts.correct(opened.user, opened.length, length)
+        self._handles[fh] = opened._replace(length=length)
+        return data
+
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._counted["read"] += 1
         try:
-            node, handle = self._find_file(fh)
+            opened = self._find_file(fh)
             try:
-                return handle.read(size, off)
+                return opened.handle.read(size, off)
             except WouldBlock:
-                return await self._pool_for(node).run(handle.read, size, off)
+                return await self._read_slowly(fh, opened, size, off)
         except Exception as error:
             raise self.refuse(error, "read") from None
 
     @_shielded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        node, handle = self._find_file(fh)
-        return await self._make_change(node.label, handle.write, buf, off)
+        file, handle, user, _ = self._find_file(fh)
+        return await self._make_change(user, file.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1
         try:
-            _, handle = self._find_file(fh)
+            opened = self._find_file(fh)
             del self._handles[fh]
-            handle.close()
+            if opened.user != ROOT:
+                self._count_closed(opened)
+            opened.handle.close()
         except Exception as error:
             raise self.refuse(error, "release") from None
 

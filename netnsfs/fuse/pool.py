@@ -17,7 +17,6 @@ How the loop's thread waits for the end of a job, `loop` decides.
 
 import errno
 import logging
-import queue
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +25,8 @@ from typing import Any, TypeVar
 import trio
 
 from netnsfs.fuse.loop import JobEnd, LoopThread
+from netnsfs.fuse.shares import ROOT
+from netnsfs.fuse.turns import Turns, Waiting
 from netnsfs.jobs import Job, expendable, start_thread
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ MAX_LOST = 64
 log = logging.getLogger(__name__)
 
 
-class _QueuedJob:
+class _QueuedJob(Waiting):
     """A job in a pool.
 
     Attributes:
@@ -47,7 +48,8 @@ class _QueuedJob:
 
     __slots__ = ("done", "end", "job", "lost")
 
-    def __init__(self, job: Job[Any], end: JobEnd) -> None:
+    def __init__(self, user: int, job: Job[Any], end: JobEnd) -> None:
+        super().__init__(user)
         self.job = job
         self.end = end
         self.done: trio.Event | None = None
@@ -55,7 +57,7 @@ class _QueuedJob:
 
 
 class Pool:
-    """Runs at most `limit` jobs at a time, in the order in which they come.
+    """Runs at most `limit` jobs at a time. Users take turns (see `turns`).
 
     Args:
         limit: threads at work.
@@ -72,13 +74,22 @@ class Pool:
         self._queue_seconds = queue_seconds
         self._loop = loop
         self._token = trio.lowlevel.current_trio_token()
-        self._queue: queue.SimpleQueue[_QueuedJob | None] = queue.SimpleQueue()
+        self._queue: Turns[_QueuedJob] = Turns(for_others=max(1, limit - 1))
         self._jobs = 0
         self._threads = 0
         self._lost = 0
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
+        """`run_for` of the daemon's own."""
+        return await self.run_for(ROOT, function, *args)
+
+    async def run_for(self, user: int, function: Callable[..., T], *args: object) -> T:
         """Call `function` on a worker thread.
+
+        Args:
+            user: who waits for it.
+            function: what to call.
+            args: its arguments.
 
         Returns:
             What it returns.
@@ -86,15 +97,16 @@ class Pool:
         Raises:
             OSError: ETIMEDOUT if it takes too long. It then fails at its next `commit()`.
                 One that has committed gets the same time again. EAGAIN if the machine has
-                no thread for it.
+                no thread for it, or the user waits for too many.
             Exception: what the function raises.
         """
         job = Job(function, *args)
-        self._start_threads(self._jobs + 1)
-        self._jobs += 1
+        self._loop.waiting.take(user)
         self._loop.jobs += 1
         try:
-            queued = _QueuedJob(job, self._loop.expect_job())
+            self._start_threads(self._jobs + 1)
+            self._jobs += 1
+            queued = _QueuedJob(user, job, self._loop.expect_job())
             self._queue.put(queued)
             if queued.end.wait():
                 self._take_back(queued)
@@ -103,6 +115,7 @@ class Pool:
                 await self._wait_for(queued, queued.done)
         finally:
             self._loop.jobs -= 1
+            self._loop.waiting.give_back(user)
         return job.result()
 
     async def _wait_for(self, queued: _QueuedJob, done: trio.Event) -> None:
@@ -117,6 +130,8 @@ class Pool:
                 job.abandoned = True
                 queued.lost = job.started
                 self._lost += queued.lost
+                if queued.lost:
+                    self._queue.leave(queued)
         if not done.is_set():
             raise OSError(errno.ETIMEDOUT, "it takes too long")
 
@@ -136,7 +151,7 @@ class Pool:
     def close(self) -> None:
         """Let the threads end, each after the job that it is at."""
         for _ in range(self._threads):
-            self._queue.put(None)
+            self._queue.put_end()
 
     def _start_threads(self, jobs: int) -> None:
         """Have threads for that many jobs, up to the limit."""
@@ -151,7 +166,7 @@ class Pool:
             self._threads += 1
         if self._threads > limit:
             self._threads -= 1
-            self._queue.put(None)
+            self._queue.put_end()
 
     def _work(self) -> None:
         with expendable():
@@ -159,6 +174,7 @@ class Pool:
                 job = queued.job
                 if not job.abandoned:
                     job.run()
+                self._queue.leave(queued)
                 if not queued.end.tell() and not self._hand_over(queued):
                     return
                 if job.stranded:

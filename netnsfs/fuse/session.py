@@ -26,9 +26,12 @@ rest:
    daemon.
 """
 
+import errno
 import logging
 import os
+import resource
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,9 +47,11 @@ from netnsfs.fuse import takeover
 from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.shares import Share
 from netnsfs.fuse.takeover import Identity
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
+from netnsfs.logs import ASKED_FOR
 from netnsfs.node import Directory
 from netnsfs.stats import Stats
 
@@ -62,6 +67,9 @@ GRACE_SECONDS = 2.0
 HEARTBEAT_SECONDS = 0.5
 """How long a blocked read of /dev/fuse can stop the process."""
 
+SWITCH_SECONDS = 0.001
+"""For how long a thread may keep the interpreter if another one wants it."""
+
 BOUND_MEMORY_SECONDS = 20.0
 """How often memory is given back, and the kernel made to forget nodes."""
 
@@ -75,10 +83,19 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 # share the interpreter.
 CHANGES = 4
 LOOKS = 4
+# One for root.
+COSTLY = 2
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
-# stop all others.
+# stop all others. Not all are for users (loop.WAITING_TOGETHER).
 MAX_TASKS = 1000
+
+FILES_EACH = 4096
+"""How many open files a user may have, if the daemon may have that many descriptors."""
+
+TEXT_EACH = 64 << 20
+TEXT_TOGETHER = 256 << 20
+"""How many bytes of text a user, and all but root, may make the daemon keep."""
 
 _MOST_TRIES = 10
 _MOUNT_ATTRIBUTES = (
@@ -110,6 +127,8 @@ def serve(
     Raises:
         Failure: it could not be mounted.
     """
+    # What a busy worker keeps the event loop waiting for, at each request (by default 5 ms).
+    sys.setswitchinterval(SWITCH_SECONDS)
     trio.run(_serve, root, stats, config, mounted, ready)
 
 
@@ -127,9 +146,12 @@ async def _serve(
         loop = LoopThread()
         cleanup.callback(loop.close)
         looks, changes, costly = (
-            _open_pool(limit, loop, cleanup) for limit in (LOOKS, CHANGES, 1)
+            _open_pool(limit, loop, cleanup) for limit in (LOOKS, CHANGES, COSTLY)
         )
-        operations = Operations(root, looks, changes, costly, ready, stats)
+        texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
+        operations = Operations(
+            root, looks, changes, costly, ready, stats, _share_files(), texts
+        )
         if config.debug:
             trace(operations)
         ours = _open_session(operations, loop, config, cleanup)
@@ -143,6 +165,12 @@ async def _serve(
                 nursery.start_soon(_bound_memory, operations, looks, forget)
                 await pyfuse3.main(max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
+
+
+def _share_files() -> Share:
+    """An open file may keep a descriptor: half of them are for root and the daemon."""
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Share(errno.EMFILE, min(FILES_EACH, descriptors // 4), descriptors // 2)
 
 
 def _open_pool(limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
@@ -287,7 +315,7 @@ async def _handle_signals(
 def _log_counts(operations: Operations, up: float) -> None:
     nodes, files = operations.known_nodes, operations.open_files
     message = "version %s, up %d s, %d nodes, %d open files"
-    log.info(message, version("netnsfs"), up, nodes, files)
+    log.info(message, version("netnsfs"), up, nodes, files, extra=ASKED_FOR)
 
 
 @contextmanager

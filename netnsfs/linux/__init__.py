@@ -74,6 +74,7 @@ from netnsfs.linux.mounts import (
     detach,
     forget_unused,
     make_private,
+    make_writable,
     mount,
     mount_at,
     mount_number,

@@ -46,6 +46,7 @@ _MOVE_MOUNT_FLAGS = 4 | 0x40
 _NET_ROOT = re.compile(rb"net:\[(\d+)\]")
 # struct mount_attr: set, clear, propagation, user namespace.
 _MAKE_PRIVATE = struct.pack("=QQQQ", 0, 0, MS_PRIVATE, 0)
+_MAKE_WRITABLE = struct.pack("=QQQQ", 0, MOUNT_ATTR_RDONLY, 0, 0)
 
 
 def mount(source: bytes | None, target: bytes, flags: int) -> None:
@@ -103,6 +104,12 @@ def make_private(mount: int) -> None:
     """
     private = _MAKE_PRIVATE, len(_MAKE_PRIVATE)
     syscall(None, _SYS_MOUNT_SETATTR, mount, b"", AT_EMPTY_PATH, *private)
+
+
+def make_writable(mount: int) -> None:
+    """Take the read-only flag from an open mount that is mounted nowhere."""
+    writable = _MAKE_WRITABLE, len(_MAKE_WRITABLE)
+    syscall(None, _SYS_MOUNT_SETATTR, mount, b"", AT_EMPTY_PATH, *writable)
 
 
 def move_mount(mount: int, target: int) -> None:

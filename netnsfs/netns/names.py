@@ -348,10 +348,9 @@ class Names:
     def _reach_mount(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
-            top = self.directory.reach_name(name)
-            if linux.statx(b"", top).dev == nsfs_device():
-                return top
-            os.close(top)
+            with linux.closing(self.directory.reach_name(name)) as top:
+                if linux.statx(b"", top).dev == nsfs_device():
+                    return os.dup(top)
             if pause:
                 time.sleep(pause)
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)

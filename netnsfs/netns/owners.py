@@ -15,6 +15,7 @@ placeholder, whose mode is 0, so nobody can keep that lock.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ from netnsfs.permissions import Owner
 _NOT_GIVEN = (errno.ENODATA, errno.ENOTSUP)
 # A more privileged user namespace has mounted here, and its placeholders cannot be seen.
 _NOT_OURS = (errno.EINVAL, errno.EPERM)
+
+# User ID, group ID, and two sets of permission bits, the second of bits for writing.
+_OWNER = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,3}):([0-7]{1,3})")
+_MOST_ID = (1 << 32) - 2
+_CLOSED = Owner(0, 0, 0, 0)
 
 
 class Owners:
@@ -55,12 +61,6 @@ class Owners:
         # None is an answer too: it was given to nobody.
         if known is not None and name in known:
             return known[name]
-        owner = self._look_below(name)
-        if known is not None:
-            known[name] = owner
-        return owner
-
-    def _look_below(self, name: bytes) -> Owner | None:
         try:
             placeholder = self._directory.reach_placeholder(name)
         except FileNotFoundError:
@@ -70,7 +70,10 @@ class Owners:
                 return None
             raise
         with linux.closing(placeholder):
-            return self.read_owner(placeholder)
+            owner = self.read_owner(placeholder)
+            if known is not None and _has_one_name(placeholder):
+                known[name] = owner
+        return owner
 
     def read_owner(self, placeholder: int) -> Owner | None:
         """To whom the name of an open placeholder was given.
@@ -84,8 +87,11 @@ class Owners:
             if error.errno in _NOT_GIVEN:
                 return None
             raise
-        uid, gid, mode, write = value.split(b":")
-        return Owner(int(uid), int(gid), int(mode, 8), int(write, 8))
+        found = _OWNER.fullmatch(value)
+        if not found or max(int(found[1]), int(found[2])) > _MOST_ID:
+            # Written by somebody else, or by another version: closed until root says whose.
+            return _CLOSED
+        return Owner(int(found[1]), int(found[2]), int(found[3], 8), int(found[4], 8))
 
     def write_owner(self, placeholder: int, owner: Owner) -> None:
         """Give the name of an open placeholder to somebody.
@@ -116,6 +122,9 @@ class Owners:
             OSError: ENOENT if something else stands there; EPERM if it cannot be kept;
                 ETIMEDOUT if another daemon does not end its change.
         """
+        # Only here: the clone by which the placeholder is reached is writable in any case.
+        if os.statvfs(self._directory.path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
         with self.held_still(name) as placeholder:
             # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
             if linux.statx(self._directory.path_of(name)) != mark:
@@ -149,6 +158,14 @@ class Owners:
             if stat.S_IMODE(mode):
                 os.chmod(_path_of(found), 0)
             return os.open(_path_of(found), os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _has_one_name(placeholder: int) -> bool:
+    # What happens to a file under another name of it is not heard of.
+    try:
+        return os.fstat(placeholder).st_nlink == 1
+    except OSError:
+        return False
 
 
 def _path_of(fd: int) -> bytes:

@@ -27,6 +27,7 @@ import select
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
 
 from netnsfs import linux
@@ -125,9 +126,6 @@ class Watcher:
                 break
             if mask & _CAME:
                 self._names.add(name)
-                if mask & linux.IN_CREATE:
-                    # A new file has no attributes. When it gets one, that is told too.
-                    self.owners[name] = None
             elif mask & _WENT:
                 self._names.discard(name)
             elif not mask & _CHANGED:
@@ -146,6 +144,15 @@ class Watcher:
         found = linux.Stat._make(linux.unpack_statx(packed))
         self.lost |= ((found.dev, found.ino), found.mount) != (self.identity, self._mount)
         return not self.lost
+
+
+def _is_of_nsfs(fd: int) -> bool:
+    try:
+        return linux.statx(b"", fd).dev == nsfs_device()
+    except OSError:
+        # What fails on the event loop may still work on a worker.
+        may_block()
+        raise
 
 
 class Uncovered:
@@ -167,6 +174,10 @@ class Uncovered:
         weakref.finalize(self, os.close, self.fd)
         # What is mounted in the directory from now on is not mounted here too.
         linux.make_private(self.fd)
+        # A clone of a read-only mount stays read-only. Whether the directory is, is looked at
+        # with each change. Where a more privileged user namespace has set the flag, it stays.
+        with suppress(OSError):
+            linux.make_writable(self.fd)
         found = linux.statx(b"", self.fd)
         self.identity = found.dev, found.ino
 
@@ -237,20 +248,27 @@ class MountedNames:
 
     def _read(self) -> dict[int, list[bytes]]:
         found: dict[int, list[bytes]] = {}
+        for mount in self._seen_mounts():
+            number = _NET.fullmatch(mount.root) if mount.fs_type == b"nsfs" else None
+            if number:
+                found.setdefault(int(number[1]), []).append(os.path.basename(mount.target))
+        return found
+
+    def _seen_mounts(self) -> Iterator[linux.Mount]:
+        """What is mounted on names, and is not covered by something else."""
         try:
             with linux.closing(os.open(self._path, os.O_PATH | os.O_CLOEXEC)) as fd:
-                # What lies below another mount of the directory is not to be seen.
-                shown = {linux.mount_number(fd)}
+                seen_directory = linux.mount_number(fd)
         except FileNotFoundError:
-            return found
-        for mount in linux.mounts():
-            directory, _, name = mount.target.rpartition(b"/")
-            if directory == self._path and mount.fs_type == b"nsfs" and mount.parent in shown:
-                shown.add(mount.id)
-                number = _NET.fullmatch(mount.root)
-                if number:
-                    found.setdefault(int(number[1]), []).append(name)
-        return found
+            return
+        here = {m.id: m for m in linux.mounts() if os.path.dirname(m.target) == self._path}
+        covered = {m.parent for m in here.values()}
+        for number in here.keys() - covered:
+            lowest = here[number]
+            while lowest.parent in here:
+                lowest = here[lowest.parent]
+            if lowest.parent == seen_directory:
+                yield here[number]
 
 
 class RunDirectory:
@@ -338,9 +356,7 @@ class RunDirectory:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        watcher = self._live_watcher()
-        if watcher and watcher.lacks_name(name):
-            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
+        self._refuse_absent(name)
         path = self.path_of(name)
         fd = linux.open_cached(path)
         if fd is not None:
@@ -354,8 +370,18 @@ class RunDirectory:
 
     def packed_look(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
-        with linux.closing(self.reach_name(name)) as fd:
-            return linux.statx_packed(b"", fd)
+        self._refuse_absent(name)
+        path = self.path_of(name)
+        packed = linux.statx_cached(path)
+        if packed is not None:
+            return packed
+        may_block()
+        return linux.statx_packed(path)
+
+    def _refuse_absent(self, name: bytes) -> None:
+        watcher = self._live_watcher()
+        if watcher and watcher.lacks_name(name):
+            raise FileNotFoundError(errno.ENOENT, "there is no such name", name)
 
     def read_times(self) -> tuple[int, int, int]:
         """Times of the directory (access, modification, change), nanoseconds since the epoch.
@@ -386,10 +412,10 @@ class RunDirectory:
             if fd is None:
                 may_block()
                 fd = os.open(name, _STEP, dir_fd=directory.fd)
-            if linux.statx(b"", fd).dev != nsfs_device():
-                return fd
+            with linux.closing(fd):
+                if not _is_of_nsfs(fd):
+                    return os.dup(fd)
             # It was mounted after the directory was cloned and before the clone was private.
-            os.close(fd)
             self._uncovered = None
         raise OSError(errno.EBUSY, "its placeholder cannot be seen", name)
 

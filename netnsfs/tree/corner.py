@@ -46,7 +46,8 @@ def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
 def _parse_inode(name: bytes) -> int:
     """An inode number, written as the kernel writes it."""
     # Any other way to write it would be a second name. int() refuses a text that is too long.
-    if not name.isdigit() or name != b"%d" % int(name[:20]):
+    # No namespace has the number 0; to a scan, it means any.
+    if not name.isdigit() or name != b"%d" % int(name[:20]) or name == b"0":
         raise absent_error(name, "there is no such namespace")
     return int(name)
 

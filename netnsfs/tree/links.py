@@ -79,6 +79,9 @@ class Place(Protocol):
     def current_owner(self) -> Owner:
         """To whom the namespace belongs."""
 
+    def refuse_opener(self, caller: Caller, writes: bool) -> None:
+        """Refuse whoever may not open a file of it, whatever its mode says."""
+
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
 
@@ -397,8 +400,18 @@ class InterfaceDirectory(Directory):
             place.ensure_present,
             place.file_attributes,
             self._directory.shared.closed,
-            self._directory.refuse_unprivileged,
+            self.refuse_opener,
         )
+
+    def refuse_opener(self, caller: Caller, writes: bool) -> None:
+        """See `NamespaceDirectory.refuse_opener`.
+
+        Raises:
+            OSError: EACCES, EPERM.
+        """
+        self._directory.place.refuse_opener(caller, False)
+        if writes:
+            self._directory.refuse_unprivileged(caller)
 
     @property
     def stamp(self) -> Hashable:
@@ -510,8 +523,8 @@ class InterfaceFile(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
-        if self.writable and flags & os.O_ACCMODE != os.O_RDONLY:
-            self._directory.refuse_unprivileged(caller)
+        writes = self.writable and flags & os.O_ACCMODE != os.O_RDONLY
+        self._directory.refuse_opener(caller, writes)
         take = partial(self._directory.look_at_interface, self._row.show)
         run = partial(self._directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, self._directory.ensure_present, run)

@@ -30,7 +30,13 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.callers import CAP_NET_ADMIN, CAP_SYS_PTRACE, Viewer, has_capability
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    CAP_SYS_PTRACE,
+    Viewer,
+    has_capability,
+)
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
 from netnsfs.tree.views import OpenFiles
@@ -208,16 +214,22 @@ class NamespaceDirectory(Directory):
             self.file_attributes,
             self._settings.opened,
             self.is_shown,
-            self.refuse_writer,
+            self.refuse_opener,
             closed,
             writable,
             steady,
         )
 
-    def refuse_writer(self, caller: Caller) -> None:
-        """Refuse whoever may not write to a namespace that nobody has given a name.
+    def refuse_opener(self, caller: Caller, writes: bool) -> None:
+        """Refuse whoever may not open a file of a namespace that nobody has given a name.
 
-        It may be the machine's own, which user ID 0 alone does not make writable.
+        It may be the machine's own, which user ID 0 alone does not make writable. And not
+        everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
+        or a current directory that was handed on leads here too.
+
+        Args:
+            caller: who.
+            writes: what is opened is to be written.
 
         Raises:
             OSError: EACCES.
@@ -225,9 +237,10 @@ class NamespaceDirectory(Directory):
         if self.home.public:
             return
         may_block()
-        if not has_capability(caller, CAP_NET_ADMIN):
-            message = "that takes CAP_NET_ADMIN, as the daemon has it"
-            raise PermissionError(errno.EACCES, message, self.label)
+        for needed in (CAP_DAC_READ_SEARCH, *[CAP_NET_ADMIN] * writes):
+            if not has_capability(caller, needed):
+                message = "that takes a capability that the daemon has: see capabilities(7)"
+                raise PermissionError(errno.EACCES, message, self.label)
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
@@ -338,12 +351,11 @@ class ControlFile(File):
         # Mode 0400 alone would let user ID 0 in without any capability.
         if self._row.guarded and not has_capability(caller, CAP_SYS_PTRACE):
             raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
+        directory.refuse_opener(caller, self.writable and opened_for_writing(flags))
         take = partial(directory.show_content, self._row)
         if self._row.tasks:
             may_block()
             take = partial(directory.list_tasks, self._row, Viewer(caller))
-        if self.writable and opened_for_writing(flags):
-            directory.refuse_writer(caller)
         run = partial(directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, directory.ensure_present, run)
 

@@ -84,6 +84,7 @@ class Root(NamesDirectory):
 
     def __init__(self, names: Names, stats: Stats, config: Config) -> None:
         self._names = names
+        self._times = (MOUNTED_NS,) * 3
         self._mount_point = config.mount_point
         self._keep_busy = config.keep_busy
         self._keep_devices = config.keep_devices
@@ -147,11 +148,16 @@ class Root(NamesDirectory):
 
     def attributes(self) -> Attributes:
         try:
-            times = self._names.directory.read_times()
+            self._times = self._names.directory.read_times()
         except FileNotFoundError:
-            times = (MOUNTED_NS,) * 3
+            self._times = (MOUNTED_NS,) * 3
+        except OSError as error:
+            # The kernel asks for them before it asks for anything in the mount: an answer of a
+            # moment ago is better than none.
+            if error.errno not in linux.SHORTAGE:
+                raise
         owner = self._owner
-        return Attributes(owner.mode, 0, 1, *times, 1, owner.uid, owner.gid)
+        return Attributes(owner.mode, 0, 1, *self._times, 1, owner.uid, owner.gid)
 
     def list_names(self) -> list[bytes]:
         # The corner is found by those who know it: what walks a tree must not walk every

@@ -147,7 +147,8 @@ class SysfsView:
         show: from the kernel's permission bits of a file to those that it has here, and the
             user and group ID of its owner.
         closed: permission bits that directories lack.
-        refuse: raises OSError for a caller who may not write whatever the bits say.
+        refuse_opener: raises OSError for a caller who may not open (and write) a file
+            whatever the bits say.
     """
 
     key: Hashable
@@ -157,7 +158,7 @@ class SysfsView:
     check: Callable[[], None]
     show: Callable[[int], tuple[int, int, int]]
     closed: int
-    refuse: Callable[[Caller], None]
+    refuse_opener: Callable[[Caller, bool], None]
 
     def find_node(self, path: bytes) -> Node:
         """A directory, file or link of sysfs; `path` starts at the interface's directory.
@@ -254,8 +255,7 @@ class _File(File):
         may_block()
         if not self.writable:
             refuse_writing(flags)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._view.refuse(caller)
+        self._view.refuse_opener(caller, flags & os.O_ACCMODE != os.O_RDONLY)
         path = self._view.current_mount().path(self._view.name + b"/" + self._path)
         fd = os.open(path, flags & os.O_ACCMODE | os.O_CLOEXEC | os.O_NONBLOCK)
         return _Open(flags, fd, self._view.check)

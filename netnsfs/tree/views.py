@@ -23,6 +23,7 @@ import stat
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakSet
@@ -120,7 +121,8 @@ class View:
             user and group ID of its owner.
         opened: where its open files are kept.
         is_shown: whether the namespace is still to be seen where the view was found.
-        refuse_writer: refuses a caller who may not write here, whatever a file's mode says.
+        refuse_opener: refuses a caller who may not open (and write) a file here, whatever its
+            mode says.
         closed: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
         steady: how many levels have names that come and go with kernel modules only, and not
@@ -133,7 +135,7 @@ class View:
     show: Callable[[int], tuple[int, int, int]]
     opened: OpenFiles
     is_shown: Callable[[], bool]
-    refuse_writer: Callable[[Caller], None]
+    refuse_opener: Callable[[Caller, bool], None]
     closed: int
     writable: bool
     steady: int
@@ -144,12 +146,15 @@ class View:
         Raises:
             OSError: ENOENT if the kernel has none.
         """
-        found = self.call_inside(os.lstat, path)
-        if stat.S_ISDIR(found.st_mode):
-            return _Directory(self, path, found, level)
-        if stat.S_ISLNK(found.st_mode):
+        return self.make_node(path, self.call_inside(os.lstat, path).st_mode, level)
+
+    def make_node(self, path: bytes, mode: int, level: int) -> Node:
+        """What has a mode."""
+        if stat.S_ISDIR(mode):
+            return _Directory(self, path, mode, level)
+        if stat.S_ISLNK(mode):
             return _Link(self, path)
-        return _File(self, path, found)
+        return _File(self, path, mode)
 
     def call_inside(self, function: Callable[..., T], *args: object) -> T:
         """Call something on a thread that is in the namespace."""
@@ -163,23 +168,42 @@ class View:
         return on_own_thread(run)
 
 
+def _modes_in(path: bytes) -> dict[bytes, int]:
+    modes = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            # It may be gone, as an interface is.
+            with suppress(FileNotFoundError):
+                modes[entry.name] = entry.stat(follow_symlinks=False).st_mode
+    return modes
+
+
 class _Directory(Directory):
-    def __init__(self, view: View, path: bytes, found: os.stat_result, level: int) -> None:
+    def __init__(self, view: View, path: bytes, mode: int, level: int) -> None:
         self.key = (view.key, path)
         self.lasting = level < view.steady
         self._view = view
         self._path = path
-        self._found = found
+        self._mode = mode
         self._level = level
+        self._listed: dict[bytes, int] = {}
 
     def attributes(self) -> Attributes:
-        return Attributes(self._found.st_mode & ~0o222 & ~self._view.closed)
+        return Attributes(self._mode & ~0o222 & ~self._view.closed)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         return self._view.find_node(self._path + b"/" + name, self._level + 1)
 
     def list_names(self) -> list[bytes]:
-        return self._view.call_inside(os.listdir, self._path)
+        # With their modes, or each would take a visit of its own.
+        self._listed = self._view.call_inside(_modes_in, self._path)
+        return [*self._listed]
+
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        mode = self._listed.get(name)
+        if mode is None:
+            return self.lookup(name, caller)
+        return self._view.make_node(self._path + b"/" + name, mode, self._level + 1)
 
 
 class _Link(Link):
@@ -194,13 +218,13 @@ class _Link(Link):
 
 
 class _File(File):
-    def __init__(self, view: View, path: bytes, found: os.stat_result) -> None:
+    def __init__(self, view: View, path: bytes, mode: int) -> None:
         self.key = (view.key, path)
         self.label = os.path.basename(path)
-        self.writable = view.writable and bool(found.st_mode & 0o222)
+        self.writable = view.writable and bool(mode & 0o222)
         self._view = view
         self._path = path
-        self._mode = found.st_mode
+        self._mode = mode
 
     def attributes(self) -> Attributes:
         size = self.size_to_show(lambda: USUAL_SIZE)
@@ -211,8 +235,7 @@ class _File(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
             refuse_writing(flags)
-        if opened_for_writing(flags):
-            self._view.refuse_writer(caller)
+        self._view.refuse_opener(caller, opened_for_writing(flags))
         accepted = os.O_ACCMODE | os.O_TRUNC
         opened = self._view.opened
         since = opened.rounds

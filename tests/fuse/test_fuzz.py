@@ -30,6 +30,7 @@ from netnsfs.config import Config
 from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.shares import Share
 from netnsfs.jobs import never_block, on_own_thread, visit
 from netnsfs.netns.names import Names
 from netnsfs.stats import Stats
@@ -549,7 +550,10 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
         pool = Pool(2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))
-        operations = fuse.Operations(root, pool, pool, pool, lambda: None, stats)
+        unbounded = Share(errno.EMFILE, 1 << 60, 1 << 60)
+        operations = fuse.Operations(
+            root, pool, pool, pool, lambda: None, stats, unbounded, unbounded
+        )
         made = Requests(operations)
         try:
             with trio.fail_after(60):

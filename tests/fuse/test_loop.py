@@ -112,10 +112,17 @@ async def test_trio_has_its_turn(
 async def test_no_request_is_waited_for_in_place_while_a_handler_waits(
     loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_TURN_SECONDS", 60)
+    monkeypatch.setattr(loop_module, "_TURN_SECONDS_BESIDE_JOBS", 0)
     await take_turn(loop, requests)
     loop.jobs = 1
     assert await gives_way(loop, requests[0])
+    monkeypatch.setattr(loop_module, "_TURN_SECONDS_BESIDE_JOBS", 60)
+    # But what is there already is taken at once.
+    assert not await gives_way(loop, requests[0])
+    os.read(requests[0], 99)
+    with trio.move_on_after(0.1) as limit:
+        assert await others_run(loop.wait_readable(requests[0]))
+    assert limit.cancelled_caught
 
 
 async def test_other_descriptors_are_left_to_trio(
@@ -253,9 +260,11 @@ async def test_it_is_not_looked_for_while_others_want_the_processor(
     assert loop._lookout._looks == 0
 
 
-def test_looking_in_vain_becomes_rare(loop: LoopThread, two_processors: None) -> None:
+def test_looking_in_vain_becomes_rare(
+    loop: LoopThread, two_processors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", 1e12)
     lookout = loop._lookout
-    lookout._checked = time.monotonic()
     for _ in range(2000):
         # As if the last one had come quickly, and the next does not come.
         lookout._quick += 1

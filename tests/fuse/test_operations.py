@@ -11,15 +11,28 @@ from typing import Any, cast
 
 import pyfuse3
 import pytest
+import trio
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.loop import WAITING_EACH, LoopThread
 from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.shares import Share
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
 from netnsfs.stats import Stats
 
-CTX = cast(pyfuse3.RequestContext, None)
+ROOT, NOBODY = 0, 65534
+
+
+def asked_by(user: int) -> pyfuse3.RequestContext:
+    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=0, umask=0))
+
+
+CTX = asked_by(ROOT)
+
+
+FILES = 3
+TEXT = 90
 
 
 class Leaf(File):
@@ -69,9 +82,17 @@ def root() -> Root:
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopThread()
     pool = Pool(1, 5, 5, loop)
-    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats())
+    files = Share(errno.EMFILE, FILES, 2 * FILES)
+    texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
+    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats(), files, texts)
     pool.close()
     loop.close()
+
+
+def elsewhere() -> None:
+    """As jobs.may_block, when this thread is the event loop's."""
+    if threading.current_thread() is threading.main_thread():
+        raise WouldBlock
 
 
 async def code(awaitable: Any) -> str:
@@ -432,3 +453,71 @@ async def test_statfs_is_that_of_cgroup2(ops: fuse.Operations) -> None:
         0,
         255,
     )
+
+
+async def test_a_user_has_so_many_open_files(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    nobody = asked_by(65534)
+    opened = [(await ops.open(inode, 0, nobody)).fh for _ in range(FILES)]
+    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    assert ops.open_files == FILES
+    for user in (0, 1000):
+        opened.append((await ops.open(inode, 0, asked_by(user))).fh)
+    for fh in opened:
+        await ops.release(fh)
+    for _ in range(FILES + 1):
+        await ops.release((await ops.open(inode, 0, nobody)).fh)
+
+
+async def test_a_user_keeps_so_much_text(ops: fuse.Operations, root: Root) -> None:
+    texts = iter([b"x" * TEXT, b"x", b"x", b"x" * (TEXT - 1), b"x", b"x"])
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    nobody = asked_by(65534)
+    first = (await ops.open(inode, 0, nobody)).fh
+    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    await ops.release(first)
+    opened = [(await ops.open(inode, 0, nobody)).fh for _ in range(2)]
+    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    opened.append((await ops.open(inode, 0, CTX)).fh)
+    for fh in opened:
+        await ops.release(fh)
+
+
+async def test_a_text_that_has_grown_counts(ops: fuse.Operations, root: Root) -> None:
+    texts = iter([b"x", b"x" * (TEXT - 1), b"xx", b"x"])
+
+    def slow() -> bytes:
+        elsewhere()
+        return next(texts)
+
+    root.nodes[b"a"] = lambda: Leaf("a", slow)
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    nobody = asked_by(65534)
+    fh = (await ops.open(inode, 0, nobody)).fh
+    for _ in range(2):
+        await ops.read(fh, 0, TEXT)
+    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    await ops.release(fh)
+    await ops.release((await ops.open(inode, 0, nobody)).fh)
+
+
+async def test_a_user_waits_for_so_many(ops: fuse.Operations, root: Root) -> None:
+    release = threading.Event()
+
+    def find() -> Node:
+        elsewhere()
+        release.wait()
+        return Leaf("a", lambda: b"abc")
+
+    root.nodes[b"a"] = find
+    nobody = asked_by(65534)
+    async with trio.open_nursery() as nursery:
+        for _ in range(WAITING_EACH):
+            nursery.start_soon(ops.lookup, 1, b"a", nobody)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await code(ops.lookup(1, b"a", nobody)) == "EAGAIN"
+        nursery.start_soon(ops.lookup, 1, b"a", CTX)
+        await trio.testing.wait_all_tasks_blocked()
+        release.set()

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -211,7 +212,8 @@ def test_unmounting_while_busy(mnt: Mounted) -> None:
     assert b"busy" in done.stderr
     assert mnt.process.poll() is None
     subprocess.run(["umount", "-l", mnt.path], check=True)
-    assert os.listdir(directory) == [".netnsfs"]
+    assert os.listdir(directory) == []
+    assert os.stat(".netnsfs", dir_fd=directory).st_mode == stat.S_IFDIR | 0o555
     os.close(directory)
     assert mnt.process.wait(5) == 0
 

@@ -16,6 +16,8 @@ from conftest import RUN, Mounted, Start, error_of, ip, settled, wait_for
 from usage import MOST_THREADS, Usage, descriptors
 
 from netnsfs.netns.names import Names
+from netnsfs.node import Directory
+from netnsfs.tree import views
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -435,6 +437,40 @@ def test_readers_and_removal_at_once(mnt: Mounted) -> None:
     for thread in threads:
         thread.join()
     assert errors <= {"", "ENOENT", "ENODEV", "ESTALE", "EIO"}
+
+
+def test_a_listing_is_one_visit() -> None:
+    visits = []
+    view = views.View(
+        key="here",
+        enter=lambda: visits.append(""),
+        show=lambda mode: (mode, 0, 0),
+        opened=views.OpenFiles(),
+        is_shown=lambda: True,
+        refuse_opener=lambda caller, writes: None,
+        closed=0,
+        writable=True,
+        steady=2,
+    )
+    for path in (b"/proc/sys/net/ipv4/conf", b"/proc/sys/net/ipv4", b"/proc/thread-self/net"):
+        directory = view.find_node(path)
+        assert isinstance(directory, Directory)
+        del visits[:]
+        names = directory.list_names()
+        found = [directory.lookup_listed(name, Nobody()) for name in names]
+        assert len(visits) == 1
+        assert sorted(names) == sorted(os.listdir(path))
+        for name, node in zip(names, found, strict=True):
+            alone = directory.lookup(name, Nobody())
+            assert (node.key, type(node)) == (alone.key, type(alone))
+            assert node.attributes().mode == alone.attributes().mode
+        # What has come since.
+        assert error_of(directory.lookup_listed, b"absent", Nobody()) == "ENOENT"
+
+
+class Nobody:
+    pid = uid = 65534
+    umask = 0
 
 
 @pytest.mark.machine

@@ -357,6 +357,7 @@ def inode_flag(flag: str, below: bytes) -> Iterator[str]:
             subprocess.run(["chattr", f"-{flag}", path], check=True)
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize(
     "closed",
     [

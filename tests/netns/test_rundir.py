@@ -3,15 +3,17 @@
 import ctypes
 import os
 import subprocess
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from conftest import RUN, ip
 
 from netnsfs import linux
-from netnsfs.netns.rundir import RunDirectory, Uncovered, Watcher
+from netnsfs.netns.rundir import Changes, MountedNames, RunDirectory, Uncovered, Watcher
 
 ABOVE = Path("/run/above")
 DIRECTORY = ABOVE / "names"
@@ -32,7 +34,7 @@ def no_directory() -> Iterator[None]:
     yield
     for path in (DIRECTORY, ABOVE):
         subprocess.run(["umount", path], check=False, capture_output=True)
-    subprocess.run(["rm", "-r", ABOVE], check=True)
+    subprocess.run(["rm", "-rf", ABOVE], check=True)
 
 
 def test_names_come_and_go(watcher: Watcher) -> None:
@@ -187,6 +189,58 @@ def test_only_a_directory_in_memory_is_watched() -> None:
 
 
 # What is below the mounts
+
+
+def test_mounted_names() -> None:
+    mounted = MountedNames(bytes(RUN))
+    ip("netns", "add", "first name")
+    # What is mounted on one of several peers is mounted on all of them.
+    subprocess.run(["mount", "--make-private", RUN / "first name"], check=True)
+    inode = os.stat(RUN / "first name").st_ino
+    assert mounted.names_of(inode) == [b"first name"]
+    for name in ("second", "third"):
+        (RUN / name).touch()
+        subprocess.run(["mount", "--bind", RUN / "first name", RUN / name], check=True)
+    assert sorted(mounted.names_of(inode)) == [b"first name", b"second", b"third"]
+    (RUN / "link").symlink_to(RUN / "second")
+    subprocess.run(["mount", "--bind", "/proc/self/ns/uts", RUN / "second"], check=True)
+    subprocess.run(["umount", RUN / "third"], check=True)
+    assert mounted.names_of(inode) == [b"first name"]
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", RUN], check=True)
+    assert mounted.names_of(inode) == []
+    subprocess.run(["umount", RUN], check=True)
+    assert mounted.names_of(inode) == [b"first name"]
+    for name in ("second", "second", "first name"):
+        subprocess.run(["umount", RUN / name], check=True)
+    assert mounted.names_of(inode) == []
+    for name in ("first name", "second", "third", "link"):
+        (RUN / name).unlink()
+
+
+def test_mounted_names_of_a_directory_that_is_missing(no_directory: None) -> None:
+    assert MountedNames(bytes(RUN)).names_of(1) == []
+
+
+def test_changes_are_waited_for(tmp_path: Path) -> None:
+    changes = Changes(bytes(RUN))
+    heard = threading.Semaphore(0)
+
+    def listen() -> None:
+        for _ in range(3):
+            changes.wait()
+            heard.release()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    (RUN / "link").symlink_to("/proc/self/ns/net")
+    assert not heard.acquire(timeout=0.2)
+    (RUN / "link").unlink()
+    assert heard.acquire(timeout=20)
+    subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
+    assert heard.acquire(timeout=20)
+    subprocess.run(["umount", tmp_path], check=True)
+    assert heard.acquire(timeout=20)
+    listener.join()
 
 
 def test_placeholders_are_seen_below_their_mounts() -> None:

@@ -70,6 +70,6 @@ def test_the_page_tells_the_files_of_interfaces(row: links.Row) -> None:
 def test_the_page_tells_every_option() -> None:
     for option in [*cli.OPTIONS, *cli.FLAGS]:
         assert re.search(rf"^\.It Cm {option}( |$)", TEXT, re.MULTILINE)
-    for action in cli.make_parser("")._actions:
+    for action in cli.make_parser()._actions:
         for option in action.option_strings:
             assert re.search(rf"Fl ({option[1:]}|Fl {option[2:]})( |$)", TEXT, re.MULTILINE)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, bound, python_in
+from conftest import CHECKOUT, bound, command_of, python_in, wait_for
 
 MODULES = (
     *(
@@ -82,6 +82,44 @@ def test_without_rundir_it_says_what_is_missing(home: Path) -> None:
         "netnsfs: WARNING: no name can be made in /run/netns: give another directory with "
         "-o rundir=\n"
     ) in done.stderr
+
+
+RECIPE = """
+mkdir "$HOME/home" && cd "$HOME/home" || exit
+"$0" -m netnsfs -o "rundir=$HOME/run" mnt && mkdir mnt/foo
+"$0" -m netnsfs -o "rundir=$HOME/run" other && ls other
+sleep 1 && ls mnt
+"""
+
+
+def test_a_daemon_ends_when_it_is_alone(home: Path) -> None:
+    def daemons() -> list[str]:
+        commands = {
+            pid: command_of(int(pid)) for pid in filter(str.isdigit, os.listdir("/proc"))
+        }
+        return [
+            pid for pid, command in commands.items() if f"rundir={home}".encode() in command
+        ]
+
+    done = rootless(home, shell=RECIPE)
+    assert (done.stdout, done.returncode) == ("foo\nfoo\n", 0), done.stderr
+    wait_for(lambda: not daemons())
+
+
+def test_a_daemon_in_front_stays(home: Path) -> None:
+    """It may be the first process of a container."""
+    done = rootless(home, shell=IN_FRONT)
+    assert done.returncode == 0, done.stderr
+    assert "nobody else" not in done.stderr
+
+
+IN_FRONT = """
+cd
+unshare -m "$0" -m netnsfs -f -o "rundir=$HOME/run" mnt &
+until grep -q fuse.netnsfs /proc/$!/mountinfo; do sleep 0.1; done
+sleep 2
+kill $! && wait $!
+"""
 
 
 @pytest.mark.timeout(400)

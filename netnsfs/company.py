@@ -1,0 +1,47 @@
+"""Who else is in the mount namespace of a daemon.
+
+In a mount namespace of a user's own (unshare -Urnm), a mount is seen by the processes in it.
+When the last of them has ended, nobody can unmount it any more, and daemon and namespaces would
+stay until the machine is shut down.
+
+Nobody is told when a process leaves a mount namespace. So one of those in it is waited for
+(pidfd_open(2)), and then another, until there is none. What leaves without ending is noticed by
+looking again now and then.
+"""
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from netnsfs import linux, running
+
+_LOOK_SECONDS = 60.0
+_RETRY_SECONDS = 1.0
+
+
+def companions() -> Iterator[int]:
+    """The other processes in this mount namespace, by PID, but those that serve a netnsfs.
+
+    Two daemons that took each other for company would both stay.
+    """
+    here = os.readlink("/proc/self/ns/mnt")
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            there = os.readlink(f"/proc/{pid}/ns/mnt") == here
+            if there and int(pid) != os.getpid() and not running.is_daemon(pid):
+                yield int(pid)
+
+
+def wait_until_alone() -> None:
+    """Wait until no other process is in this mount namespace."""
+    for pid in iter(lambda: next(companions(), 0), 0):
+        try:
+            with linux.closing(os.pidfd_open(pid)) as process:
+                end = select.poll()
+                end.register(process, select.POLLIN)
+                end.poll(_LOOK_SECONDS * 1000)
+        except OSError:
+            # It has just ended, or /proc is that of another PID namespace.
+            time.sleep(_RETRY_SECONDS)

@@ -1,0 +1,103 @@
+"""Jobs that wait for a worker: their users take turns.
+
+First come, first served would let one user with a thousand jobs keep all others waiting. So
+there is a queue for each user, and workers take from one after the other. One worker is kept
+for root: however long the jobs of others take, root's do not wait for them.
+"""
+
+import queue
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+from netnsfs.fuse.shares import ROOT
+
+
+class Waiting:
+    """What waits for its turn. To be derived from.
+
+    Attributes:
+        user: whose it is.
+        at_work: a worker is kept by it.
+    """
+
+    __slots__ = ("at_work", "user")
+
+    def __init__(self, user: int) -> None:
+        self.user = user
+        self.at_work = False
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Turns(Generic[W]):
+    """A queue in which users take turns.
+
+    Args:
+        for_others: how many workers users other than root may keep.
+    """
+
+    def __init__(self, for_others: int) -> None:
+        self._for_others = for_others
+        self._lock = threading.Lock()
+        self._by_user: dict[int, deque[W]] = {}
+        self._order: deque[int] = deque()
+        self._at_work = 0
+        # True for each item that can be taken, False to end a worker. What is in the queue but
+        # may not be taken yet has no token, and is counted instead.
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._without_token = 0
+
+    def put(self, item: W) -> None:
+        """Let an item wait for its turn."""
+        with self._lock:
+            items = self._by_user.get(item.user)
+            if items is None:
+                items = self._by_user[item.user] = deque()
+                self._order.append(item.user)
+            items.append(item)
+        self._tokens.put(True)
+
+    def put_end(self) -> None:
+        """Let one worker end."""
+        self._tokens.put(False)
+
+    def get(self) -> W | None:
+        """Wait for an item whose turn it is; None if the worker is to end."""
+        while self._tokens.get():
+            with self._lock:
+                item = self._take()
+                if item is not None:
+                    return item
+                self._without_token += 1
+        return None
+
+    def leave(self, item: W) -> None:
+        """An item that was taken keeps no worker any more. May be said twice."""
+        with self._lock:
+            if item.at_work:
+                item.at_work = False
+                self._at_work -= item.user != ROOT
+                if self._without_token:
+                    self._without_token -= 1
+                    self._tokens.put(True)
+
+    def _take(self) -> W | None:
+        for _ in range(len(self._order)):
+            user = self._order[0]
+            self._order.rotate(-1)
+            if user == ROOT or self._at_work < self._for_others:
+                return self._take_of(user)
+        return None
+
+    def _take_of(self, user: int) -> W:
+        items = self._by_user[user]
+        item = items.popleft()
+        if not items:
+            del self._by_user[user]
+            # It was the first, and is the last by now.
+            self._order.pop()
+        item.at_work = True
+        self._at_work += user != ROOT
+        return item

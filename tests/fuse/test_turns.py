@@ -1,0 +1,85 @@
+"""Users take turns for a worker."""
+
+import threading
+
+import pytest
+from conftest import wait_for
+
+from netnsfs.fuse.shares import ROOT
+from netnsfs.fuse.turns import Turns, Waiting
+
+
+class Item(Waiting):
+    def __init__(self, user: int, number: int = 0) -> None:
+        super().__init__(user)
+        self.number = number
+
+
+@pytest.fixture
+def turns() -> Turns[Item]:
+    return Turns(for_others=2)
+
+
+def take(turns: Turns[Item]) -> Item:
+    item = turns.get()
+    assert item
+    return item
+
+
+def test_users_take_turns() -> None:
+    turns: Turns[Item] = Turns(for_others=100)
+    for number in range(3):
+        turns.put(Item(1, number))
+    turns.put(Item(2, 3))
+    turns.put(Item(ROOT, 4))
+    turns.put(Item(2, 5))
+    assert [take(turns).number for _ in range(6)] == [0, 3, 4, 1, 5, 2]
+
+
+def test_others_leave_a_worker_to_root(turns: Turns[Item]) -> None:
+    others = [Item(user) for user in (1, 2, 3, 1)]
+    for item in others:
+        turns.put(item)
+    taken = [take(turns), take(turns)]
+    got: list[Item] = []
+    worker = threading.Thread(target=lambda: got.extend(take(turns) for _ in range(3)))
+    worker.start()
+    root = Item(ROOT)
+    turns.put(root)
+    wait_for(lambda: got)
+    assert got == [root]
+    for item in taken:
+        turns.leave(item)
+        # Once is enough: its place is not given away twice.
+        turns.leave(item)
+    worker.join(20)
+    assert {*taken, *got[1:]} == {*others}
+
+
+def test_a_worker_ends(turns: Turns[Item]) -> None:
+    turns.put(Item(1))
+    turns.put_end()
+    assert turns.get()
+    assert turns.get() is None
+
+
+def test_nothing_is_lost_between_many_workers(turns: Turns[Item]) -> None:
+    got: list[Item] = []
+
+    def work() -> None:
+        while item := turns.get():
+            got.append(item)
+            turns.leave(item)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    items = [Item(number % 7, number) for number in range(5000)]
+    for item in items:
+        turns.put(item)
+    wait_for(lambda: len(got) == len(items))
+    for _ in workers:
+        turns.put_end()
+    for worker in workers:
+        worker.join(20)
+    assert {item.number for item in got} == {*range(5000)}

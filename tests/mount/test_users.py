@@ -1,0 +1,166 @@
+"""Many users: what one does a thousand times at once keeps nobody else from anything."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import LONG, MNT, RUN, Mounted, Start, error_of, resident
+
+SLOWFS = Path(__file__).parent.parent / "slowfs.py"
+
+HEAD = """
+import ctypes, os, resource, sys, threading, time
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+path, count = sys.argv[1], int(sys.argv[2])
+"""
+
+READ = """
+def read():
+    while True:
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except BlockingIOError:
+            time.sleep(0.01)
+            continue
+        try:
+            os.read(fd, 4096)
+        except BlockingIOError:
+            pass
+        os.close(fd)
+for _ in range(count):
+    threading.Thread(target=read, daemon=True).start()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+HOLD = """
+held = []
+try:
+    for _ in range(count):
+        held.append(os.open(path, os.O_RDONLY))
+except OSError as error:
+    print(os.strerror(error.errno), flush=True)
+print(len(held), flush=True)
+time.sleep(1000)
+"""
+
+LIST = """
+libc, buffer = ctypes.CDLL(None), ctypes.create_string_buffer(4096)
+held = [os.open(path, os.O_RDONLY) for _ in range(count)]
+for fd in held:
+    assert libc.getdents64(fd, buffer, 4096) > 0
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@contextmanager
+def nobody(program: str, path: Path, count: int) -> Iterator[str]:
+    """Let nobody do something. Yields the first line that is printed."""
+    command = [sys.executable, "-c", HEAD + program, str(path), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def seconds(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def slowest(mounted: Mounted, foo: Path) -> dict[str, float]:
+    """How long each takes, the median of some."""
+    actions: dict[str, Callable[[], object]] = {
+        "stat": foo.stat,
+        "ls": lambda: os.listdir(mounted.path),
+        "mkdir": (mounted / "x").mkdir,
+        "rmdir": (mounted / "x").rmdir,
+        "cat pids": (foo / "pids").read_bytes,
+    }
+    taken: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(7):
+        for name, action in actions.items():
+            taken[name].append(seconds(action))
+    print({name: f"{min(them):.3f} {max(them):.3f}" for name, them in taken.items()})
+    return {name: statistics.median(them) for name, them in taken.items()}
+
+
+@pytest.mark.parametrize("count", [240, 1800] if LONG else [240])
+def test_a_storm_of_readers_keeps_root_from_nothing(
+    mnt: Mounted, foo: Path, count: int
+) -> None:
+    with nobody(READ, foo / "tids", count):
+        time.sleep(1)
+        found = slowest(mnt, foo)
+    # It asks five times for what the others ask for, and so waits for five turns.
+    assert found.pop("cat pids") < 5
+    assert max(found.values()) < 0.5
+
+
+def test_descriptors_of_a_user_are_not_those_of_root(start: Start) -> None:
+    limited = f"ulimit -Sn 1024; exec {sys.executable} -m netnsfs -f {MNT}"
+    mounted = start(program=["sh", "-c", limited])
+    (mounted / "foo").mkdir()
+    with nobody(HOLD, mounted / "foo/net/dev", 1004) as held:
+        assert held == "1004"
+        work_as_root(mounted)
+    (mounted / "foo").rmdir()
+
+
+def test_a_user_has_a_quarter_of_the_descriptors(start: Start) -> None:
+    limited = f"ulimit -n 1024; exec {sys.executable} -m netnsfs -f {MNT}"
+    mounted = start(program=["sh", "-c", limited])
+    (mounted / "foo").mkdir()
+    with nobody(HOLD, mounted / "foo/net/dev", 1004) as held:
+        assert held == "Too many open files"
+        work_as_root(mounted)
+    (mounted / "foo").rmdir()
+
+
+def work_as_root(mounted: Mounted) -> None:
+    (mounted / "bar").mkdir()
+    (mounted / "bar").chmod(0o700)
+    assert (mounted / "bar/net/dev").read_bytes()
+    assert (mounted / "bar/pids").read_bytes() == b""
+    (mounted / "bar").rmdir()
+
+
+def test_listings_share_their_names(mnt: Mounted) -> None:
+    for number in range(1000):
+        (RUN / f"a-name-as-long-as-names-are-{number}").touch()
+    os.listdir(mnt.path)
+    before = resident(mnt.process.pid)
+    with nobody(LIST, mnt.path, 4000) as told:
+        assert told == "ready"
+        # It was 215 MiB.
+        assert resident(mnt.process.pid) - before < 40 << 10
+    for path in RUN.iterdir():
+        path.unlink()
+
+
+def test_a_user_fills_no_log(start: Start) -> None:
+    slowfs = start(program=[sys.executable, str(SLOWFS), str(MNT)])
+    slowfs.expected_errors += ["open failed", "Traceback"]
+    began = time.monotonic()
+    for _ in range(300):
+        assert error_of(os.open, slowfs / "bug", os.O_RDONLY) == "EIO"
+    lines = slowfs.messages().splitlines()
+    assert 0 < len(lines) <= 3 + time.monotonic() - began
+
+
+def test_a_user_has_so_many_listings(mnt: Mounted) -> None:
+    with nobody(HOLD, mnt.path, 5000) as told:
+        assert told == "Too many open files"
+        os.listdir(mnt.path)
