@@ -171,8 +171,8 @@ async def _serve_requests() -> None:
     try:
         await pyfuse3.main(max_tasks=MAX_TASKS)
     except* ConnectionAbortedError:
-        # A read of /dev/fuse says so when the kernel has given the connection up (fs/fuse/dev.c,
-        # fuse_dev_do_read). That is an unmount as well.
+        # A read of /dev/fuse says so when the kernel has given the connection up
+        # (fuse_dev_do_read, fs/fuse/dev.c). That is an unmount as well.
         log.info("the kernel has ended the connection")
 
 
