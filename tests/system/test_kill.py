@@ -181,7 +181,8 @@ def test_killed_at_each_step(start: Start, change: Change, of_worker: bool) -> N
         mounted.kill()
         mounted, thread = begin(start, of_worker)
         change.prepare()
-        assert kill_at(call, thread, mounted, change, of_worker) or not of_worker, call
+        killed = kill_at(call, thread, mounted, change, of_worker)
+        assert killed or not of_worker or only_wakes(call), call
         mounted = start()
         live, stale = state()
         assert set(live) | set(stale) <= {"old", "new"}, call
@@ -189,6 +190,11 @@ def test_killed_at_each_step(start: Start, change: Change, of_worker: bool) -> N
         change.check(live)
         remove_all()
         assert targets() == before, call
+
+
+def only_wakes(call: tracing.Call) -> bool:
+    """Whether it tells the event loop that a job has ended: there are two ways, by chance."""
+    return call.name == "sendto" or (call.name == "write" and "eventfd" in call.shown)
 
 
 def begin(start: Start, of_worker: bool) -> tuple[Mounted, int]:
