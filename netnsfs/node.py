@@ -215,16 +215,28 @@ class Link(Node):
         return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), seconds=0)
 
 
-class OneTimeLink(Link):
-    """The answer to symlink(2). The next lookup of the name finds a directory."""
+class FixedLink(Link):
+    """A link whose text is what was true when its name was looked up.
 
-    def __init__(self, target: bytes) -> None:
-        # A node of its own, so that the kernel takes nothing that it finds later for this one.
-        self.key = self
-        self._target = target
+    Args:
+        key: what tells it from other nodes, the text included.
+        text: what it points to.
+    """
+
+    def __init__(self, key: Hashable, text: bytes) -> None:
+        self.key = key
+        self._text = text
 
     def target_text(self) -> bytes:
-        return self._target
+        return self._text
+
+
+class OneTimeLink(FixedLink):
+    """The answer to symlink(2). The next lookup of the name finds a directory."""
+
+    def __init__(self, text: bytes) -> None:
+        # A node of its own, so that the kernel takes nothing that it finds later for this one.
+        super().__init__(self, text)
 
 
 class File(Node):

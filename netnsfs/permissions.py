@@ -48,6 +48,8 @@ class Owner(NamedTuple):
 
 
 ROOT = Owner(0, 0, 0o755, 0o200)
+CLOSED = Owner(0, 0, 0, 0)
+"""Of what nothing is known: no bit is the only answer that lets nobody in."""
 
 
 def delegated_owner(uid: int, gid: int, mode: int) -> Owner:

@@ -43,6 +43,7 @@ from netnsfs import linux
 from netnsfs.jobs import commit, may_block, on_own_thread, visit
 from netnsfs.netns.nsfs import (
     Namespace,
+    is_of_nsfs,
     namespace_of,
     nsfs_device,
     open_own_namespace,
@@ -349,7 +350,7 @@ class Names:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
             with linux.closing(self.directory.reach_name(name)) as top:
-                if linux.statx(b"", top).dev == nsfs_device():
+                if is_of_nsfs(top):
                     return os.dup(top)
             if pause:
                 time.sleep(pause)
@@ -385,7 +386,7 @@ class Names:
         """
         may_block()
         with linux.closing(self.directory.reach_name(name)) as top:
-            if linux.statx(b"", top).dev == nsfs_device():
+            if is_of_nsfs(top):
                 self._remove_mount(name, top)
             else:
                 commit()
@@ -457,7 +458,7 @@ class Names:
 
     def _detach_top(self, name: bytes) -> None:
         with linux.closing(self.directory.reach_name(name)) as top:
-            if linux.statx(b"", top).dev == nsfs_device():
+            if is_of_nsfs(top):
                 # What somebody else has detached meanwhile is what is wanted too.
                 with suppress(FileNotFoundError):
                     self._detach(top, name)

@@ -31,11 +31,6 @@ class Namespace(NamedTuple):
     mtime_ns: int
     ctime_ns: int
 
-    @property
-    def link(self) -> bytes:
-        """What readlink(2) of /proc/PID/ns/net gives for a member of it (namespaces(7))."""
-        return b"net:[%d]" % self.inode
-
 
 def namespace_of(fd: int) -> Namespace:
     """The network namespace that a descriptor of its nsfs file designates.
@@ -44,7 +39,7 @@ def namespace_of(fd: int) -> Namespace:
         OSError: EINVAL if it is not of a network namespace.
     """
     # The device first: to anything else, that ioctl(2) could mean something.
-    if linux.statx(b"", fd).dev != nsfs_device() or not linux.is_net_namespace(fd):
+    if not is_of_nsfs(fd) or not linux.is_net_namespace(fd):
         raise OSError(errno.EINVAL, "not a network namespace")
     return _describe(fd)
 
@@ -94,6 +89,20 @@ def nsfs_device() -> int:
 _nsfs_device = 0
 
 
+def is_of_nsfs(fd: int) -> bool:
+    """Whether a descriptor, which may be O_PATH, is of a namespace's file."""
+    return linux.statx(b"", fd).dev == nsfs_device()
+
+
+def number_in(link: bytes) -> int:
+    """The inode number in what readlink(2) gives for a file of /proc/PID/ns (namespaces(7)).
+
+    Args:
+        link: such as `net:[4026532268]` or `mnt:[4026531832]`.
+    """
+    return int(link[len(b"net:[") : -1])
+
+
 def open_reached(path_fd: int) -> int:
     """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
 
@@ -102,7 +111,7 @@ def open_reached(path_fd: int) -> int:
     Raises:
         OSError: EINVAL if it is not on nsfs.
     """
-    if linux.statx(b"", path_fd).dev != nsfs_device():
+    if not is_of_nsfs(path_fd):
         raise OSError(errno.EINVAL, "not a network namespace")
     # An O_PATH descriptor cannot be read, nor be given to setns(2). This opens the very file
     # that it designates: no path is walked, so it cannot be another by now.

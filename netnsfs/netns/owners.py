@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns.rundir import LOCK_SECONDS, RunDirectory
-from netnsfs.permissions import Owner
+from netnsfs.permissions import CLOSED, Owner
 
 # There is none, or the file system has none.
 _NOT_GIVEN = (errno.ENODATA, errno.ENOTSUP)
@@ -33,7 +33,6 @@ _NOT_OURS = (errno.EINVAL, errno.EPERM)
 # User ID, group ID, and two sets of permission bits, the second of bits for writing.
 _OWNER = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,3}):([0-7]{1,3})")
 _MOST_ID = (1 << 32) - 2
-_CLOSED = Owner(0, 0, 0, 0)
 
 
 class Owners:
@@ -90,7 +89,7 @@ class Owners:
         found = _OWNER.fullmatch(value)
         if not found or max(int(found[1]), int(found[2])) > _MOST_ID:
             # Written by somebody else, or by another version: closed until root says whose.
-            return _CLOSED
+            return CLOSED
         return Owner(int(found[1]), int(found[2]), int(found[3], 8), int(found[4], 8))
 
     def write_owner(self, placeholder: int, owner: Owner) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from netnsfs import linux
-from netnsfs.netns.nsfs import nsfs_device, open_reached
+from netnsfs.netns.nsfs import nsfs_device, number_in, open_reached
 from netnsfs.netns.passes import NAMESPACE_FILE, SOCKET, TUN, Descriptor, Task
 from netnsfs.netns.spares import is_spare
 
@@ -45,7 +45,7 @@ class ProcPass:
                 try:
                     link = os.readlink(pid + b"/ns/net", dir_fd=proc)
                     if not wanted or link == wanted:
-                        yield int(pid), int(pid), _number(link)
+                        yield int(pid), int(pid), number_in(link)
                 except OSError as error:
                     # The first thread of a process may have ended before the others.
                     pass_over(error)
@@ -53,7 +53,7 @@ class ProcPass:
                     try:
                         link = os.readlink(b"%b/task/%b/ns/net" % (pid, tid), dir_fd=proc)
                         if not wanted or link == wanted:
-                            yield int(pid), int(tid), _number(link)
+                            yield int(pid), int(tid), number_in(link)
                     except OSError as error:
                         pass_over(error)
 
@@ -94,7 +94,7 @@ class ProcPass:
                     except OSError as error:
                         pass_over(error)
                     else:
-                        yield int(tid), _number(link)
+                        yield int(tid), number_in(link)
 
     def descriptors(self, inode: int = 0) -> Iterator[Descriptor]:
         """See `Pass.descriptors`. What a child process has to look at comes last."""
@@ -161,11 +161,6 @@ def _namespace_file(task: int, number: bytes) -> Iterator[Descriptor]:
         if linux.is_net_namespace(fd):
             inode = os.fstat(fd).st_ino
             yield Descriptor(NAMESPACE_FILE, task, int(number), inode)
-
-
-def _number(link: bytes) -> int:
-    """The inode number in a text such as `net:[4026532268]` or `mnt:[4026531832]`."""
-    return int(link[len(b"net:[") : -1])
 
 
 def _flags(task: int, fd: bytes) -> int:

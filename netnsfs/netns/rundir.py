@@ -27,13 +27,17 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_event_loop
-from netnsfs.netns.nsfs import nsfs_device
+from netnsfs.netns.nsfs import is_of_nsfs
 from netnsfs.permissions import Owner
+
+T = TypeVar("T")
 
 LOCK_SECONDS = 5.0
 _WATCH_AGAIN_SECONDS = 1.0
@@ -54,6 +58,17 @@ _MOST_EVENTS = 20_000
 _NET = re.compile(rb"net:\[(\d+)\]")
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _open_mounts(owner: object) -> int:
+    """A descriptor that is ready (POLLPRI) once after each change of the mounts.
+
+    Args:
+        owner: what it is open for. It is closed when nobody refers to that any more.
+    """
+    mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    weakref.finalize(owner, os.close, mounts)
+    return mounts
 
 
 class Watcher:
@@ -91,16 +106,13 @@ class Watcher:
             # events.
             while (path := os.path.dirname(path)) != b"/":
                 self._watch.watch_file(path, _MOVED)
-            self._poll = self._poll_of(self._watch)
+            self._poll = linux.Poll(
+                (self._watch.fileno(), select.POLLIN), (_open_mounts(self), select.POLLPRI)
+            )
             # After the watch has begun: what comes while the list is read is told as an event.
             self._names = {os.fsencode(name) for name in os.listdir(fd)}
         if not self._is_there():
             raise OSError(errno.EAGAIN, "the directory is another now", self._path)
-
-    def _poll_of(self, watch: linux.Watch) -> linux.Poll:
-        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, mounts)
-        return linux.Poll((watch.fileno(), select.POLLIN), (mounts, select.POLLPRI))
 
     def stamp(self) -> object:
         """What stays the same for as long as no name, mount or attribute changes."""
@@ -146,9 +158,9 @@ class Watcher:
         return not self.lost
 
 
-def _is_of_nsfs(fd: int) -> bool:
+def _is_covered(placeholder: int) -> bool:
     try:
-        return linux.statx(b"", fd).dev == nsfs_device()
+        return is_of_nsfs(placeholder)
     except OSError:
         # What fails on the event loop may still work on a worker.
         may_block()
@@ -192,10 +204,8 @@ class Changes:
     def __init__(self, path: bytes) -> None:
         self._path = path
         self._watch = linux.Watch()
-        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, mounts)
         self._poll = select.poll()
-        self._poll.register(mounts, select.POLLPRI)
+        self._poll.register(_open_mounts(self), select.POLLPRI)
         self._poll.register(self._watch.fileno(), select.POLLIN)
         self._watch_names()
 
@@ -227,10 +237,7 @@ class MountedNames:
         self._path = path
         self._lock = threading.Lock()
         self._by_inode: dict[int, list[bytes]] | None = None
-        # An open file of mountinfo is ready once after each change.
-        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, mounts)
-        self._poll = linux.Poll((mounts, select.POLLPRI))
+        self._poll = linux.Poll((_open_mounts(self), select.POLLPRI))
 
     def names_of(self, inode: int) -> list[bytes]:
         """The names of the namespace with an inode number.
@@ -361,12 +368,7 @@ class RunDirectory:
         fd = linux.open_cached(path)
         if fd is not None:
             return fd
-        may_block()
-        try:
-            return os.open(path, _STEP)
-        except FileNotFoundError:
-            self._start_watching()
-            raise
+        return self._look_now(partial(os.open, flags=_STEP), path)
 
     def packed_look(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
@@ -375,8 +377,16 @@ class RunDirectory:
         packed = linux.statx_cached(path)
         if packed is not None:
             return packed
+        return self._look_now(linux.statx_packed, path)
+
+    def _look_now(self, look: Callable[[bytes], T], path: bytes) -> T:
         may_block()
-        return linux.statx_packed(path)
+        try:
+            return look(path)
+        except FileNotFoundError:
+            # A watched directory answers this without a worker.
+            self._start_watching()
+            raise
 
     def _refuse_absent(self, name: bytes) -> None:
         watcher = self._live_watcher()
@@ -413,7 +423,7 @@ class RunDirectory:
                 may_block()
                 fd = os.open(name, _STEP, dir_fd=directory.fd)
             with linux.closing(fd):
-                if not _is_of_nsfs(fd):
+                if not _is_covered(fd):
                     return os.dup(fd)
             # It was mounted after the directory was cloned and before the clone was private.
             self._uncovered = None

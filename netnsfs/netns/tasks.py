@@ -80,22 +80,22 @@ def is_cheap() -> bool:
     return isinstance(_chosen.way(), KernelPass)
 
 
-def pids(link: bytes) -> list[int]:
+def pids(inode: int) -> list[int]:
     """The processes with at least one thread in a namespace, ascending.
 
     Args:
-        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+        inode: number of the namespace.
 
     Raises:
         OSError: ENODATA if there are none to be seen, but some may be out of sight.
         WouldBlock: on the event loop's thread.
     """
-    return _known({pid for pid, _, _ in _chosen.way().tasks(_number(link))})
+    return _known({pid for pid, _, _ in _chosen.way().tasks(inode)})
 
 
-def tids(link: bytes) -> list[int]:
+def tids(inode: int) -> list[int]:
     """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
-    return _known({tid for _, tid, _ in _chosen.way().tasks(_number(link))})
+    return _known({tid for _, tid, _ in _chosen.way().tasks(inode)})
 
 
 def _known(found: set[int]) -> list[int]:
@@ -105,7 +105,7 @@ def _known(found: set[int]) -> list[int]:
     return sorted(found)
 
 
-def is_busy(link: bytes) -> bool:
+def is_busy(inode: int) -> bool:
     """Whether somebody is in a namespace, or may be, for all that can be seen.
 
     Raises:
@@ -113,7 +113,7 @@ def is_busy(link: bytes) -> bool:
         WouldBlock: on the event loop's thread.
     """
     try:
-        return bool(pids(link))
+        return bool(pids(inode))
     except OSError as error:
         # Members may be out of sight. What cannot be seen is not taken for absent.
         if error.errno != errno.ENODATA:
@@ -121,20 +121,15 @@ def is_busy(link: bytes) -> bool:
         return True
 
 
-def counts() -> Counter[bytes]:
-    """The number of processes with at least one thread in each namespace, by its link.
+def counts() -> Counter[int]:
+    """The number of processes with at least one thread in each namespace, by inode number.
 
     Raises:
         WouldBlock: on the event loop's thread.
     """
     # A process may have several threads in one namespace, and counts once.
     inside = {(pid, inode) for pid, _, inode in _chosen.way().tasks()}
-    by_inode = Counter(inode for _, inode in inside)
-    return Counter({b"net:[%d]" % inode: count for inode, count in by_inode.items()})
-
-
-def _number(link: bytes) -> int:
-    return int(link[len(b"net:[") : -1])
+    return Counter(inode for _, inode in inside)
 
 
 def namespace_of_task(task: bytes) -> int | None:
@@ -147,7 +142,7 @@ def namespace_of_task(task: bytes) -> int | None:
         None if there is no such task, or the kernel does not let us see.
     """
     try:
-        return _number(os.readlink(b"/proc/%b/ns/net" % task))
+        return nsfs.number_in(os.readlink(b"/proc/%b/ns/net" % task))
     except OSError as error:
         pass_over(error)
         return None
@@ -242,7 +237,7 @@ def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
 
 def _mounts(way: Pass, inode: int) -> Iterator[Holder]:
     # The mounts of our own mount namespace have paths that need no /proc/PID/root.
-    seen = {int(os.readlink(b"/proc/self/ns/mnt")[len(b"mnt:[") : -1])}
+    seen = {nsfs.number_in(os.readlink(b"/proc/self/ns/mnt"))}
     yield from _mounts_of(b"self", b"", inode)
     for task, mount_namespace in way.mount_namespaces():
         if mount_namespace in seen:

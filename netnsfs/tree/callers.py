@@ -14,6 +14,11 @@ CAP_DAC_READ_SEARCH = 2
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
+_NAMES = {
+    CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
+    CAP_NET_ADMIN: "CAP_NET_ADMIN",
+    CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+}
 # hidepid=1 is not among them: it closes the directories of processes, but shows that they are
 # there (proc(5)).
 _HIDING = {b"hidepid=" + kind for kind in (b"invisible", b"ptraceable", b"2", b"4")}
@@ -42,6 +47,24 @@ def has_capability(caller: Caller, capability: int) -> bool:
     return bool(int(found.split()[1], 16) >> capability & 1)
 
 
+def refuse_without(caller: Caller, capability: int, label: bytes) -> None:
+    """Refuse an open or a look to who has not a capability that the daemon has.
+
+    Mode bits alone would let user ID 0 in without any capability.
+
+    Args:
+        caller: who, waiting for an answer.
+        capability: one of those named here.
+        label: what it is about, for the message.
+
+    Raises:
+        OSError: EACCES.
+    """
+    if not has_capability(caller, capability):
+        message = f"that takes {_NAMES[capability]}, as the daemon has it"
+        raise PermissionError(errno.EACCES, message, label)
+
+
 def may_write(owner: Owner, caller: Caller) -> bool:
     """Whether a caller, who waits for an answer, may write what is in a namespace.
 
@@ -57,12 +80,13 @@ def may_write(owner: Owner, caller: Caller) -> bool:
 
 
 def _groups_of(caller: Caller) -> set[int]:
-    with open(f"/proc/{caller.pid}/status") as lines:
+    # A name of a program need not be UTF-8.
+    with open(f"/proc/{caller.pid}/status", "rb") as lines:
         fields = {
-            key: value.split() for key, _, value in (line.partition(":") for line in lines)
+            key: value.split() for key, _, value in (line.partition(b":") for line in lines)
         }
     # Of four, the last one is for file systems (credentials(7)).
-    return {int(group) for group in [*fields["Groups"], fields["Gid"][3]]}
+    return {int(group) for group in [*fields[b"Groups"], fields[b"Gid"][3]]}
 
 
 def refuse_attaching(caller: Caller, name: bytes) -> None:

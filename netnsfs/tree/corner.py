@@ -20,8 +20,8 @@ from netnsfs.node import (
     Caller,
     Directory,
     File,
+    FixedLink,
     Handle,
-    Link,
     Node,
     Snapshot,
     refuse_writing,
@@ -29,7 +29,13 @@ from netnsfs.node import (
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
 from netnsfs.tree import metrics, topology
-from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, Viewer, has_capability, refuse_attaching
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    Viewer,
+    has_capability,
+    refuse_attaching,
+    refuse_without,
+)
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Unnamed
 
@@ -83,7 +89,7 @@ class UnnamedDirectory(Directory):
         return Attributes(stat.S_IFDIR | 0o700)
 
     def listing_caller(self, caller: Caller) -> Caller:
-        _refuse_without_capability(caller)
+        refuse_without(caller, CAP_DAC_READ_SEARCH, UNNAMED)
         return caller
 
     def list_names(self) -> list[bytes]:
@@ -106,8 +112,7 @@ class UnnamedDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        # Mode 0700 alone would let user ID 0 in without any capability.
-        _refuse_without_capability(caller)
+        refuse_without(caller, CAP_DAC_READ_SEARCH, UNNAMED)
         return self._find(name)
 
     def _find(self, name: bytes) -> Node:
@@ -170,28 +175,8 @@ class UnnamedDirectory(Directory):
         if directory is not self._root:
             return super().rename(name, directory, new_name, caller)
         refuse_attaching(caller, new_name)
-        fd = self.open_namespace(name)
-        try:
-            self._root.attach(new_name, fd)
-        finally:
-            os.close(fd)
-
-
-def _refuse_without_capability(caller: Caller) -> None:
-    if not has_capability(caller, CAP_DAC_READ_SEARCH):
-        message = "that takes CAP_DAC_READ_SEARCH, as the daemon has it"
-        raise PermissionError(errno.EACCES, message, UNNAMED)
-
-
-class PidLink(Link):
-    """`.netnsfs/pid/PID`: leads to the directory of the namespace that a task is in."""
-
-    def __init__(self, name: bytes, target: bytes) -> None:
-        self.key = (PID, name, target)
-        self._target = target
-
-    def target_text(self) -> bytes:
-        return self._target
+        with linux.closing(self.open_namespace(name)) as fd:
+            return self._root.attach(new_name, fd)
 
 
 class PidDirectory(Directory):
@@ -229,9 +214,8 @@ class PidDirectory(Directory):
             raise absent_error(
                 name, "there is no such process, or its namespace is not to be seen"
             )
-        if inode in named:
-            return PidLink(name, b"../../" + named[inode])
-        return PidLink(name, b"../unnamed/%d" % inode)
+        text = b"../../" + named[inode] if inode in named else b"../unnamed/%d" % inode
+        return FixedLink((PID, name, text), text)
 
 
 class LastError(File):

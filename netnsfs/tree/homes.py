@@ -14,10 +14,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
-from netnsfs.permissions import ROOT, Owner
-
-# Of what stands there now, nothing is known. No bit is the only answer that lets nobody in.
-_CLOSED = Owner(0, 0, 0, 0)
+from netnsfs.permissions import CLOSED, ROOT, Owner
 
 
 class Home(Protocol):
@@ -151,9 +148,9 @@ class Name:
         if not self._mounted:
             return None
         try:
-            return self._names.owners.owner_of(self.name) if self.is_unchanged() else _CLOSED
+            return self._names.owners.owner_of(self.name) if self.is_unchanged() else CLOSED
         except FileNotFoundError:
-            return _CLOSED
+            return CLOSED
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
         """See `Home.change_owner`. There is nothing below a symbolic link to keep it on."""

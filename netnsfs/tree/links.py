@@ -33,8 +33,8 @@ from netnsfs.node import (
     Caller,
     Directory,
     File,
+    FixedLink,
     Handle,
-    Link,
     Node,
     OneTimeLink,
     Snapshot,
@@ -434,7 +434,9 @@ class InterfaceDirectory(Directory):
             self.ensure_present()
             return InterfaceFile(self, FILES[name])
         if name == _PEER:
-            return PeerLink(self.key, self.look_at_interface(self._peer_text))
+            # To the other end of a veth.
+            text = self.look_at_interface(self._peer_text)
+            return FixedLink((self.key, _PEER, text), text)
         return self._sysfs.find_node(name)
 
     def ensure_present(self) -> None:
@@ -528,15 +530,3 @@ class InterfaceFile(File):
         take = partial(self._directory.look_at_interface, self._row.show)
         run = partial(self._directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, self._directory.ensure_present, run)
-
-
-class PeerLink(Link):
-    """`peer`: leads to the other end of a veth."""
-
-    def __init__(self, key: Hashable, text: bytes) -> None:
-        # The text is what was true when the name was looked up.
-        self.key = (key, _PEER, text)
-        self._text = text
-
-    def target_text(self) -> bytes:
-        return self._text

@@ -74,7 +74,7 @@ class Reading(NamedTuple):
 
     Attributes:
         label: its name.
-        link: what readlink(2) of /proc/PID/ns/net gives for a member.
+        inode: number of the namespace.
         devices: the columns of /proc/net/dev, by interface.
         sockets: open sockets of all kinds.
         protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
@@ -84,7 +84,7 @@ class Reading(NamedTuple):
     """
 
     label: str
-    link: bytes
+    inode: int
     devices: dict[str, list[int]]
     sockets: int
     protocols: dict[str, int]
@@ -142,7 +142,7 @@ def _all_families(
         "netnsfs_member_processes",
         "Processes with at least one thread in the namespace.",
         ["namespace"],
-        [([reading.label], inside[reading.link]) for reading in readings],
+        [([reading.label], inside[reading.inode]) for reading in readings],
     )
     yield Family(
         "gauge",
@@ -277,7 +277,7 @@ def _read_inside(name: bytes, fd: int) -> Reading:
     used, protocols = _parse_sockets(sockets)
     return Reading(
         label=_label_text(name),
-        link=b"net:[%d]" % os.fstat(fd).st_ino,
+        inode=os.fstat(fd).st_ino,
         devices=_parse_devices(devices),
         sockets=used,
         protocols=protocols,

@@ -5,10 +5,8 @@ knowledge lives.
 """
 
 import errno
-import os
 import stat
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -35,7 +33,7 @@ from netnsfs.tree.callers import (
     CAP_NET_ADMIN,
     CAP_SYS_PTRACE,
     Viewer,
-    has_capability,
+    refuse_without,
 )
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
@@ -64,7 +62,7 @@ class Row:
     mode: int = 0o444
     fixed: Callable[[Namespace], bytes] | None = None
     live: Show | None = None
-    tasks: Callable[[bytes], list[int]] | None = None
+    tasks: Callable[[int], list[int]] | None = None
     bound: Callable[[], int] | None = None
     write: Callable[[int, bytes], None] | None = None
     guarded: bool = False
@@ -237,10 +235,9 @@ class NamespaceDirectory(Directory):
         if self.home.public:
             return
         may_block()
-        for needed in (CAP_DAC_READ_SEARCH, *[CAP_NET_ADMIN] * writes):
-            if not has_capability(caller, needed):
-                message = "that takes a capability that the daemon has: see capabilities(7)"
-                raise PermissionError(errno.EACCES, message, self.label)
+        refuse_without(caller, CAP_DAC_READ_SEARCH, self.label)
+        if writes:
+            refuse_without(caller, CAP_NET_ADMIN, self.label)
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
@@ -286,7 +283,7 @@ class NamespaceDirectory(Directory):
         assert row.tasks
         may_block()
         with self.held_open():
-            found = row.tasks(self.namespace.link)
+            found = row.tasks(self.namespace.inode)
         return b"".join(b"%d\n" % task for task in found if viewer.may_see(task))
 
     def enter_namespace(self) -> None:
@@ -305,18 +302,13 @@ class NamespaceDirectory(Directory):
         with self.held_open() as fd:
             row.write(fd, data)
 
-    @contextmanager
-    def held_open(self) -> Iterator[int]:
+    def held_open(self) -> linux.closing:
         """A descriptor of the namespace, until the block ends.
 
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        fd = self.home.open_namespace(self.namespace)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return linux.closing(self.home.open_namespace(self.namespace))
 
 
 class ControlFile(File):
@@ -342,15 +334,14 @@ class ControlFile(File):
         if not listing or not tasks.is_cheap():
             return shown
         # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
-        link = self._directory.namespace.link
-        size = self.size_to_show(lambda: sum(len(b"%d\n" % task) for task in listing(link)))
+        inode = self._directory.namespace.inode
+        size = self.size_to_show(lambda: sum(len(b"%d\n" % task) for task in listing(inode)))
         return shown._replace(size=size)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
-        # Mode 0400 alone would let user ID 0 in without any capability.
-        if self._row.guarded and not has_capability(caller, CAP_SYS_PTRACE):
-            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", self.label)
+        if self._row.guarded:
+            refuse_without(caller, CAP_SYS_PTRACE, self.label)
         directory.refuse_opener(caller, self.writable and opened_for_writing(flags))
         take = partial(directory.show_content, self._row)
         if self._row.tasks:
@@ -373,6 +364,6 @@ class NamespaceLink(Link):
 
     def target_for(self, caller: Caller) -> bytes:
         # The path tells of a process and its files, which not everyone may know.
-        if not self._directory.home.public and not has_capability(caller, CAP_SYS_PTRACE):
-            raise PermissionError(errno.EACCES, "that takes CAP_SYS_PTRACE", _LINK)
+        if not self._directory.home.public:
+            refuse_without(caller, CAP_SYS_PTRACE, _LINK)
         return self.target_text()

@@ -201,7 +201,7 @@ class Root(NamesDirectory):
         # Of a symbolic link, only the link is removed.
         if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
             return
-        if tasks.is_busy(ns.link):
+        if tasks.is_busy(ns.inode):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
 
     def _refuse_losing_devices(self, name: bytes) -> None:
@@ -254,11 +254,8 @@ class Root(NamesDirectory):
         self._refuse_reserved(name)
         if os.path.lexists(self._names.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
-        fd = self._open_target(target, caller)
-        try:
+        with linux.closing(self._open_target(target, caller)) as fd:
             self.attach(name, fd)
-        finally:
-            os.close(fd)
         return OneTimeLink(target)
 
     def _open_target(self, target: bytes, caller: Caller) -> int:
@@ -282,10 +279,8 @@ class Root(NamesDirectory):
                 continue
             except FileNotFoundError:
                 raise absent_error(b"", "the target does not exist") from None
-            try:
+            with linux.closing(reached):
                 return open_reached(reached)
-            finally:
-                os.close(reached)
         raise OSError(errno.ELOOP, "the target leaves the mount too often")
 
     def _open_below(self, path: Sequence[bytes], caller: Caller) -> int:
@@ -303,11 +298,9 @@ class Root(NamesDirectory):
     def _open_task(self, pid: bytes) -> int:
         if not pid.isdigit():
             raise absent_error(pid, "the target does not exist")
-        task = os.open(b"/proc/%b/ns/net" % pid, os.O_PATH | os.O_CLOEXEC)
-        try:
+        path = b"/proc/%b/ns/net" % pid
+        with linux.closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as task:
             return open_reached(task)
-        finally:
-            os.close(task)
 
     def _refuse_reserved(self, name: bytes) -> None:
         if name == RESERVED:

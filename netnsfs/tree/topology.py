@@ -199,7 +199,7 @@ def _graph(survey: Survey) -> Iterator[str]:
     inside = tasks.counts()
     yield "graph netnsfs {\n    node [shape=box];\n"
     for space in survey.spaces:
-        yield from _cluster(space, inside[b"net:[%d]" % space.source.inode])
+        yield from _cluster(space, inside[space.source.inode])
     # Each end of a veth tells of the same edge.
     yield from sorted(set(_edges(survey)))
     yield "}\n"

@@ -25,7 +25,9 @@ def test_what_is_told_of_a_namespace_is_what_its_file_shows() -> None:
         assert made.inode == shown.st_ino
         times = made.atime_ns, made.mtime_ns, made.ctime_ns
         assert times == (shown.st_atime_ns, shown.st_mtime_ns, shown.st_ctime_ns)
-        assert made.link == os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+        link = os.fsencode(os.readlink(f"/proc/self/fd/{fd}"))
+        assert link == b"net:[%d]" % made.inode
+        assert nsfs.number_in(link) == made.inode
         assert made == nsfs.namespace_of(fd)
         assert linux.statx(b"", fd).dev == nsfs.nsfs_device()
 

@@ -55,24 +55,24 @@ def test_the_programs_are_built() -> None:
     assert os.path.exists(OBJECT)
 
 
-def link(name: str) -> bytes:
-    return b"net:[%d]" % os.stat(RUN / name).st_ino
+def inode_of(name: str) -> int:
+    return os.stat(RUN / name).st_ino
 
 
 def test_members_of_a_new_namespace() -> None:
     names = Names(bytes(RUN))
     made, _ = names.create(b"a")
-    assert tasks.pids(made.link) == tasks.tids(made.link) == []
+    assert tasks.pids(made.inode) == tasks.tids(made.inode) == []
     names.remove(b"a")
 
 
 def test_processes(spawn: Spawn) -> None:
     ip("netns", "add", "a")
     inside = {spawn("ip", "netns", "exec", "a", "sleep", "60").pid for _ in range(3)}
-    wait_for(lambda: set(tasks.pids(link("a"))) == inside)
-    assert tasks.pids(link("a")) == sorted(inside)
+    wait_for(lambda: set(tasks.pids(inode_of("a"))) == inside)
+    assert tasks.pids(inode_of("a")) == sorted(inside)
     assert set(map(int, ip("netns", "pids", "a").stdout.split())) == inside
-    assert tasks.tids(link("a")) == sorted(inside)
+    assert tasks.tids(inode_of("a")) == sorted(inside)
     ip("netns", "del", "a")
 
 
@@ -84,8 +84,8 @@ def test_a_thread_inside_makes_its_process_a_member(spawn: Spawn) -> None:
     assert process.stdout
     tid = int(process.stdout.readline())
     assert tid != process.pid
-    assert tasks.pids(link("a")) == [process.pid]
-    assert tasks.tids(link("a")) == [tid]
+    assert tasks.pids(inode_of("a")) == [process.pid]
+    assert tasks.tids(inode_of("a")) == [tid]
     assert ip("netns", "pids", "a").stdout == b""
     ip("netns", "del", "a")
 
@@ -96,7 +96,7 @@ def test_zombies_are_no_members(spawn: Spawn) -> None:
     wait_for(
         lambda: f"{zombie.pid} (ip) Z" in status(zombie.pid) or "(true) Z" in status(zombie.pid)
     )
-    assert tasks.pids(link("a")) == tasks.tids(link("a")) == []
+    assert tasks.pids(inode_of("a")) == tasks.tids(inode_of("a")) == []
     ip("netns", "del", "a")
 
 
@@ -107,7 +107,7 @@ def status(pid: int) -> str:
 
 @pytest.mark.machine
 def test_the_initial_namespace_has_kernel_threads_and_us() -> None:
-    own = os.fsencode(os.readlink("/proc/self/ns/net"))
+    own = os.stat("/proc/self/ns/net").st_ino
     assert {2, os.getpid()} <= set(tasks.pids(own))
     leaders = {
         int(pid)
@@ -134,7 +134,7 @@ def test_threads_that_start_during_a_pass_hide_no_others(
     spawn: Spawn, monkeypatch: pytest.MonkeyPatch, way: Pass
 ) -> None:
     ip("netns", "add", "a")
-    inode = int(link("a")[5:-1])
+    inode = inode_of("a")
     # Its PID is higher than ours: it is looked at later.
     process = spawn(
         sys.executable, "-c", THREAD_INSIDE, str(RUN / "a"), *sys.path, stdout=subprocess.PIPE
@@ -203,7 +203,7 @@ def test_both_ways_tell_the_same(way: Pass) -> None:
     @given(kinds)
     def run(kinds: list[str]) -> None:
         ip("netns", "add", "a")
-        inode = int(link("a")[5:-1])
+        inode = inode_of("a")
         try:
             with odd(*kinds) as processes:
                 assert seen(way, inode, processes) == seen(other, inode, processes)
@@ -216,7 +216,7 @@ def test_both_ways_tell_the_same(way: Pass) -> None:
 @pytest.mark.machine
 def test_what_odd_tasks_hold() -> None:
     ip("netns", "add", "a")
-    inode = int(link("a")[5:-1])
+    inode = inode_of("a")
     with odd("thread_inside", "sockets", "tun", "descriptor", "table_of_a_thread") as found:
         (pid,) = found
         lines = tasks.listing(inode).decode().splitlines()
@@ -238,7 +238,7 @@ KINDS = ("thread", "fd", "mount", "socket", "tun")
 @pytest.mark.parametrize("kind", ["sockets", "tun"])
 def test_a_namespace_is_opened_by_what_holds_it(kind: str) -> None:
     ip("netns", "add", "a")
-    inode = int(link("a")[5:-1])
+    inode = inode_of("a")
     with odd(kind):
         ip("netns", "del", "a")
         for holder in tasks.of(inode):
@@ -266,7 +266,7 @@ time.sleep(100)
 @pytest.mark.usefixtures("way")
 def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     ip("netns", "add", "a")
-    inode = int(link("a")[5:-1])
+    inode = inode_of("a")
     # Not every file there holds the namespace, and no directory does.
     names = {"HOLDING": ["dev", "sockstat", "netstat", "unix"], "OTHERS": [".", "dev_snmp6/lo"]}
     script = "".join(f"{name} = {value}\n" for name, value in names.items()) + OPEN_FILES
@@ -294,7 +294,7 @@ def test_out_of_sight_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(linux, "in_initial_pid_namespace", lambda: False)
         for listing in (tasks.pids, tasks.tids):
-            assert error_number(listing, link("a")) == errno.ENODATA
-        assert tasks.is_busy(link("a"))
-    assert not tasks.is_busy(link("a"))
+            assert error_number(listing, inode_of("a")) == errno.ENODATA
+        assert tasks.is_busy(inode_of("a"))
+    assert not tasks.is_busy(inode_of("a"))
     ip("netns", "del", "a")
