@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from netnsfs import linux
 from netnsfs.netns.nsfs import nsfs_device, number_in, open_reached
@@ -96,7 +96,7 @@ class ProcPass:
                     else:
                         yield int(tid), number_in(link)
 
-    def descriptors(self, inode: int = 0) -> Iterator[Descriptor]:
+    def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterator[Descriptor]:
         """See `Pass.descriptors`. What a child process has to look at comes last."""
         # Who has which socket: a socket with a thousand descriptors is looked at once.
         shared: _Shared = {}
@@ -106,10 +106,14 @@ class ProcPass:
                     continue
                 for task in _tables(int(pid), threads):
                     try:
-                        yield from _open_files(task, inode, shared)
+                        for found in _open_files(task, inode, shared):
+                            if found.inode not in without:
+                                yield found
                     except OSError as error:
                         pass_over(error)
-        yield from _sockets(list(shared.values()), inode)
+        for found in _sockets(list(shared.values()), inode):
+            if found.inode not in without:
+                yield found
 
 
 def _threads(pid: bytes, proc: int) -> list[bytes]:

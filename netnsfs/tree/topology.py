@@ -173,13 +173,10 @@ def _sources(
     # Namespaces without a name are for those who may look into anything.
     if shown is not None:
         return
-    seen = set(named)
     unnamed = []
-    for holder in tasks.scan():
-        if holder.inode not in seen:
-            seen.add(holder.inode)
-            opened = partial(holder.open, names.links.avoid)
-            unnamed.append(Source(f".netnsfs/unnamed/{holder.inode}", holder.inode, opened))
+    for holder in tasks.one_of_each(named):
+        opened = partial(holder.open, names.links.avoid)
+        unnamed.append(Source(f".netnsfs/unnamed/{holder.inode}", holder.inode, opened))
     yield from sorted(unnamed)
 
 
