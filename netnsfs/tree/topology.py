@@ -52,8 +52,11 @@ class Survey:
     def __init__(self) -> None:
         self.spaces: list[Space] = []
         self.neighbours: dict[tuple[int, int], int] = {}
-        # The namespaces with an interface of one index that is tied to another index.
-        self._ends: dict[tuple[int, int], list[int]] = defaultdict(list)
+        # By its index, and the index that it is tied to: the namespaces that have such an
+        # interface, by its name and address.
+        self._ends: dict[tuple[int, int], dict[tuple[bytes, bytes], list[int]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
 
     def visit(self, source: Source) -> None:
         """Look into a namespace.
@@ -71,15 +74,17 @@ class Survey:
             for link in found.values():
                 if link.link_nsid is not None:
                     self._match_end(route, number, link, link.link_nsid)
-                    self._ends[link.ifindex, link.link].append(number)
+                    self._ends[link.ifindex, link.link][link.name, link.address].append(number)
 
     def _match_end(self, route: RouteSocket, number: int, link: Interface, nsid: int) -> None:
-        candidates = self._ends[link.link, link.ifindex]
-        if not candidates or (number, nsid) in self.neighbours:
+        ends = self._ends.get((link.link, link.ifindex))
+        if not ends or (number, nsid) in self.neighbours:
             return
         far = links.far_end(route, link)
-        for other in candidates:
-            if self._is_there(other, far) and self._has_number(route, other, nsid):
+        # Names and addresses can be alike in many namespaces, but this costs nothing. The
+        # kernel is asked last, with an open namespace (`_has_number`).
+        for other in ends.get((far.name, far.address), ()) if far else ():
+            if self._has_number(route, other, nsid):
                 # What the other end calls this namespace is known with that, and need not be
                 # asked.
                 back = self.spaces[other].links[link.link].link_nsid
@@ -93,8 +98,6 @@ class Survey:
         found = self.spaces[number].links.get(far.ifindex) if far else None
         if far is None or found is None:
             return False
-        # Names and addresses can be alike in many namespaces, but this costs nothing. The
-        # kernel is asked last, with an open namespace (`_has_number`).
         return (found.name, found.address) == (far.name, far.address)
 
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
