@@ -325,7 +325,7 @@ def _interface(body: bytes) -> Interface:
 
 
 def _kind(hardware: int, information: bytes) -> bytes:
-    kind = attributes(information).get(_IFLA_INFO_KIND)
+    kind = attributes(information, 0, (_IFLA_INFO_KIND,)).get(_IFLA_INFO_KIND)
     if kind is not None:
         return kind.rstrip(b"\0")
     # What rtnetlink can make tells its kind. Loopback and hardware tell none.

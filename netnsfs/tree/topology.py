@@ -52,11 +52,9 @@ class Survey:
     def __init__(self) -> None:
         self.spaces: list[Space] = []
         self.neighbours: dict[tuple[int, int], int] = {}
-        # By its index, and the index that it is tied to: the namespaces that have such an
-        # interface, by its name and address.
-        self._ends: dict[tuple[int, int], dict[tuple[bytes, bytes], list[int]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
+        # The namespaces that were told of such an other end: its index, the index that it is
+        # tied to, its name and its address.
+        self._ends: dict[tuple[int, int, bytes, bytes], list[int]] = defaultdict(list)
 
     def visit(self, source: Source) -> None:
         """Look into a namespace.
@@ -74,16 +72,13 @@ class Survey:
             for link in found.values():
                 if link.link_nsid is not None:
                     self._match_end(route, number, link, link.link_nsid)
-                    self._ends[link.ifindex, link.link][link.name, link.address].append(number)
 
     def _match_end(self, route: RouteSocket, number: int, link: Interface, nsid: int) -> None:
-        ends = self._ends.get((link.link, link.ifindex))
-        if not ends or (number, nsid) in self.neighbours:
+        if (number, nsid) in self.neighbours:
             return
-        far = links.far_end(route, link)
         # Names and addresses can be alike in many namespaces, but this costs nothing. The
         # kernel is asked last, with an open namespace (`_has_number`).
-        for other in ends.get((far.name, far.address), ()) if far else ():
+        for other in self._ends.get((link.ifindex, link.link, link.name, link.address), ()):
             if self._has_number(route, other, nsid):
                 # What the other end calls this namespace is known with that, and need not be
                 # asked.
@@ -92,6 +87,10 @@ class Survey:
                 if back is not None:
                     self.neighbours[other, back] = number
                 return
+        # Its other end is still to be seen, if it is seen at all.
+        far = links.far_end(route, link)
+        if far:
+            self._ends[far.ifindex, link.ifindex, far.name, far.address].append(number)
 
     def _is_there(self, number: int, far: Interface | None) -> bool:
         """Whether a namespace has an interface that looks like that one."""
