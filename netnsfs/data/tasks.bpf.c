@@ -153,11 +153,12 @@ static __always_inline int is_wanted(__u32 inode)
 static __always_inline void read_namespaces(struct task_struct *task, struct task_record *record)
 {
 	for (int i = 0; i < MOST_LOOKS; i++) {
-		struct nsproxy *before = BPF_CORE_READ(task, nsproxy);
+		struct nsproxy *before = task->nsproxy;
 
-		record->inode = BPF_CORE_READ(before, net_ns, ns.inum);
-		record->mounts = BPF_CORE_READ(before, mnt_ns, ns.inum);
-		if (BPF_CORE_READ(task, nsproxy) == before)
+		record->inode = before->net_ns->ns.inum;
+		record->mounts = before->mnt_ns->ns.inum;
+		barrier();
+		if (task->nsproxy == before)
 			return;
 	}
 	record->inode = 0;

@@ -5,7 +5,7 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
-- `process`: capabilities and memory of this process, and what others share
+- `process`: capabilities, memory of this process, and what tasks share
 - `bpf`: BPF iterators, which the kernel runs over its objects
 - `foreign`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
@@ -99,6 +99,7 @@ from netnsfs.linux.namespaces import (
 from netnsfs.linux.process import (
     CAP_SYSLOG,
     drop_capability,
+    effective_capabilities,
     give_memory_back,
     share_descriptors,
 )

@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from typing import NamedTuple, Self, TypeVar
 
@@ -59,12 +59,22 @@ def attribute(kind: int, value: bytes) -> bytes:
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def attributes(body: bytes, start: int = 0) -> dict[int, bytes]:
-    """The attributes of a message, or of an attribute, from `start` on."""
+def attributes(
+    body: bytes, start: int = 0, wanted: Container[int] = range(_NLA_TYPE_MASK + 1)
+) -> dict[int, bytes]:
+    """The attributes of a message, or of an attribute.
+
+    Args:
+        body: of the message.
+        start: where they begin.
+        wanted: their numbers. An interface has forty, and to keep one takes longer than to pass
+            over it.
+    """
     found, end, unpack = {}, len(body) - _ATTRIBUTE.size, _ATTRIBUTE.unpack_from
     while start <= end:
         length, kind = unpack(body, start)
-        found[kind & _NLA_TYPE_MASK] = body[start + 4 : start + length]
+        if kind & _NLA_TYPE_MASK in wanted:
+            found[kind & _NLA_TYPE_MASK] = body[start + 4 : start + length]
         # A length of 0 would never end. Attributes start at multiples of 4.
         start += length + 3 & ~3 or 4
     return found

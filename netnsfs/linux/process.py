@@ -1,6 +1,7 @@
-"""The capabilities of this process (capabilities(7)) and its memory."""
+"""Capabilities (capabilities(7)), and the memory of this process."""
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -8,6 +9,10 @@ from netnsfs.linux.library import error_of_call, libc
 
 CAP_SYSLOG = 34
 _CAPABILITY_VERSION_3 = 0x20080522
+# struct __user_cap_header_struct, and twice __user_cap_data_struct: effective, permitted,
+# inheritable; first of the capabilities 0 to 31, then of the others.
+_CAPABILITY_HEADER = struct.Struct("=Ii")
+_CAPABILITIES = struct.Struct("=6I")
 # kcmp(2) has another number on each architecture. Without one, the tables count as shared.
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
 _KCMP_FILES = 2
@@ -15,21 +20,38 @@ _KCMP_FILES = 2
 _malloc_trim = getattr(libc, "malloc_trim", None)
 
 
+def effective_capabilities(task: int) -> int:
+    """The effective capabilities of a task, in its own user namespace, a bit for each.
+
+    Args:
+        task: as this PID namespace has it.
+
+    Raises:
+        OSError: ESRCH if there is no such task.
+    """
+    # To capget(2), 0 is the caller itself.
+    if not task:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    first, _, _, rest, _, _ = _capabilities(task)
+    return rest << 32 | first
+
+
 def drop_capability(number: int) -> None:
     """Give up a capability (capset(2)), for this thread and those that it starts."""
-    # struct __user_cap_header_struct, and twice __user_cap_data_struct: effective, permitted,
-    # inheritable.
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    data = ctypes.create_string_buffer(24)
-    if libc.capget(header, data):
-        raise error_of_call()
-    held = struct.unpack("=6I", data.raw)
-    # The first three words are for capabilities 0 to 31, the others for the rest.
+    held = _capabilities(0)
     first, bit = number // 32 * 3, 1 << number % 32
-    kept = [word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held)]
+    kept = tuple(word & ~bit if first <= i < first + 3 else word for i, word in enumerate(held))
+    header = _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0)
     # What is not held needs no call: a filter of system calls may refuse it.
-    if kept != list(held) and libc.capset(header, struct.pack("=6I", *kept)):
+    if kept != held and libc.capset(header, _CAPABILITIES.pack(*kept)):
         raise error_of_call()
+
+
+def _capabilities(task: int) -> tuple[int, ...]:
+    data = ctypes.create_string_buffer(_CAPABILITIES.size)
+    if libc.capget(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, task), data):
+        raise error_of_call()
+    return _CAPABILITIES.unpack(data.raw)
 
 
 def share_descriptors(task: int, other: int) -> bool:

@@ -6,7 +6,7 @@ The numbers of tasks that they tell are those of the initial PID namespace.
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable
 
 from netnsfs import linux
 from netnsfs.netns.passes import NAMESPACE_FILE, PROC_FILE, SOCKET, TUN, Descriptor, Task
@@ -17,7 +17,9 @@ OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
 
 # As in data/tasks.bpf.c.
 _QUESTION = struct.Struct("=II")
-_TASK = struct.Struct("=IIII")
+# Process, thread and network namespace; thread and mount namespace.
+_TASK = struct.Struct("=III4x")
+_MOUNTS = struct.Struct("=4xI4xI")
 _DESCRIPTOR = struct.Struct("=IIIIIIQQ")
 _KINDS = (NAMESPACE_FILE, SOCKET, TUN, PROC_FILE)
 
@@ -37,23 +39,21 @@ class KernelPass:
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.tasks`."""
-        return ((pid, tid, found) for pid, tid, found, _ in self._tasks(inode))
+        return _TASK.iter_unpack(self._iterators.run("tasks", _QUESTION.pack(inode, 0)))
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""
-        return ((tid, mounts) for _, tid, _, mounts in self._tasks(0))
+        return _MOUNTS.iter_unpack(self._iterators.run("tasks", _QUESTION.pack(0, 0)))
 
-    def _tasks(self, inode: int) -> Iterator[tuple[int, int, int, int]]:
-        told = self._iterators.run("tasks", _QUESTION.pack(inode, 0))
-        return _TASK.iter_unpack(told)
-
-    def descriptors(self, inode: int = 0) -> Iterable[Descriptor]:
+    def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
         """See `Pass.descriptors`."""
         told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid()))
         # If the first thread has ended, the kernel shows the table of the process once for
         # each of the others.
         seen: set[tuple[int, int, int]] = set()
         for found, kind, pid, tid, fd, flags, table, number in _DESCRIPTOR.iter_unpack(told):
+            if found in without:
+                continue
             if tid != pid or seen:
                 if (pid, table, fd) in seen:
                     continue

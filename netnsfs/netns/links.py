@@ -59,6 +59,17 @@ _IFLA_NEW_NETNSID = 45
 _IFLA_TARGET_NETNSID = 46
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
+_OF_INTERFACE = frozenset(
+    {
+        _IFLA_ADDRESS,
+        _IFLA_IFNAME,
+        _IFLA_LINK,
+        _IFLA_MASTER,
+        _IFLA_LINKINFO,
+        _IFLA_CARRIER,
+        _IFLA_LINK_NETNSID,
+    }
+)
 # linux/veth.h
 _VETH_INFO_PEER = 1
 # linux/if_addr.h
@@ -299,7 +310,7 @@ def far_end(route: RouteSocket, found: Interface) -> Interface | None:
 
 def _interface(body: bytes) -> Interface:
     _, kind, index, flags, _ = _LINK.unpack_from(body)
-    told = attributes(body, _LINK.size)
+    told = attributes(body, _LINK.size, _OF_INTERFACE)
     return Interface(
         ifindex=index,
         name=told[_IFLA_IFNAME].rstrip(b"\0"),
@@ -314,7 +325,7 @@ def _interface(body: bytes) -> Interface:
 
 
 def _kind(hardware: int, information: bytes) -> bytes:
-    kind = attributes(information).get(_IFLA_INFO_KIND)
+    kind = attributes(information, 0, (_IFLA_INFO_KIND,)).get(_IFLA_INFO_KIND)
     if kind is not None:
         return kind.rstrip(b"\0")
     # What rtnetlink can make tells its kind. Loopback and hardware tell none.
@@ -328,7 +339,7 @@ def _number(told: dict[int, bytes], kind: int) -> int | None:
 
 def _address(body: bytes) -> Address:
     family, length, _, _, index = _ADDRESS.unpack_from(body)
-    told = attributes(body, _ADDRESS.size)
+    told = attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
     # Of a point-to-point connection, IFA_ADDRESS is the other end.
     packed = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS, b"")
     return Address(family, packed, length, index, body)

@@ -4,7 +4,7 @@ There are two ways to make one, with the same answers: `kernel_pass` and, where 
 not allow that, `proc_pass`. `tasks` chooses.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple, Protocol
 
 from netnsfs import linux
@@ -70,5 +70,8 @@ class Pass(Protocol):
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """Tasks, and the inode number of the mount namespace that each is in."""
 
-    def descriptors(self, inode: int = 0) -> Iterable[Descriptor]:
-        """The open files that hold a network namespace, or any."""
+    def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
+        """The open files that hold a network namespace, or any but those in `without`.
+
+        That may grow meanwhile.
+        """

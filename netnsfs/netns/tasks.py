@@ -215,22 +215,24 @@ def scan(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
     way = _chosen.way()
     yield from _tasks(way, inode, without)
     yield from (holder for holder in _mounts(way, inode) if holder.inode not in without)
-    for found in way.descriptors(inode):
-        if found.inode not in without:
-            line = b"%b %d %d" % (found.kind, found.task, found.fd)
-            yield Holder(found.inode, line, found.path, found)
+    for found in way.descriptors(inode, without):
+        line = b"%b %d %d" % (found.kind, found.task, found.fd)
+        yield Holder(found.inode, line, found.path, found)
 
 
 def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
     inside = list(way.tasks(inode))
-    leaders = {pid: found for pid, tid, found in inside if pid == tid}
+    leaders: dict[int, int] = {}
     for pid, tid, found in inside:
         if found in without:
             continue
         if pid == tid:
             yield Holder(found, b"task %d" % pid, b"/proc/%d/ns/net" % pid)
+            continue
+        # Made only where a thread is met that counts. A thread may stand before its leader.
+        leaders = leaders or {task[0]: task[2] for task in inside if task[0] == task[1]}
         # In the namespace of its first thread, a thread is told of by the line of its process.
-        elif leaders.get(pid) != found:
+        if leaders.get(pid) != found:
             path = b"/proc/%d/task/%d/ns/net" % (pid, tid)
             yield Holder(found, b"thread %d %d" % (pid, tid), path)
 

@@ -1,4 +1,4 @@
-"""What a caller may see and do that mode bits do not say, read from /proc while they wait.
+"""What a caller may see and do that mode bits do not say, asked while they wait.
 
 See `permissions`, rules 4 and 5.
 """
@@ -34,17 +34,14 @@ def has_capability(caller: Caller, capability: int) -> bool:
     Raises:
         OSError: that cannot be told.
     """
-    task = f"/proc/{caller.pid}"
     try:
         # Root of another user namespace has all capabilities, but they are for that namespace.
-        if os.readlink(f"{task}/ns/user") != os.readlink("/proc/self/ns/user"):
+        if os.readlink(f"/proc/{caller.pid}/ns/user") != os.readlink("/proc/self/ns/user"):
             return False
-        # A name of a program need not be UTF-8.
-        with open(f"{task}/status", "rb") as lines:
-            found = next(line for line in lines if line.startswith(b"CapEff"))
+        held = linux.effective_capabilities(caller.pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
-    return bool(int(found.split()[1], 16) >> capability & 1)
+    return bool(held >> capability & 1)
 
 
 def refuse_without(caller: Caller, capability: int, label: bytes) -> None:

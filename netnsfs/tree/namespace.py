@@ -330,13 +330,19 @@ class ControlFile(File):
         return Attributes(mode, self.size_to_show(bound), seconds=0, uid=uid, gid=gid)
 
     def exact_attributes(self) -> Attributes:
-        shown, listing = self.attributes(), self._row.tasks
-        if not listing or not tasks.is_cheap():
+        shown = self.attributes()
+        if not self._row.tasks:
             return shown
+        return shown._replace(size=self.size_to_show(partial(self._exact_size, shown.size)))
+
+    def _exact_size(self, bound: int) -> int:
+        """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""
+        assert self._row.tasks
+        if not tasks.is_cheap():
+            return bound
         # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
-        inode = self._directory.namespace.inode
-        size = self.size_to_show(lambda: sum(len(b"%d\n" % task) for task in listing(inode)))
-        return shown._replace(size=size)
+        found = self._row.tasks(self._directory.namespace.inode)
+        return sum(len(b"%d\n" % task) for task in found)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory

@@ -52,8 +52,9 @@ class Survey:
     def __init__(self) -> None:
         self.spaces: list[Space] = []
         self.neighbours: dict[tuple[int, int], int] = {}
-        # The namespaces with an interface of one index that is tied to another index.
-        self._ends: dict[tuple[int, int], list[int]] = defaultdict(list)
+        # The namespaces that were told of such an other end: its index, the index that it is
+        # tied to, its name and its address.
+        self._ends: dict[tuple[int, int, bytes, bytes], list[int]] = defaultdict(list)
 
     def visit(self, source: Source) -> None:
         """Look into a namespace.
@@ -71,15 +72,14 @@ class Survey:
             for link in found.values():
                 if link.link_nsid is not None:
                     self._match_end(route, number, link, link.link_nsid)
-                    self._ends[link.ifindex, link.link].append(number)
 
     def _match_end(self, route: RouteSocket, number: int, link: Interface, nsid: int) -> None:
-        candidates = self._ends[link.link, link.ifindex]
-        if not candidates or (number, nsid) in self.neighbours:
+        if (number, nsid) in self.neighbours:
             return
-        far = links.far_end(route, link)
-        for other in candidates:
-            if self._is_there(other, far) and self._has_number(route, other, nsid):
+        # Names and addresses can be alike in many namespaces, but this costs nothing. The
+        # kernel is asked last, with an open namespace (`_has_number`).
+        for other in self._ends.get((link.ifindex, link.link, link.name, link.address), ()):
+            if self._has_number(route, other, nsid):
                 # What the other end calls this namespace is known with that, and need not be
                 # asked.
                 back = self.spaces[other].links[link.link].link_nsid
@@ -87,14 +87,16 @@ class Survey:
                 if back is not None:
                     self.neighbours[other, back] = number
                 return
+        # Its other end is still to be seen, if it is seen at all.
+        far = links.far_end(route, link)
+        if far:
+            self._ends[far.ifindex, link.ifindex, far.name, far.address].append(number)
 
     def _is_there(self, number: int, far: Interface | None) -> bool:
         """Whether a namespace has an interface that looks like that one."""
         found = self.spaces[number].links.get(far.ifindex) if far else None
         if far is None or found is None:
             return False
-        # Names and addresses can be alike in many namespaces, but this costs nothing. The
-        # kernel is asked last, with an open namespace (`_has_number`).
         return (found.name, found.address) == (far.name, far.address)
 
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
@@ -173,13 +175,10 @@ def _sources(
     # Namespaces without a name are for those who may look into anything.
     if shown is not None:
         return
-    seen = set(named)
     unnamed = []
-    for holder in tasks.scan():
-        if holder.inode not in seen:
-            seen.add(holder.inode)
-            opened = partial(holder.open, names.links.avoid)
-            unnamed.append(Source(f".netnsfs/unnamed/{holder.inode}", holder.inode, opened))
+    for holder in tasks.one_of_each(named):
+        opened = partial(holder.open, names.links.avoid)
+        unnamed.append(Source(f".netnsfs/unnamed/{holder.inode}", holder.inode, opened))
     yield from sorted(unnamed)
 
 

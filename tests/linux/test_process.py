@@ -1,8 +1,13 @@
 """The capabilities and the memory of a process."""
 
+import os
 import resource
 import subprocess
 import sys
+
+import pytest
+
+from netnsfs import linux
 
 DROP = """
 import os, threading
@@ -48,3 +53,13 @@ def test_free_memory_is_given_back() -> None:
     before, after = map(int, shown.split())
     # Of 160 MB, all but each sixteenth piece.
     assert (before - after) * resource.getpagesize() > 100_000_000
+
+
+def test_effective_capabilities_are_those_of_a_task() -> None:
+    with open("/proc/self/status") as lines:
+        told = next(line for line in lines if line.startswith("CapEff"))
+    assert linux.effective_capabilities(os.getpid()) == int(told.split()[1], 16)
+    # Of no task, and not this one's own.
+    for task in (0, 2**22 + 1):
+        with pytest.raises(ProcessLookupError):
+            linux.effective_capabilities(task)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tracing
 from conftest import (
     RUN,
     USER_MODE_LINUX,
@@ -333,6 +334,25 @@ def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader:
         content = READERS[reader](foo / "pids")
         assert inside.pid in map(int, content.split())
         assert os.stat(foo / "pids").st_size == len(content)
+
+
+@pytest.mark.machine
+def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
+    looker = tracing.workers(mnt)["looker"]
+    (mnt / "foo").mkdir()
+
+    def read() -> None:
+        with open(mnt / "foo/pids", "rb") as file:
+            for _ in range(3):
+                os.fstat(file.fileno())
+            file.read()
+
+    read()
+    # The size that the kernel asks for before an open is still that of the last one. At the end
+    # of each job, a worker wakes the event loop, in one of two ways.
+    ends = [call for call in tracing.calls(looker, read) if call.name in ("write", "sendto")]
+    assert len(ends) == 1
+    (mnt / "foo").rmdir()
 
 
 @pytest.mark.usefixtures("refused_bpf")

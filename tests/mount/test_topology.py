@@ -112,6 +112,22 @@ def test_the_other_end_without_a_name(mnt: Mounted, foo: Path, spawn: Spawn) -> 
     assert (unnamed, "foo/out", "") in edges(graph(mnt))
 
 
+def test_ends_that_look_alike_are_told_apart(mnt: Mounted) -> None:
+    names = ("a0", "a1", "b0", "b1")
+    for name in names:
+        (mnt / name).mkdir()
+    for one, other in (("a0", "b1"), ("a1", "b0")):
+        ends = (
+            "name x index 10 address 02:00:00:00:00:01",
+            f"name y index 20 address 02:00:00:00:00:02 netns {other}",
+        )
+        ip(*f"-n {one} link add {ends[0]} type veth peer {ends[1]}".split())
+    found = {edge for edge in edges(graph(mnt)) if edge[0][:2] in names}
+    assert found == {("a0/x", "b1/y", ""), ("a1/x", "b0/y", "")}
+    for name in names:
+        (mnt / name).rmdir()
+
+
 @pytest.mark.machine
 def test_closed_namespaces_are_not_told_of(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
     a, _ = spaces

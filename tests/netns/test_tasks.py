@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import odd_tasks
@@ -281,6 +282,37 @@ def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     for holder in tasks.of(inode) if opens_by_id else ():
         with linux.closing(holder.open(())) as fd:
             assert os.fstat(fd).st_ino == inode
+
+
+DEEP = """
+import os, sys, time
+sys.path[:0] = sys.argv[3:]
+from netnsfs import linux
+linux.unshare(0x20000)
+linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
+os.chdir(sys.argv[2])
+for _ in range(20):
+    os.mkdir("x" * 250)
+    os.chdir("x" * 250)
+open("ns", "w").close()
+linux.mount(sys.argv[1].encode(), b"ns", linux.MS_BIND)
+print(os.open("ns", os.O_RDONLY), flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.machine
+def test_a_namespace_opened_by_a_path_that_is_too_long(spawn: Spawn, tmp_path: Path) -> None:
+    ip("netns", "add", "a")
+    inode, words = inode_of("a"), [str(RUN / "a"), str(tmp_path), *sys.path]
+    process = spawn(sys.executable, "-c", DEEP, *words, stdout=subprocess.PIPE)
+    assert process.stdout
+    fd = process.stdout.readline().strip()
+    assert error_number(os.readlink, f"/proc/{process.pid}/fd/{fd.decode()}") == (
+        errno.ENAMETOOLONG
+    )
+    assert b"fd %d %b" % (process.pid, fd) in tasks.listing(inode).splitlines()
+    ip("netns", "del", "a")
 
 
 def error_number(function: Callable[..., object], *arguments: object) -> int | None:
