@@ -47,6 +47,11 @@ LONG = bool(os.environ.get("NETNSFS_LONG"))
 USER_MODE_LINUX = "User Mode Linux" in Path("/proc/cpuinfo").read_text()
 """Where this kernel is a program (scripts/guest): a fork takes milliseconds."""
 
+needs_btf = pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/btf/vmlinux"), reason="this kernel has no BTF"
+)
+"""For what is done in the kernel, by BPF. User-mode Linux has no BTF."""
+
 HOLD_THREAD = """
 import ctypes, os, sys, threading, time
 def enter():
@@ -395,7 +400,7 @@ def refused_bpf() -> Iterator[None]:
     _before_program.clear()
 
 
-@pytest.fixture(params=["in the kernel", "through /proc"])
+@pytest.fixture(params=[pytest.param("in the kernel", marks=needs_btf), "through /proc"])
 def both_ways(request: pytest.FixtureRequest) -> None:
     """The test is made twice: with a daemon that may use bpf(2), and with one that may not."""
     if request.param == "through /proc":

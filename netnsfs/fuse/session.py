@@ -21,7 +21,7 @@ rest:
    made to give that back.
 6. close() unmounts by path, whatever is mounted there by now, and does not unmount after an
    abort of the connection (umount -f). So it only closes the session, and the mount is
-   detached here if it is still there, recognised by its mount ID.
+   detached here if it is still there (`takeover.is_still`).
 7. Whatever fails, every step of the clean-up is made, so that no mount is left without a
    daemon.
 """
@@ -30,6 +30,7 @@ import errno
 import logging
 import os
 import resource
+import select
 import signal
 import sys
 import time
@@ -158,14 +159,14 @@ async def _serve(
         )
         if config.debug:
             trace(operations)
-        ours = _open_session(operations, loop, config, cleanup)
+        device, ours = _open_session(operations, loop, config, cleanup)
         mounted(ours.dev)
         never_block()
         with _heartbeat(), loop.serving_pyfuse3():
             async with trio.open_nursery() as nursery:
-                detach = partial(_detach, config.mount_point, ours)
+                detach = partial(_detach, config.mount_point, ours, device)
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
-                forget = partial(_forget_unused, config.mount_point, ours)
+                forget = partial(_forget_unused, config.mount_point, ours, device)
                 nursery.start_soon(_bound_memory, operations, looks, forget)
                 await _serve_requests()
                 nursery.cancel_scope.cancel()
@@ -194,8 +195,12 @@ def _open_pool(limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
 
 def _open_session(
     operations: Operations, loop: LoopThread, config: Config, cleanup: ExitStack
-) -> Identity:
-    """Mount, and open pyfuse3's session. What undoes both goes to `cleanup`."""
+) -> tuple[int, Identity]:
+    """Mount, and open pyfuse3's session. What undoes both goes to `cleanup`.
+
+    Returns:
+        As `_mount`.
+    """
     device, ours = _mount(config)
     cleanup.callback(_detach, config.mount_point, ours)
     try:
@@ -207,7 +212,7 @@ def _open_session(
     # It closes the device too.
     cleanup.callback(pyfuse3.close, unmount=False)
     loop.watch_requests(device)
-    return ours
+    return device, ours
 
 
 def _mount(config: Config) -> tuple[int, Identity]:
@@ -257,21 +262,37 @@ def _new_mount(device: int, config: Config) -> int:
 
 
 @contextmanager
-def _top_if_ours(mount_point: bytes, ours: Identity) -> Iterator[int | None]:
-    """A descriptor of our mount, None if something else is at the mount point by now."""
+def _top_if_ours(
+    mount_point: bytes, ours: Identity, device: int | None = None
+) -> Iterator[int | None]:
+    """A descriptor of our mount, None if something else is at the mount point by now.
+
+    Args:
+        mount_point: where it was mounted.
+        ours: what it was.
+        device: the descriptor by which requests come, if it is still open.
+    """
     with ExitStack() as opened:
         top = None
         with suppress(FileNotFoundError, NotADirectoryError):
             fd = takeover.open_mount_point(mount_point)
             opened.callback(os.close, fd)
-            top = fd if takeover.identity_of(fd) == ours else None
+            if takeover.is_still(fd, ours, device is not None and _is_connected(device)):
+                top = fd
         yield top
 
 
-def _detach(mount_point: bytes, ours: Identity) -> None:
+def _is_connected(device: int) -> bool:
+    """Whether the kernel still has requests to make (fuse_dev_poll(), fs/fuse/dev.c)."""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
+
+
+def _detach(mount_point: bytes, ours: Identity, device: int | None = None) -> None:
     shown = os.fsdecode(mount_point)
     try:
-        with _top_if_ours(mount_point, ours) as top:
+        with _top_if_ours(mount_point, ours, device) as top:
             if top is not None:
                 linux.detach(top)
             elif _is_mounted(ours):
@@ -298,8 +319,8 @@ async def _bound_memory(operations: Operations, pool: Pool, forget: Callable[[],
                 await pool.run(linux.give_memory_back)
 
 
-def _forget_unused(mount_point: bytes, ours: Identity) -> None:
-    with _top_if_ours(mount_point, ours) as top:
+def _forget_unused(mount_point: bytes, ours: Identity, device: int) -> None:
+    with _top_if_ours(mount_point, ours, device) as top:
         if top is not None:
             linux.forget_unused(mount_point)
 

@@ -38,7 +38,10 @@ class AlreadyMounted(Failure):
 
 
 class Identity(NamedTuple):
-    """What tells a mount from any other: device numbers alone are reused at once."""
+    """What tells a mount from any other: device numbers alone are reused at once.
+
+    Before Linux 6.8, the ID of a mount is reused as well: see `is_still`.
+    """
 
     dev: int
     mount: int
@@ -199,6 +202,24 @@ def identity_of(fd: int) -> Identity:
     """The identity of the mount that an open file is on."""
     found = linux.statx(b"", fd)
     return Identity(found.dev, found.mount)
+
+
+def is_still(fd: int, ours: Identity, connected: bool) -> bool:
+    """Whether the mount that an open file is on is ours.
+
+    Args:
+        fd: a descriptor of the mount's root, opened with O_PATH.
+        ours: what our mount was.
+        connected: whether our connection to the kernel stands. As long as it does, so does our
+            file system, and nothing else has its device number.
+    """
+    if identity_of(fd) != ours:
+        return False
+    if connected or ours.mount >= linux.FIRST_UNIQUE_MOUNT:
+        return True
+    # Ours is dead. Whatever has followed it may have got its numbers.
+    top = _mount_of(fd)
+    return top is not None and top.fs_type == FS_TYPE and not _answers(fd)
 
 
 def attach(mount: int, mount_point: bytes) -> Identity | None:

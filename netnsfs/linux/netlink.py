@@ -149,8 +149,10 @@ class RouteSocket:
             OSError: the kernel's answer.
         """
         self._send(kind, flags | _NLM_F_ACK, body)
-        for _ in self._answers(heard):
-            pass
+        for message in self._answers(heard):
+            # On some kernels, what tells of a deletion bears the number of its request.
+            if heard is not None:
+                heard.append(message)
 
     def dump(self, kind: int, body: bytes, take: Callable[[bytes], T]) -> list[T]:
         """All there is of something, as it was at one moment.

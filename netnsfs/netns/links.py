@@ -480,12 +480,35 @@ def _take_back(route: RouteSocket, index: int, done: list[tuple[bool, Address]])
 
 
 def _complete(route: RouteSocket, index: int, before: list[Address]) -> None:
-    """Add what is missing of what was there: the kernel removes secondary addresses too."""
-    there = {address.text for address in addresses(route, index)}
+    """Add what is missing of what was there, in the same order.
+
+    Along with the first address of a network, the kernel removes the secondary ones, or makes
+    the next of them the first (promote_secondaries). That one makes room again.
+    """
+    there, firsts = addresses(route, index), _firsts(before)
+    promoted = {
+        network for network, text in _firsts(there).items() if firsts.get(network, text) != text
+    }
+    known = {address.text for address in before}
+    # Backwards: the first comes last, when there is nothing left to promote.
+    for address in reversed(there):
+        if address.network in promoted and address.text in known:
+            with suppress(OSError):
+                _put(route, index, False, address)
+    left = {address.text for address in addresses(route, index)}
     for address in before:
-        if address.text not in there:
+        if address.text not in left:
             with suppress(OSError):
                 _put(route, index, True, address)
+
+
+def _firsts(found: list[Address]) -> dict[tuple[int, int, int], bytes]:
+    """The first address of each network of IPv4: the others are secondary ones."""
+    return {
+        address.network: address.text
+        for address in reversed(found)
+        if address.family == socket.AF_INET
+    }
 
 
 def _check_same(route: RouteSocket, name: bytes, index: int) -> None:

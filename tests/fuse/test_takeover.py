@@ -1,6 +1,7 @@
 """The mount point when several want it. Mounts here have a descriptor, but no daemon."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -128,3 +129,25 @@ def test_what_has_replaced_a_dead_one_is_not_detached(
         takeover.clear(PLACE)
     assert alive == [top()]
     assert fuse_mounts() == [PLACE]
+
+
+def test_what_has_the_numbers_of_a_dead_mount_is_another(
+    mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As before Linux 6.8.
+    monkeypatch.setattr(linux, "FIRST_UNIQUE_MOUNT", 1 << 64)
+    ours = mounts.attach()
+    assert ours
+    with linux.closing(takeover.open_mount_point(PLACE)) as fd:
+        assert takeover.is_still(fd, ours, connected=True)
+        # A netnsfs that does not answer is one that is alive.
+        assert not takeover.is_still(fd, ours, connected=False)
+        mounts.kill()
+        assert takeover.is_still(fd, ours, connected=False)
+    linux.umount(PLACE, linux.MNT_DETACH)
+    subprocess.run(["mount", "-t", "tmpfs", "theirs", MNT], check=True)
+    try:
+        with linux.closing(takeover.open_mount_point(PLACE)) as fd:
+            assert not takeover.is_still(fd, takeover.identity_of(fd), connected=False)
+    finally:
+        linux.umount(PLACE, 0)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import error_of
+from conftest import error_of, needs_btf
 
 from netnsfs import linux
 
@@ -21,6 +21,7 @@ except OSError as error:
 """
 
 
+@needs_btf
 @pytest.mark.machine
 def test_an_iterator_runs_again_and_again() -> None:
     iterators = linux.Iterators(OBJECT, ("tasks",))
@@ -30,14 +31,18 @@ def test_an_iterator_runs_again_and_again() -> None:
     iterators.close()
 
 
-@pytest.mark.machine
-def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+def test_what_is_no_object_file(tmp_path: Path) -> None:
     assert error_of(linux.Iterators, str(tmp_path / "none"), ()) == "ENOENT"
     empty = tmp_path / "empty"
     empty.write_bytes(b"x" * 100)
-    # The library has numbers of its own for what is no object file.
+    # The library has numbers of its own for that.
     with pytest.raises(OSError, match="empty"):
         linux.Iterators(str(empty), ())
+
+
+@needs_btf
+@pytest.mark.machine
+def test_a_program_that_the_object_lacks() -> None:
     for _ in range(3):
         assert error_of(linux.Iterators, OBJECT, ("tasks", "no such program")) == "ENOENT"
 

@@ -24,6 +24,7 @@ from conftest import (
     Start,
     error_of,
     ip,
+    needs_btf,
     no_more_mounts,
     resident,
     sshfs,
@@ -322,6 +323,7 @@ def _is_inside(pid: int, namespace: Path) -> bool:
     return os.stat(f"/proc/{pid}/ns/net").st_ino == os.stat(namespace).st_ino
 
 
+@needs_btf
 @pytest.mark.machine
 @pytest.mark.parametrize("reader", ["busybox cat", "sendfile", "splice", "cat", "tar", "rsync"])
 def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import LONG, MNT, RUN, Mounted, Start, error_of, resident
+from conftest import LONG, MNT, RUN, USER_MODE_LINUX, Mounted, Start, error_of, resident
 
 SLOWFS = Path(__file__).parent.parent / "slowfs.py"
 
@@ -97,6 +97,7 @@ def slowest(mounted: Mounted, foo: Path) -> dict[str, float]:
     return {name: statistics.median(them) for name, them in taken.items()}
 
 
+@pytest.mark.skipif(USER_MODE_LINUX, reason="user-mode Linux: the times are of its own scale")
 @pytest.mark.parametrize("count", [240, 1800] if LONG else [240])
 def test_a_storm_of_readers_keeps_root_from_nothing(
     mnt: Mounted, foo: Path, count: int

@@ -179,10 +179,14 @@ def test_a_write_that_fails_changes_nothing(
     assert (shown("a", "addr"), shown("a", "route")) == before
 
 
+@pytest.mark.parametrize("promotes", [False, True])
 def test_what_is_refused_after_a_removal_is_taken_back(
-    spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch, promotes: bool
 ) -> None:
-    """The kernel has then removed the secondary address too."""
+    """The kernel has then removed the secondary address too, or made it the first."""
+    for name in ("all", "lo"):
+        setting = f"net.ipv4.conf.{name}.promote_secondaries={promotes:d}"
+        ip("netns", "exec", "a", "sysctl", "-q", setting)
     ip("-n", "a", "addr", "add", "10.0.0.1/24", "dev", "lo", "label", "lo:one")
     ip("-n", "a", "addr", "add", "10.0.0.2/24", "dev", "lo", "label", "lo:two")
     before = shown("a", "addr")
@@ -190,7 +194,7 @@ def test_what_is_refused_after_a_removal_is_taken_back(
 
     def refuse(route: RouteSocket, index: int, adds: bool, address: links.Address) -> None:
         if address.text == b"10.0.0.3/24":
-            assert texts(spaces[0], b"lo") == []
+            assert texts(spaces[0], b"lo") == ([b"10.0.0.2/24"] if promotes else [])
             raise OSError(errno.ENOBUFS, "no room")
         put(route, index, adds, address)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import odd_tasks
 import pytest
-from conftest import RUN, USER_MODE_LINUX, ip, wait_for
+from conftest import RUN, ip, needs_btf, wait_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -38,13 +38,14 @@ threading.Thread(target=enter).start()
 """
 
 
-@pytest.fixture(params=[KernelPass, ProcPass], autouse=True)
+IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
+
+
+@pytest.fixture(params=[IN_KERNEL, ProcPass], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
     """Tests here are made in both ways."""
     if request.param is KernelPass and not linux.in_initial_user_namespace():
         pytest.skip("not for a user namespace")
-    if request.param is KernelPass and USER_MODE_LINUX:
-        pytest.skip("user-mode Linux has no BTF")
     made: Pass = request.param()
     monkeypatch.setattr(tasks._chosen, "_way", made)
     yield made
@@ -194,7 +195,7 @@ kinds = st.lists(st.sampled_from(sorted(odd_tasks.KINDS)), min_size=1, max_size=
 
 
 @pytest.mark.machine
-@pytest.mark.parametrize("way", [KernelPass], indirect=True)
+@pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
 def test_both_ways_tell_the_same(way: Pass) -> None:
     other = ProcPass()
 
@@ -218,21 +219,39 @@ def test_both_ways_tell_the_same(way: Pass) -> None:
 def test_what_odd_tasks_hold() -> None:
     ip("netns", "add", "a")
     inode = inode_of("a")
-    with odd("thread_inside", "sockets", "tun", "descriptor", "table_of_a_thread") as found:
+    with odd("thread_inside", "sockets", "tun", "descriptor"):
+        assert [*map(len, held(inode).values())] == [1, 2, 1, 5, 1]
+    wait_for(lambda: tasks.listing(inode) == b"mount /run/netns/a\n")
+    ip("netns", "del", "a")
+
+
+def held(inode: int) -> dict[str, list[str]]:
+    """What holds a namespace, by its kind."""
+    lines = tasks.listing(inode).decode().splitlines()
+    kinds = {kind: [line for line in lines if line.startswith(kind)] for kind in KINDS}
+    assert [*chain(*kinds.values())] == lines
+    return kinds
+
+
+KINDS = ("thread", "fd", "mount", "socket", "tun")
+
+
+@pytest.mark.machine
+def test_a_descriptor_table_of_a_thread(spawn: Spawn) -> None:
+    if linux.share_descriptors(os.getpid(), spawn("sleep", "60").pid):
+        pytest.skip("this kernel has no kcmp(2)")
+    ip("netns", "add", "a")
+    inode = inode_of("a")
+    with odd("sockets", "tun", "descriptor", "table_of_a_thread") as found:
         (pid,) = found
-        lines = tasks.listing(inode).decode().splitlines()
-        # The thread with a table of its own had a copy of the other, and opened two more.
-        kinds = {kind: [line for line in lines if line.startswith(kind)] for kind in KINDS}
-        assert [*map(len, kinds.values())] == [1, 5, 1, 11, 2]
-        assert [*chain(*kinds.values())] == lines
+        # The thread had a copy of the other table, and opened two more.
+        kinds = held(inode)
+        assert [*map(len, kinds.values())] == [0, 5, 1, 11, 2]
         owners = {int(line.split()[1]) for line in kinds["fd"]}
         assert len(owners) == 2
         assert pid in owners
     wait_for(lambda: tasks.listing(inode) == b"mount /run/netns/a\n")
     ip("netns", "del", "a")
-
-
-KINDS = ("thread", "fd", "mount", "socket", "tun")
 
 
 @pytest.mark.machine
@@ -263,7 +282,7 @@ time.sleep(100)
 
 
 @pytest.mark.machine
-@pytest.mark.parametrize("way", [KernelPass], indirect=True)
+@pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
 @pytest.mark.usefixtures("way")
 def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     ip("netns", "add", "a")
