@@ -1,0 +1,130 @@
+"""What the watchers of the mount (inotify(7)) have been told, and the one that has them told.
+
+The kernel tells watchers of each change that is made through the mount. Of a change that others
+make it knows nothing. So a process of our own, the teller, makes the same change in the mount
+once more: mkdir(2) of a name that has come, rmdir(2) of one that has gone. The adapter knows
+its requests by their process ID and answers them without doing anything, and the kernel then
+tells the watchers as of any other change. (Invalidations of the kernel's cache tell nobody.)
+
+What is told once is not told again, because the answer is decided here, between two changes:
+the kernel locks the directory from before the lookup of a name until its watchers have been
+told. That is also why the names are told in the order of these answers.
+
+- A name that was told of is there for the teller, so that mkdir(2) fails (EEXIST). If it has
+  gone, or stands for something else by now, the teller finds a directory that is made for this
+  one removal: the kernel lets nobody into a removed directory again.
+- Any other name is absent for the teller, so that rmdir(2) fails (ENOENT). The directory that
+  mkdir(2) then seems to make is the real one. Where somebody has looked it up already, the
+  kernel puts the new entry in the place of theirs (d_splice_alias(), fs/dcache.c).
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Hashable, Iterable
+
+from netnsfs.node import Attributes, Directory, Node
+
+_NOBODY = -1
+
+
+class _Gone(Directory):
+    """What a name was that has gone, for one rmdir(2)."""
+
+    def __init__(self) -> None:
+        self.key = self
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR, seconds=0)
+
+
+class Told:
+    """The names that watchers know to stand. On the event loop's thread, but for the teller's.
+
+    Args:
+        names: those that stand when the mount is made.
+
+    Attributes:
+        teller: the process ID of the teller, as the daemon's PID namespace has it.
+        password: a name that is there for the teller alone, which so knows that it is known.
+    """
+
+    def __init__(self, names: Iterable[bytes] = ()) -> None:
+        self._subjects: dict[bytes, Hashable] = dict.fromkeys(names)
+        self._going = b""
+        self.teller = _NOBODY
+        self.password = secrets.token_hex().encode()
+
+    # Of the teller's, on any thread
+
+    def admit_teller(self, process: int) -> None:
+        """Answer a process as the teller from now on."""
+        self.teller = process
+
+    def dismiss_teller(self) -> None:
+        """Answer nobody as the teller."""
+        self.teller = _NOBODY
+
+    def list_names(self) -> list[bytes]:
+        """The names that watchers know to stand."""
+        # One call in C, so no other thread comes in between.
+        return list(self._subjects)
+
+    # Told by the kernel
+
+    def note_made(self, name: bytes, subject: Hashable) -> None:
+        """Take note that the kernel is about to tell of a new name."""
+        self._subjects[name] = subject
+
+    def note_removed(self, name: bytes) -> Hashable:
+        """Take note that the kernel is about to tell that a name has gone."""
+        return self._subjects.pop(name, None)
+
+    # Asked by the teller
+
+    def find(self, name: bytes, found: Node | None) -> Node:
+        """What the teller finds under a name.
+
+        Args:
+            name: the name.
+            found: what everybody else finds there.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        self._going = b""
+        if name == self.password:
+            return _Gone()
+        if name not in self._subjects:
+            raise _error(errno.ENOENT)
+        if found is not None and not self._is_replaced(name, found):
+            return found
+        self._going = name
+        return _Gone()
+
+    def refuse_told(self, name: bytes) -> None:
+        """Refuse to have watchers told of a name once more.
+
+        Raises:
+            OSError: EEXIST.
+        """
+        if name in self._subjects:
+            raise _error(errno.EEXIST)
+
+    def refuse_standing(self, name: bytes) -> None:
+        """Refuse to have watchers told that a name has gone, if it had not at its lookup.
+
+        Raises:
+            OSError: EBUSY.
+        """
+        if name != self._going:
+            raise _error(errno.EBUSY)
+
+    def _is_replaced(self, name: bytes, found: Node) -> bool:
+        before = self._subjects[name]
+        return None not in (before, found.subject) and before != found.subject
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))

@@ -1,0 +1,123 @@
+"""Has watchers of a mount told of the names that others make and remove: the teller.
+
+The teller is a process that hears of changes in the run directory and makes the same ones in
+the mount (see `events_child`); the one that serves the mount answers it without doing anything,
+and the kernel tells the watchers.
+
+It is a process, not a thread: what waits for an answer from a FUSE server does not end before
+that, killed or not. A thread that waits for its own process would keep that alive, with
+/dev/fuse open, after a SIGKILL: neither would ever end. A process that waits for another gets
+its answer from the kernel as soon as that has ended.
+
+It works alone. Nobody waits for it, and what it misses it finds out when it is started again.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+from typing import NamedTuple, Protocol
+
+import netnsfs
+from netnsfs.netns import events_child
+
+# No site packages, and nothing from the environment, so that it starts quickly.
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    f"from {events_child.__name__} import main; main(*sys.argv[2:])"
+)
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(netnsfs.__file__)))
+_NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
+# From one start to the next, and the most where each one fails.
+_BETWEEN_SECONDS = 1.0
+_MOST_BETWEEN_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Told(Protocol):
+    """What watchers have been told of, on the side of the mount."""
+
+    password: bytes
+
+    def admit_teller(self, process: int) -> None:
+        """Answer a process as the teller from now on."""
+
+    def dismiss_teller(self) -> None:
+        """Answer nobody as the teller."""
+
+    def list_names(self) -> list[bytes]:
+        """The names that watchers know to stand."""
+
+
+class Place(NamedTuple):
+    """Where names are, and where they are told of.
+
+    Attributes:
+        run_dir: the run directory.
+        mount_point: where the mount is that has watchers.
+        dev, mount: what tells that mount from any other (statx(2)).
+        reserved: a name that is not told of.
+    """
+
+    run_dir: bytes
+    mount_point: bytes
+    dev: int
+    mount: int
+    reserved: bytes
+
+
+def keep_telling(place: Place, told: Told) -> None:
+    """Have a teller at work. Returns if there can be none.
+
+    Args:
+        place: where.
+        told: what watchers have been told.
+    """
+    between = _BETWEEN_SECONDS
+    while True:
+        started = time.monotonic()
+        status = _tell(place, told)
+        if status == events_child.UNKNOWN:
+            log.warning("the kernel tells no watcher of the mount what others do")
+            return
+        between = min(2 * between, _MOST_BETWEEN_SECONDS) if status else _BETWEEN_SECONDS
+        time.sleep(max(0, started + between - time.monotonic()))
+
+
+def _tell(place: Place, told: Told) -> int:
+    """Start a teller and wait for its end. Returns its exit status."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = _start(place, told.password, theirs.fileno())
+        told.admit_teller(process)
+        try:
+            # It hears of changes from here on: whatever comes between is not lost.
+            if ours.recv(1):
+                ours.sendall(b"".join(name + b"\0" for name in told.list_names()))
+                ours.shutdown(socket.SHUT_WR)
+                ours.recv(1)
+        except OSError:
+            # It has ended meanwhile.
+            pass
+        finally:
+            # Its process ID is not given to another before it is waited for.
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+            told.dismiss_teller()
+            _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _start(place: Place, password: bytes, channel: int) -> int:
+    where = [part if isinstance(part, bytes) else b"%d" % part for part in place]
+    options: list[str | bytes] = ["-I", "-S", "-c", _PROGRAM, _PACKAGES, password]
+    # Without setsigmask, it would inherit the signals that the calling thread blocks.
+    return os.posix_spawn(
+        sys.executable,
+        [*map(os.fsencode, (sys.executable, *options)), *where],
+        {},
+        file_actions=[(os.POSIX_SPAWN_DUP2, channel, 0), *_NULL],
+        setsigmask=(),
+    )

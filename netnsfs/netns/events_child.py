@@ -1,0 +1,241 @@
+"""The program of the process that `events` starts: the teller.
+
+It hears of names in the run directory (inotify(7)), and of mounts (POLLPRI of
+/proc/self/mountinfo), and makes in the mount what has become true: mkdir(2) of a name that
+stands, rmdir(2) of one that has gone. Whether watchers were told of it already, it does not
+know: then the call fails, and that is all.
+
+A bare file is a name too, but `ip netns add` makes one just before it mounts the namespace. So
+a file is told of when a namespace is mounted on it, or when it has been a file for some time.
+
+Whenever it cannot be sure that it has heard of everything, it ends. The next one begins by
+comparing the run directory with what watchers were told.
+
+Its standard input is a socket. It says there that it hears, and is told the names that watchers
+know. When the other end is closed, the daemon has ended, and so does this.
+"""
+
+import errno
+import os
+import select
+import stat
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from netnsfs import linux
+
+UNKNOWN = 2
+"""Exit status: the mount does not know this process as its teller."""
+
+SETTLE_SECONDS = 5.0
+"""After this time, a file that is still no namespace is told of all the same."""
+
+# What follows within this time is told together. `ip netns add` has mounted by then.
+_TOGETHER_SECONDS = 0.0005
+
+_CAME = linux.IN_CREATE | linux.IN_MOVED_TO
+_WENT = linux.IN_DELETE | linux.IN_MOVED_FROM
+_MOVED = linux.IN_DELETE_SELF | linux.IN_MOVE_SELF
+
+_DAEMON = 0
+
+
+class _UnsureError(Exception):
+    """Something may have been missed."""
+
+
+class _Names:
+    """The names in the run directory, and what becomes of them.
+
+    Args:
+        path: the directory. It need not exist.
+        reserved: a name that does not count.
+    """
+
+    def __init__(self, path: bytes, reserved: bytes) -> None:
+        self._path = path
+        self._reserved = reserved
+        self._nsfs = linux.statx(b"/proc/self/ns/net", flags=linux.FOLLOW).dev
+        # Names that are files as yet, and since when.
+        self._unsettled: dict[bytes, float] = {}
+        self._watch = linux.Watch()
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._watch.fileno(), select.POLLIN)
+        self._poll.register(self._mounts, select.POLLPRI)
+        # POLLHUP, which comes unasked: the daemon has said all that it says.
+        self._poll.register(_DAEMON, 0)
+        with suppress(FileNotFoundError):
+            self._watch.watch_file(path, _CAME | _WENT | _MOVED)
+        self._directory = self._identity()
+
+    def compare(self, told: Collection[bytes]) -> dict[bytes, bool]:
+        """What differs from the names that were told of, as `wait` has it."""
+        try:
+            listed = {*os.listdir(self._path)} - {self._reserved}
+        except FileNotFoundError:
+            listed = set()
+        return {name: name not in listed for name in listed.symmetric_difference(told)}
+
+    def wait(self) -> dict[bytes, bool]:
+        """Wait for changes.
+
+        Returns:
+            The names that have changed, and whether each has gone at least once.
+
+        Raises:
+            _UnsureError: the directory is another now, or events were lost.
+            SystemExit: the daemon has ended.
+        """
+        ready = dict(self._poll.poll(self._milliseconds()))
+        if _DAEMON in ready:
+            sys.exit()
+        time.sleep(_TOGETHER_SECONDS)
+        # A change of mounts that comes after this look is told of once more.
+        changed = dict.fromkeys(self._unsettled, False)
+        for mask, name in self._watch.read_events():
+            if not mask & (_CAME | _WENT):
+                raise _UnsureError
+            changed[name] = changed.get(name, False) or bool(mask & _WENT)
+        if self._identity() != self._directory:
+            raise _UnsureError
+        changed.pop(self._reserved, None)
+        return changed
+
+    def stands(self, name: bytes) -> bool:
+        """Whether a name stands, and is not about to become a namespace."""
+        try:
+            found = linux.statx(b"%b/%b" % (self._path, name))
+        except FileNotFoundError:
+            self._unsettled.pop(name, None)
+            return False
+        now = time.monotonic()
+        since = self._unsettled.setdefault(name, now)
+        bare = found.dev != self._nsfs and not stat.S_ISLNK(found.mode)
+        if bare and now < since + SETTLE_SECONDS:
+            return False
+        del self._unsettled[name]
+        return True
+
+    def _milliseconds(self) -> float | None:
+        """How long until a name has been a file for long enough."""
+        if not self._unsettled:
+            return None
+        settled = min(self._unsettled.values()) + SETTLE_SECONDS
+        return max(0, settled - time.monotonic()) * 1000 + 1
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = linux.statx(self._path, flags=linux.FOLLOW)
+        except FileNotFoundError:
+            return None
+        return found.dev, found.ino
+
+
+class _Target:
+    """The mount whose watchers are told.
+
+    Args:
+        path: where it is mounted.
+        identity: device and mount ID.
+    """
+
+    def __init__(self, path: bytes, identity: tuple[int, int]) -> None:
+        self._path = path
+        self._identity = identity
+
+    @contextmanager
+    def opened(self) -> Iterator[int | None]:
+        """A descriptor of its root, None while it is not to be reached."""
+        clone = self._clone()
+        if clone is None:
+            yield None
+        else:
+            with linux.closing(clone):
+                yield clone
+
+    def is_there(self) -> bool:
+        """Whether it is to be reached."""
+        with self.opened() as root:
+            return root is not None
+
+    def _clone(self) -> int | None:
+        """A mount of our own of what is mounted there: umount(8) does not find ours busy."""
+        try:
+            fd = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        with linux.closing(fd):
+            found = linux.statx(b"", fd)
+            if (found.dev, found.mount) != self._identity:
+                return None
+            return linux.bind_mount(fd)
+
+
+def main(password: str, *place: str) -> None:
+    """Tell watchers until the daemon ends, or something may have been missed.
+
+    Args:
+        password: a name in the mount that only the teller finds.
+        place: as `events.Place` has it.
+    """
+    # Nothing that somebody may want to unmount.
+    os.chdir("/")
+    run_dir, mount_point, dev, mount, reserved = map(os.fsencode, place)
+    names = _Names(run_dir, reserved)
+    target = _Target(mount_point, (int(dev), int(mount)))
+    os.write(_DAEMON, b"\n")
+    told = _read_all(_DAEMON).split(b"\0")[:-1]
+    _refuse_unknown(target, password)
+    with suppress(_UnsureError):
+        changed = names.compare(told)
+        while _tell(names, target, changed):
+            changed = names.wait()
+        while not target.is_there():
+            names.wait()
+
+
+def _refuse_unknown(target: _Target, password: str) -> None:
+    with target.opened() as root:
+        if root is not None:
+            try:
+                os.stat(password, dir_fd=root)
+            except FileNotFoundError:
+                # What it asks for would be done.
+                sys.exit(UNKNOWN)
+
+
+def _tell(names: _Names, target: _Target, changed: Mapping[bytes, bool]) -> bool:
+    """Tell of changes. False if the mount is not to be reached."""
+    looked = [(name, went, names.stands(name)) for name, went in changed.items()]
+    # What is no news takes no look at the mount.
+    if not any(went or stands for _, went, stands in looked):
+        return True
+    with target.opened() as root:
+        if root is None:
+            return False
+        for name, went, stands in looked:
+            # Something else may stand there by now: then both are told.
+            if went:
+                with _expecting(errno.ENOENT, errno.EBUSY):
+                    os.rmdir(name, dir_fd=root)
+            if stands:
+                with _expecting(errno.ENOENT, errno.EEXIST):
+                    os.mkdir(name, dir_fd=root)
+    return True
+
+
+@contextmanager
+def _expecting(*errors: int) -> Iterator[None]:
+    """Pass over that watchers need not be told."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in errors:
+            raise
+
+
+def _read_all(fd: int) -> bytes:
+    return b"".join(iter(lambda: os.read(fd, 65536), b""))
