@@ -8,7 +8,8 @@ tells the watchers as of any other change. (Invalidations of the kernel's cache 
 
 What is told once is not told again, because the answer is decided here, between two changes:
 the kernel locks the directory from before the lookup of a name until its watchers have been
-told. That is also why the names are told in the order of these answers.
+told. That is also why the names are told in the order of these answers. What is told is
+reported to the teller, so that it seldom asks in vain.
 
 - A name that was told of is there for the teller, so that mkdir(2) fails (EEXIST). If it has
   gone, or stands for something else by now, the teller finds a directory that is made for this
@@ -21,8 +22,11 @@ told. That is also why the names are told in the order of these answers.
 import errno
 import os
 import secrets
+import socket
 import stat
+import threading
 from collections.abc import Hashable, Iterable
+from contextlib import suppress
 
 from netnsfs.node import Attributes, Directory, Node
 
@@ -53,10 +57,26 @@ class Told:
     def __init__(self, names: Iterable[bytes] = ()) -> None:
         self._subjects: dict[bytes, Hashable] = dict.fromkeys(names)
         self._going = b""
+        self._lock = threading.Lock()
+        self._channel: socket.socket | None = None
         self.teller = _NOBODY
         self.password = secrets.token_hex().encode()
 
     # Of the teller's, on any thread
+
+    def report_to(self, channel: socket.socket | None) -> list[bytes]:
+        """Report what watchers are told from now on: a sign, + or -, and the name.
+
+        Args:
+            channel: where to; it never blocks. None to end it.
+
+        Returns:
+            The names that watchers know to stand. Of some, it may be reported once more.
+        """
+        with self._lock:
+            self._channel = channel
+        # One call in C, so no other thread comes in between.
+        return list(self._subjects)
 
     def admit_teller(self, process: int) -> None:
         """Answer a process as the teller from now on."""
@@ -66,20 +86,28 @@ class Told:
         """Answer nobody as the teller."""
         self.teller = _NOBODY
 
-    def list_names(self) -> list[bytes]:
-        """The names that watchers know to stand."""
-        # One call in C, so no other thread comes in between.
-        return list(self._subjects)
-
     # Told by the kernel
 
     def note_made(self, name: bytes, subject: Hashable) -> None:
         """Take note that the kernel is about to tell of a new name."""
         self._subjects[name] = subject
+        self._report(b"+" + name)
 
     def note_removed(self, name: bytes) -> Hashable:
         """Take note that the kernel is about to tell that a name has gone."""
-        return self._subjects.pop(name, None)
+        subject = self._subjects.pop(name, None)
+        self._report(b"-" + name)
+        return subject
+
+    def _report(self, message: bytes) -> None:
+        with self._lock:
+            if self._channel:
+                try:
+                    self._channel.send(message)
+                except OSError:
+                    # It does not listen in time. The next teller begins anew.
+                    with suppress(OSError):
+                        self._channel.shutdown(socket.SHUT_RDWR)
 
     # Asked by the teller
 

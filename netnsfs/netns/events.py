@@ -17,9 +17,11 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import netnsfs
+from netnsfs import linux
 from netnsfs.netns import events_child
 
 # No site packages, and nothing from the environment, so that it starts quickly.
@@ -28,7 +30,7 @@ _PROGRAM = (
     f"from {events_child.__name__} import main; main(*sys.argv[2:])"
 )
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(netnsfs.__file__)))
-_NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
+_NULL = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0)]
 # From one start to the next, and the most where each one fails.
 _BETWEEN_SECONDS = 1.0
 _MOST_BETWEEN_SECONDS = 60.0
@@ -37,18 +39,18 @@ log = logging.getLogger(__name__)
 
 
 class Told(Protocol):
-    """What watchers have been told of, on the side of the mount."""
+    """What watchers have been told of, on the side of the mount: see `fuse.told`."""
 
     password: bytes
+
+    def report_to(self, channel: socket.socket | None) -> list[bytes]:
+        """Report from now on, and return the names that watchers know to stand."""
 
     def admit_teller(self, process: int) -> None:
         """Answer a process as the teller from now on."""
 
     def dismiss_teller(self) -> None:
         """Answer nobody as the teller."""
-
-    def list_names(self) -> list[bytes]:
-        """The names that watchers know to stand."""
 
 
 class Place(NamedTuple):
@@ -88,29 +90,38 @@ def keep_telling(place: Place, told: Told) -> None:
 
 def _tell(place: Place, told: Told) -> int:
     """Start a teller and wait for its end. Returns its exit status."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        with theirs:
-            process = _start(place, told.password, theirs.fileno())
-        told.admit_teller(process)
+        ours.setblocking(False)
         try:
-            # It hears of changes from here on: whatever comes between is not lost.
-            if ours.recv(1):
-                ours.sendall(b"".join(name + b"\0" for name in told.list_names()))
-                ours.shutdown(socket.SHUT_WR)
-                ours.recv(1)
-        except OSError:
-            # It has ended meanwhile.
-            pass
+            with theirs, linux.closing(_written(told.report_to(ours))) as names:
+                process = _start(place, told.password, theirs.fileno(), names)
+            return _serve(process, ours, told)
         finally:
-            # Its process ID is not given to another before it is waited for.
-            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-            told.dismiss_teller()
-            _, status = os.waitpid(process, 0)
-    return os.waitstatus_to_exitcode(status)
+            told.report_to(None)
 
 
-def _start(place: Place, password: bytes, channel: int) -> int:
+def _written(names: list[bytes]) -> int:
+    """A file in memory with names, each followed by a NUL."""
+    fd = os.memfd_create("names", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.writelines(name + b"\0" for name in names)
+    return fd
+
+
+def _serve(process: int, channel: socket.socket, told: Told) -> int:
+    told.admit_teller(process)
+    try:
+        with suppress(OSError):
+            channel.send(events_child.BEGIN)
+        # Its process ID is given to another only after waitpid(2).
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    finally:
+        told.dismiss_teller()
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _start(place: Place, password: bytes, channel: int, names: int) -> int:
     where = [part if isinstance(part, bytes) else b"%d" % part for part in place]
     options: list[str | bytes] = ["-I", "-S", "-c", _PROGRAM, _PACKAGES, password]
     # Without setsigmask, it would inherit the signals that the calling thread blocks.
@@ -118,6 +129,10 @@ def _start(place: Place, password: bytes, channel: int) -> int:
         sys.executable,
         [*map(os.fsencode, (sys.executable, *options)), *where],
         {},
-        file_actions=[(os.POSIX_SPAWN_DUP2, channel, 0), *_NULL],
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, channel, events_child.DAEMON),
+            (os.POSIX_SPAWN_DUP2, names, events_child.NAMES),
+            *_NULL,
+        ],
         setsigmask=(),
     )

@@ -2,17 +2,15 @@
 
 It hears of names in the run directory (inotify(7)), and of mounts (POLLPRI of
 /proc/self/mountinfo), and makes in the mount what has become true: mkdir(2) of a name that
-stands, rmdir(2) of one that has gone. Whether watchers were told of it already, it does not
-know: then the call fails, and that is all.
+stands, rmdir(2) of one that has gone. It may come too late to know that watchers were told of
+it already: then the call fails, and that is all.
 
 A bare file is a name too, but `ip netns add` makes one just before it mounts the namespace. So
 a file is told of when a namespace is mounted on it, or when it has been a file for some time.
 
-Whenever it cannot be sure that it has heard of everything, it ends. The next one begins by
-comparing the run directory with what watchers were told.
-
-Its standard input is a socket. It says there that it hears, and is told the names that watchers
-know. When the other end is closed, the daemon has ended, and so does this.
+Whenever it cannot be sure that it has heard of everything, it compares the run directory with
+what watchers know. That is in a file, its standard output, and from then on the daemon reports
+it on a socket, its standard input. When the daemon has ended, so does this.
 """
 
 import errno
@@ -22,7 +20,8 @@ import stat
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 
 from netnsfs import linux
 
@@ -35,11 +34,17 @@ SETTLE_SECONDS = 5.0
 # What follows within this time is told together. `ip netns add` has mounted by then.
 _TOGETHER_SECONDS = 0.0005
 
+# A sign, and a name (linux/limits.h).
+_LONGEST_REPORT = 1 + 255
+
 _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
 _WENT = linux.IN_DELETE | linux.IN_MOVED_FROM
 _MOVED = linux.IN_DELETE_SELF | linux.IN_MOVE_SELF
 
-_DAEMON = 0
+DAEMON = 0
+NAMES = 1
+BEGIN = b"!"
+"""What the daemon says when it will know this process by its process ID."""
 
 
 class _UnsureError(Exception):
@@ -61,15 +66,20 @@ class _Names:
         # Names that are files as yet, and since when.
         self._unsettled: dict[bytes, float] = {}
         self._watch = linux.Watch()
-        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._close_mounts = partial(os.close, mounts)
         self._poll = select.poll()
         self._poll.register(self._watch.fileno(), select.POLLIN)
-        self._poll.register(self._mounts, select.POLLPRI)
-        # POLLHUP, which comes unasked: the daemon has said all that it says.
-        self._poll.register(_DAEMON, 0)
+        self._poll.register(mounts, select.POLLPRI)
+        self._poll.register(DAEMON, select.POLLIN)
         with suppress(FileNotFoundError):
             self._watch.watch_file(path, _CAME | _WENT | _MOVED)
         self._directory = self._identity()
+
+    def close(self) -> None:
+        """Hear no longer."""
+        self._watch.close()
+        self._close_mounts()
 
     def compare(self, told: Collection[bytes]) -> dict[bytes, bool]:
         """What differs from the names that were told of, as `wait` has it."""
@@ -87,11 +97,8 @@ class _Names:
 
         Raises:
             _UnsureError: the directory is another now, or events were lost.
-            SystemExit: the daemon has ended.
         """
-        ready = dict(self._poll.poll(self._milliseconds()))
-        if _DAEMON in ready:
-            sys.exit()
+        self._poll.poll(self._milliseconds())
         time.sleep(_TOGETHER_SECONDS)
         # A change of mounts that comes after this look is told of once more.
         changed = dict.fromkeys(self._unsettled, False)
@@ -134,17 +141,56 @@ class _Names:
         return found.dev, found.ino
 
 
+class _Told:
+    """What watchers know.
+
+    Attributes:
+        names: those that stand, as far as they know.
+    """
+
+    def __init__(self) -> None:
+        with open(NAMES, "rb") as file:
+            file.seek(0)
+            self.names = {*file.read().split(b"\0")[:-1]}
+        while (report := os.read(DAEMON, _LONGEST_REPORT)) not in (BEGIN, b""):
+            self._take(report)
+        os.set_blocking(DAEMON, False)
+
+    def catch_up(self) -> list[bytes]:
+        """Take note of what was reported meanwhile. Returns the names.
+
+        Raises:
+            SystemExit: the daemon has ended.
+        """
+        found = []
+        with suppress(BlockingIOError):
+            while report := os.read(DAEMON, _LONGEST_REPORT):
+                found.append(self._take(report))
+            sys.exit()
+        return found
+
+    def _take(self, report: bytes) -> bytes:
+        name = report[1:]
+        if report.startswith(b"+"):
+            self.names.add(name)
+        else:
+            self.names.discard(name)
+        return name
+
+
 class _Target:
     """The mount whose watchers are told.
 
     Args:
         path: where it is mounted.
         identity: device and mount ID.
+        password: a name that is there if this process is known as the teller.
     """
 
-    def __init__(self, path: bytes, identity: tuple[int, int]) -> None:
+    def __init__(self, path: bytes, identity: tuple[int, int], password: bytes) -> None:
         self._path = path
         self._identity = identity
+        self._password = password
 
     @contextmanager
     def opened(self) -> Iterator[int | None]:
@@ -154,12 +200,22 @@ class _Target:
             yield None
         else:
             with linux.closing(clone):
+                self._refuse_unknown(clone)
                 yield clone
 
     def is_there(self) -> bool:
         """Whether it is to be reached."""
         with self.opened() as root:
             return root is not None
+
+    def _refuse_unknown(self, root: int) -> None:
+        if self._password:
+            try:
+                os.stat(self._password, dir_fd=root)
+            except FileNotFoundError:
+                # What this process asks for would be done.
+                sys.exit(UNKNOWN)
+            self._password = b""
 
     def _clone(self) -> int | None:
         """A mount of our own of what is mounted there: umount(8) does not find ours busy."""
@@ -175,7 +231,7 @@ class _Target:
 
 
 def main(password: str, *place: str) -> None:
-    """Tell watchers until the daemon ends, or something may have been missed.
+    """Tell watchers until the daemon ends.
 
     Args:
         password: a name in the mount that only the teller finds.
@@ -184,44 +240,48 @@ def main(password: str, *place: str) -> None:
     # Nothing that somebody may want to unmount.
     os.chdir("/")
     run_dir, mount_point, dev, mount, reserved = map(os.fsencode, place)
-    names = _Names(run_dir, reserved)
-    target = _Target(mount_point, (int(dev), int(mount)))
-    os.write(_DAEMON, b"\n")
-    told = _read_all(_DAEMON).split(b"\0")[:-1]
-    _refuse_unknown(target, password)
-    with suppress(_UnsureError):
-        changed = names.compare(told)
-        while _tell(names, target, changed):
-            changed = names.wait()
-        while not target.is_there():
-            names.wait()
+    told = _Told()
+    target = _Target(mount_point, (int(dev), int(mount)), os.fsencode(password))
+    while True:
+        with closing(_Names(run_dir, reserved)) as names, suppress(_UnsureError):
+            _tell_all(names, target, told)
 
 
-def _refuse_unknown(target: _Target, password: str) -> None:
-    with target.opened() as root:
-        if root is not None:
-            try:
-                os.stat(password, dir_fd=root)
-            except FileNotFoundError:
-                # What it asks for would be done.
-                sys.exit(UNKNOWN)
+def _tell_all(names: _Names, target: _Target, told: _Told) -> None:
+    """Tell of changes, until something may have been missed."""
+    told.catch_up()
+    changed = names.compare(told.names)
+    while _tell(names, target, told.names, changed):
+        changed = names.wait()
+        for name in told.catch_up():
+            changed.setdefault(name, False)
+    while not target.is_there():
+        names.wait()
+        told.catch_up()
 
 
-def _tell(names: _Names, target: _Target, changed: Mapping[bytes, bool]) -> bool:
+def _tell(
+    names: _Names, target: _Target, told: set[bytes], changed: Mapping[bytes, bool]
+) -> bool:
     """Tell of changes. False if the mount is not to be reached."""
-    looked = [(name, went, names.stands(name)) for name, went in changed.items()]
-    # What is no news takes no look at the mount.
-    if not any(went or stands for _, went, stands in looked):
+    news = []
+    for name, went in changed.items():
+        stands = names.stands(name)
+        # What has gone and stands may be another thing by now: then both are told.
+        goes = name in told and (went or not stands)
+        comes = stands and (went or name not in told)
+        if goes or comes:
+            news.append((name, goes, comes))
+    if not news:
         return True
     with target.opened() as root:
         if root is None:
             return False
-        for name, went, stands in looked:
-            # Something else may stand there by now: then both are told.
-            if went:
+        for name, goes, comes in news:
+            if goes:
                 with _expecting(errno.ENOENT, errno.EBUSY):
                     os.rmdir(name, dir_fd=root)
-            if stands:
+            if comes:
                 with _expecting(errno.ENOENT, errno.EEXIST):
                     os.mkdir(name, dir_fd=root)
     return True
