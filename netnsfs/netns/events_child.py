@@ -19,7 +19,7 @@ import select
 import stat
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 
@@ -33,6 +33,7 @@ SETTLE_SECONDS = 5.0
 
 # What follows within this time is told together. `ip netns add` has mounted by then.
 _TOGETHER_SECONDS = 0.0005
+_AGAIN_SECONDS = 0.02
 
 # A sign, and a name (linux/limits.h).
 _LONGEST_REPORT = 1 + 255
@@ -65,6 +66,7 @@ class _Names:
         self._nsfs = linux.statx(b"/proc/self/ns/net", flags=linux.FOLLOW).dev
         # Names that are files as yet, and since when.
         self._unsettled: dict[bytes, float] = {}
+        self._again: dict[bytes, bool] = {}
         self._watch = linux.Watch()
         mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._close_mounts = partial(os.close, mounts)
@@ -101,7 +103,8 @@ class _Names:
         self._poll.poll(self._milliseconds())
         time.sleep(_TOGETHER_SECONDS)
         # A change of mounts that comes after this look is told of once more.
-        changed = dict.fromkeys(self._unsettled, False)
+        changed = dict.fromkeys(self._unsettled, False) | self._again
+        self._again = {}
         for mask, name in self._watch.read_events():
             if not mask & (_CAME | _WENT):
                 raise _UnsureError
@@ -126,8 +129,14 @@ class _Names:
         del self._unsettled[name]
         return True
 
+    def look_again(self, name: bytes, went: bool) -> None:
+        """Return a name from `wait` once more, in a moment."""
+        self._again[name] = went
+
     def _milliseconds(self) -> float | None:
-        """How long until a name has been a file for long enough."""
+        """How long to wait at most."""
+        if self._again:
+            return _AGAIN_SECONDS * 1000
         if not self._unsettled:
             return None
         settled = min(self._unsettled.values()) + SETTLE_SECONDS
@@ -278,24 +287,20 @@ def _tell(
         if root is None:
             return False
         for name, goes, comes in news:
-            if goes:
-                with _expecting(errno.ENOENT, errno.EBUSY):
-                    os.rmdir(name, dir_fd=root)
-            if comes:
-                with _expecting(errno.ENOENT, errno.EEXIST):
-                    os.mkdir(name, dir_fd=root)
+            # One of the two may have heard of a change before the other.
+            if goes and _fails(os.rmdir, name, root) == errno.EBUSY and not comes:
+                names.look_again(name, went=True)
+            if comes and _fails(os.mkdir, name, root) == errno.ENOENT:
+                names.look_again(name, went=False)
     return True
 
 
-@contextmanager
-def _expecting(*errors: int) -> Iterator[None]:
-    """Pass over that watchers need not be told."""
+def _fails(change: Callable[..., None], name: bytes, root: int) -> int:
+    """Make a change. Returns the error of one that watchers need not be told of, or not yet."""
     try:
-        yield
+        change(name, dir_fd=root)
     except OSError as error:
-        if error.errno not in errors:
+        if error.errno not in (errno.ENOENT, errno.EEXIST, errno.EBUSY):
             raise
-
-
-def _read_all(fd: int) -> bytes:
-    return b"".join(iter(lambda: os.read(fd, 65536), b""))
+        return error.errno
+    return 0
