@@ -31,9 +31,9 @@ _PROGRAM = (
 )
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(netnsfs.__file__)))
 _NULL = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0)]
-# From one start to the next, and the most where each one fails.
-_BETWEEN_SECONDS = 1.0
-_MOST_BETWEEN_SECONDS = 60.0
+# Before another is started, and the most where each one fails.
+_PAUSE_SECONDS = 0.5
+_MOST_PAUSE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +77,15 @@ def keep_telling(place: Place, told: Told) -> None:
         place: where.
         told: what watchers have been told.
     """
-    between = _BETWEEN_SECONDS
+    pause = _PAUSE_SECONDS
     while True:
         started = time.monotonic()
-        status = _tell(place, told)
-        if status == events_child.UNKNOWN:
+        if _tell(place, told) == events_child.UNKNOWN:
             log.warning("the kernel tells no watcher of the mount what others do")
             return
-        between = min(2 * between, _MOST_BETWEEN_SECONDS) if status else _BETWEEN_SECONDS
-        time.sleep(max(0, started + between - time.monotonic()))
+        lasted = time.monotonic() - started > _MOST_PAUSE_SECONDS
+        pause = _PAUSE_SECONDS if lasted else min(2 * pause, _MOST_PAUSE_SECONDS)
+        time.sleep(pause)
 
 
 def _tell(place: Place, told: Told) -> int:
