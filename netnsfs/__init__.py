@@ -45,7 +45,10 @@ their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`
 mount at the start (`netnsfs-probe`), close what users have open in a namespace whose last name
 somebody removes (`netnsfs-cut`), wait for the end of the others in a mount namespace of a
 user's own (`netnsfs-alone`), and enter a namespace for whoever may not (`netnsfs-visit`,
-`jobs.on_own_thread`).
+`jobs.on_own_thread`). The last one (`netnsfs-events`) keeps the *teller* at work: a
+process that repeats in the mount what others do with names, so that the kernel tells who
+watches the mount (inotify(7)). `fuse.told` answers it. A thread could not do that: one that
+waits for a mount of its own process cannot be killed, and so neither could the daemon.
 
 Before its first call that may wait, a function calls `may_block()`, which raises `WouldBlock`
 on the event loop; the adapter then makes the same call again on a worker. This is how the

@@ -24,14 +24,24 @@ _RETRY_SECONDS = 1.0
 def companions() -> Iterator[int]:
     """The other processes in this mount namespace, by PID, but those that serve a netnsfs.
 
-    Two daemons that took each other for company would both stay.
+    Two daemons that took each other, or each other's children, for company would both stay.
     """
     here = os.readlink("/proc/self/ns/mnt")
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             there = os.readlink(f"/proc/{pid}/ns/mnt") == here
-            if there and int(pid) != os.getpid() and not running.is_daemon(pid):
+            if there and int(pid) != os.getpid() and not _serves(pid):
                 yield int(pid)
+
+
+def _serves(pid: str) -> bool:
+    return running.is_daemon(pid) or running.is_daemon(_parent_of(pid))
+
+
+def _parent_of(pid: str) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        # After the name, which may have any character in it (proc_pid_stat(5)).
+        return file.read().rpartition(")")[2].split()[1]
 
 
 def wait_until_alone() -> None:

@@ -19,12 +19,16 @@ from functools import partial
 from netnsfs import company, linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
+from netnsfs.fuse.takeover import Identity
+from netnsfs.fuse.told import Told
 from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
+from netnsfs.netns.events import Place, keep_telling
 from netnsfs.netns.names import Names
 from netnsfs.netns.rundir import Changes
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
+from netnsfs.tree.corner import RESERVED
 from netnsfs.tree.root import Root
 
 log = logging.getLogger(__name__)
@@ -100,20 +104,31 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     stats = Stats()
     root = Root(names, stats, config)
     cut = partial(root.cut_what_others_remove, Changes(config.run_dir))
+    told = Told(root.list_names())
+    ours: list[Identity] = []
 
-    def mounted(device: int) -> None:
+    def mounted(identity: Identity) -> None:
         # A link that leads into our own mount would have the daemon wait for itself.
-        names.links.avoid = {device}
+        names.links.avoid = {identity.dev}
+        ours.append(identity)
 
     def answers() -> None:
         ready()
         names.spares.start()
         start_thread(cut, "netnsfs-cut")
+        _start_telling(config, ours[0], told)
         _end_when_alone(config)
         tell_manager("READY=1")
 
-    session.serve(root, stats, config, mounted, answers)
+    session.serve(root, stats, config, told, mounted, answers)
     tell_manager("STOPPING=1")
+
+
+def _start_telling(config: Config, ours: Identity, told: Told) -> None:
+    # In a read-only mount the kernel makes no change, and so tells of none.
+    if not config.read_only:
+        place = Place(config.run_dir, config.mount_point, *ours, RESERVED)
+        start_thread(partial(keep_telling, place, told), "netnsfs-events")
 
 
 def _raise_descriptor_limit() -> None:

@@ -74,12 +74,15 @@ class Node:
         number: the node ID and st_ino that it should have, 0 for any.
         generation: tells two nodes with one number apart.
         stamp: changes when the attributes do that the kernel may keep.
+        subject: what it shows, if that can be another under the same name: equal for all nodes
+            of one thing.
         label: what to call it in a message.
     """
 
     key: Hashable
     number = 0
     generation = 0
+    subject: Hashable = None
 
     @property
     def stamp(self) -> Hashable:

@@ -30,6 +30,7 @@ import select
 import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
@@ -48,6 +49,7 @@ from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import KnownNode, NodeTable
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.shares import ROOT, Share
+from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Directory, File, Handle, Link, Node
 from netnsfs.stats import Stats
@@ -121,6 +123,7 @@ class Operations(pyfuse3.Operations):
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
         texts: how many bytes each user makes the daemon keep.
+        told: what watchers have been told of names in `root`.
     """
 
     supports_dot_lookup = False
@@ -135,6 +138,7 @@ class Operations(pyfuse3.Operations):
         stats: Stats,
         files: Share,
         texts: Share,
+        told: Told,
     ) -> None:
         super().__init__()
         self._looks = looks
@@ -145,6 +149,7 @@ class Operations(pyfuse3.Operations):
         self._counted = stats.requests
         self._files = files
         self._texts = texts
+        self._told = told
         self._handles: dict[int, _OpenFile] = {}
         self._listings = Listings(texts)
         self._unused_handles = itertools.count(1)
@@ -258,6 +263,8 @@ class Operations(pyfuse3.Operations):
             if len(name) > NAME_MAX:
                 raise FUSEError(errno.ENAMETOOLONG)
             directory = self._find_directory(parent_inode)
+            if ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE:
+                return await self._lookup_for_teller(directory, name, ctx)
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
@@ -275,15 +282,23 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
+        if self._is_teller(parent_inode, ctx):
+            return await self._mkdir_for_teller(directory, name, ctx)
         node = await self._make_change(ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx)
-        known = await self._admit(ctx.uid, node, directory)
-        known.lookups += 1
-        return known.attributes
+        entry = await self._introduce(directory, node, ctx)
+        if parent_inode == pyfuse3.ROOT_INODE:
+            self._told.note_made(name, node.subject)
+        return entry
 
     @_shielded
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        await self._make_change(ctx.uid, name, directory.rmdir, name, ctx)
+        if self._is_teller(parent_inode, ctx):
+            self._told.refuse_standing(name)
+        else:
+            await self._make_change(ctx.uid, name, directory.rmdir, name, ctx)
+        if parent_inode == pyfuse3.ROOT_INODE:
+            self._told.note_removed(name)
 
     @_shielded
     async def symlink(
@@ -291,9 +306,10 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(ctx.uid, name, directory.symlink, name, target, ctx)
-        known = await self._admit(ctx.uid, node, directory)
-        known.lookups += 1
-        return known.attributes
+        entry = await self._introduce(directory, node, ctx)
+        if parent_inode == pyfuse3.ROOT_INODE:
+            self._told.note_made(name, node.subject)
+        return entry
 
     @_shielded
     async def rename(
@@ -310,6 +326,11 @@ class Operations(pyfuse3.Operations):
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(ctx.uid, name_old, old.rename, name_old, into, name_new, ctx)
+        subject = None
+        if parent_inode_old == pyfuse3.ROOT_INODE:
+            subject = self._told.note_removed(name_old)
+        if parent_inode_new == pyfuse3.ROOT_INODE:
+            self._told.note_made(name_new, subject)
 
     @_shielded
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -332,6 +353,36 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EPERM)
+
+    async def _introduce(
+        self, directory: Directory, node: Node, ctx: RequestContext
+    ) -> EntryAttributes:
+        """The answer that tells the kernel of a node."""
+        known = await self._admit(ctx.uid, node, directory)
+        known.lookups += 1
+        return known.attributes
+
+    # Changes that others have made, for watchers to be told
+
+    def _is_teller(self, parent_inode: int, ctx: RequestContext) -> bool:
+        return ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE
+
+    async def _lookup_for_teller(
+        self, directory: Directory, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        found = None
+        with suppress(FileNotFoundError):
+            found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+        return await self._introduce(directory, self._told.find(name, found), ctx)
+
+    async def _mkdir_for_teller(
+        self, directory: Directory, name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._told.refuse_told(name)
+        found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+        entry = await self._introduce(directory, found, ctx)
+        self._told.note_made(name, found.subject)
+        return entry
 
     # Attributes
 

@@ -50,6 +50,7 @@ from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.shares import Share
 from netnsfs.fuse.takeover import Identity
+from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
 from netnsfs.logs import ASKED_FOR
@@ -117,7 +118,8 @@ def serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    mounted: Callable[[int], None],
+    told: Told,
+    mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
     """Mount a tree and serve it until it is unmounted or a signal says to stop.
@@ -126,7 +128,8 @@ def serve(
         root: what to serve.
         stats: where requests are counted.
         config: where and how.
-        mounted: called with the mount's device number when it is there.
+        told: what watchers know of the names in `root`.
+        mounted: called with what tells the mount from any other when it is there.
         ready: called when the mount answers.
 
     Raises:
@@ -134,14 +137,15 @@ def serve(
     """
     # By default 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
-    trio.run(_serve, root, stats, config, mounted, ready)
+    trio.run(_serve, root, stats, config, told, mounted, ready)
 
 
 async def _serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    mounted: Callable[[int], None],
+    told: Told,
+    mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
     # A second signal must not cut the clean-up short: the receiver leaves this behind.
@@ -155,12 +159,12 @@ async def _serve(
         )
         texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
         operations = Operations(
-            root, looks, changes, costly, ready, stats, _share_files(), texts
+            root, looks, changes, costly, ready, stats, _share_files(), texts, told
         )
         if config.debug:
             trace(operations)
         device, ours = _open_session(operations, loop, config, cleanup)
-        mounted(ours.dev)
+        mounted(ours)
         never_block()
         with _heartbeat(), loop.serving_pyfuse3():
             async with trio.open_nursery() as nursery:

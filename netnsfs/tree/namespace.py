@@ -155,6 +155,7 @@ class NamespaceDirectory(Directory):
         self.number = namespace.inode if place == FIRST else 0
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
+        self.subject = namespace.id
 
     @property
     def stamp(self) -> Hashable:

@@ -67,6 +67,7 @@ class StaleDirectory(Directory):
 
     def __init__(self, name: bytes, mark: linux.Stat) -> None:
         self.key = (name, mark)
+        self.subject = (mark.dev, mark.ino)
 
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR, links=2)

@@ -31,6 +31,7 @@ from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.shares import Share
+from netnsfs.fuse.told import Told
 from netnsfs.jobs import never_block, on_own_thread, visit
 from netnsfs.netns.names import Names
 from netnsfs.stats import Stats
@@ -552,7 +553,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         unbounded = Share(errno.EMFILE, 1 << 60, 1 << 60)
         operations = fuse.Operations(
-            root, pool, pool, pool, lambda: None, stats, unbounded, unbounded
+            root, pool, pool, pool, lambda: None, stats, unbounded, unbounded, Told()
         )
         made = Requests(operations)
         try:

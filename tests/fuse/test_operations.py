@@ -17,6 +17,7 @@ from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import WAITING_EACH, LoopThread
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.shares import Share
+from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
 from netnsfs.stats import Stats
@@ -84,7 +85,7 @@ async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     pool = Pool(1, 5, 5, loop)
     files = Share(errno.EMFILE, FILES, 2 * FILES)
     texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
-    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats(), files, texts)
+    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats(), files, texts, Told())
     pool.close()
     loop.close()
 
