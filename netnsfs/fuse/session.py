@@ -159,6 +159,7 @@ async def _serve(
         if config.debug:
             trace(operations)
         ours = _open_session(operations, loop, config, cleanup)
+        cleanup.callback(operations.drop_pollers)
         mounted(ours.dev)
         never_block()
         with _heartbeat(), loop.serving_pyfuse3():

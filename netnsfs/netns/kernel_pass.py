@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from netnsfs import linux
+from netnsfs.netns.nsfs import number_in
 from netnsfs.netns.passes import NAMESPACE_FILE, PROC_FILE, SOCKET, TUN, Descriptor, Task
 from netnsfs.netns.spares import is_spare
 
@@ -16,7 +17,7 @@ OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
 """The compiled programs: made when the package is built."""
 
 # As in data/tasks.bpf.c.
-_QUESTION = struct.Struct("=II")
+_QUESTION = struct.Struct("=III")
 _TASK = struct.Struct("=IIII")
 _DESCRIPTOR = struct.Struct("=IIIIIIQQ")
 _KINDS = (NAMESPACE_FILE, SOCKET, TUN, PROC_FILE)
@@ -33,23 +34,33 @@ class KernelPass:
         if not linux.in_initial_pid_namespace():
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
+        # Where our first thread is, which never visits another one.
+        self._home = number_in(os.readlink(b"/proc/self/ns/net"))
         self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"))
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.tasks`."""
         return ((pid, tid, found) for pid, tid, found, _ in self._tasks(inode))
 
+    def members(self, inode: int = 0) -> Iterable[Task]:
+        """See `Pass.members`."""
+        return (
+            (pid, tid, found)
+            for pid, tid, found, _ in self._tasks(inode, members=True)
+            if pid != os.getpid() or found == self._home
+        )
+
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""
         return ((tid, mounts) for _, tid, _, mounts in self._tasks(0))
 
-    def _tasks(self, inode: int) -> Iterator[tuple[int, int, int, int]]:
-        told = self._iterators.run("tasks", _QUESTION.pack(inode, 0))
+    def _tasks(self, inode: int, members: bool = False) -> Iterator[tuple[int, int, int, int]]:
+        told = self._iterators.run("tasks", _QUESTION.pack(inode, 0, members))
         return _TASK.iter_unpack(told)
 
     def descriptors(self, inode: int = 0) -> Iterable[Descriptor]:
         """See `Pass.descriptors`."""
-        told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid()))
+        told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid(), False))
         # If the first thread has ended, the kernel shows the table of the process once for
         # each of the others.
         seen: set[tuple[int, int, int]] = set()

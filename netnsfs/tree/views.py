@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 from netnsfs.jobs import may_block, on_own_thread, visit
@@ -50,12 +50,34 @@ HEAD = 1 << 16
 _CHUNK = 1 << 20
 
 
+class OpenFile(Protocol):
+    """An open file that answers ENODEV when its namespace is not to be seen any more."""
+
+    @property
+    def key(self) -> Hashable:
+        """Of the namespace's directory."""
+
+    def is_shown(self) -> bool:
+        """Whether the namespace is still to be seen where it was opened.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+
+    def cut(self, null: int) -> None:
+        """Take note that it is not.
+
+        Args:
+            null: a descriptor of /dev/null, to take the place of the file's.
+        """
+
+
 class OpenFiles:
-    """The open files of all views."""
+    """The open files of all views, and others that are to learn of the end of a namespace."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: WeakSet[_Open] = WeakSet()
+        self._files: WeakSet[OpenFile] = WeakSet()
         self._any = threading.Event()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._null)
@@ -71,15 +93,18 @@ class OpenFiles:
         Raises:
             OSError: ESTALE if it should have been cut meanwhile.
         """
-        with self._lock:
-            self._files.add(file)
-            self._any.set()
-            unheard = self.rounds != since
         # A round of cutting after the open has missed a file that was not in the table yet.
-        if unheard and not file.view.is_shown():
+        if self.keep(file) != since and not file.is_shown():
             file.cut(self._null)
             file.close()
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def keep(self, file: OpenFile) -> int:
+        """Take an open file in that needs no look. How many `rounds` there have been."""
+        with self._lock:
+            self._files.add(file)
+            self._any.set()
+            return self.rounds
 
     def wait_for_any(self) -> None:
         """Wait until there are some, or may be."""
@@ -99,11 +124,10 @@ class OpenFiles:
         shown: dict[Hashable, bool] = {}
         told = True
         for file in files:
-            key = file.view.key
             try:
-                if key not in shown:
-                    shown[key] = file.view.is_shown()
-                if not shown[key]:
+                if file.key not in shown:
+                    shown[file.key] = file.is_shown()
+                if not shown[file.key]:
                     file.cut(self._null)
             except OSError:
                 told = False
@@ -266,7 +290,8 @@ class _Open:
     """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
 
     def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
-        self.view = view
+        self.key = view.key
+        self.is_shown = view.is_shown
         self._file = file
         self._closing = threading.Lock()
         self._is_cut = False
