@@ -26,13 +26,17 @@ enum bpf_map_type { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_LRU_HASH = 9, BPF_MAP_TY
 #define RING_SIZE (2 * 16 * MOST_WATCHED)
 #define MOST_MOVING 1024
 
-/* x86-64, and 32-bit programs there; elsewhere (asm-generic/unistd.h). */
+/* On x86-64 and arm64, and of 32-bit programs there. */
 #define X86_SETNS 308
 #define X86_UNSHARE 272
 #define X86_32_SETNS 346
 #define X86_32_UNSHARE 310
-#define SETNS 268
-#define UNSHARE 97
+#define ARM_SETNS 268
+#define ARM_UNSHARE 97
+#define ARM_32_SETNS 375
+#define ARM_32_UNSHARE 337
+/* A record for all namespaces, and for none. */
+#define ANY 0
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -74,7 +78,8 @@ struct {
 	__uint(max_entries, RING_SIZE);
 } told SEC(".maps");
 
-/* From a thread that may be about to move to the namespace that it is in. */
+/* From a thread that may be about to move to the namespace that it is in. Whatever that is: it may
+ * be watched by the time that the thread leaves it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MOST_MOVING);
@@ -82,15 +87,10 @@ struct {
 	__type(value, __u32);
 } moving SEC(".maps");
 
-static __always_inline int is_watched(__u32 inode)
-{
-	return bpf_map_lookup_elem(&watched, &inode) != NULL;
-}
-
 static __always_inline void tell(__u32 inode)
 {
 	/* Only one of several that do so at once has deleted it. */
-	if (is_watched(inode) && !bpf_map_delete_elem(&watched, &inode))
+	if (bpf_map_lookup_elem(&watched, &inode) && !bpf_map_delete_elem(&watched, &inode))
 		bpf_ringbuf_output(&told, &inode, sizeof(inode), 0);
 }
 
@@ -104,7 +104,8 @@ static __always_inline int may_move(long number)
 	if (bpf_core_field_exists(struct pt_regs, orig_ax))
 		return number == X86_SETNS || number == X86_UNSHARE || number == X86_32_SETNS ||
 		       number == X86_32_UNSHARE;
-	return number == SETNS || number == UNSHARE;
+	return number == ARM_SETNS || number == ARM_UNSHARE || number == ARM_32_SETNS ||
+	       number == ARM_32_UNSHARE;
 }
 
 /* On any other machine, this cannot be loaded. */
@@ -133,8 +134,7 @@ int begins_call(__u64 *ctx)
 	task = bpf_get_current_task_btf();
 	thread = task->pid;
 	inode = namespace_of(task);
-	if (is_watched(inode))
-		bpf_map_update_elem(&moving, &thread, &inode, 0);
+	bpf_map_update_elem(&moving, &thread, &inode, 0);
 	return 0;
 }
 
@@ -142,7 +142,7 @@ SEC("tp_btf/sys_exit")
 int ends_call(__u64 *ctx)
 {
 	struct task_struct *task;
-	__u32 thread, *left;
+	__u32 thread, *left, any = ANY;
 
 	if (!may_move(number_of_call((void *)ctx[0])))
 		return 0;
@@ -153,6 +153,9 @@ int ends_call(__u64 *ctx)
 	if (left) {
 		tell(*left);
 		bpf_map_delete_elem(&moving, &thread);
+	} else {
+		/* The call had begun before this was attached. */
+		bpf_ringbuf_output(&told, &any, sizeof(any), 0);
 	}
 	return 0;
 }

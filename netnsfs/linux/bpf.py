@@ -121,6 +121,8 @@ class Probes:
                 program = _program(library, loaded, name)
                 keep(_link(library, library.bpf_program__attach(program)))
             self.close = weakref.finalize(self, kept.pop_all().close)
+            # The kernel closes them. A thread may still be reading.
+            self.close.atexit = False
 
     def fileno(self) -> int:
         """A descriptor that can be read when something was told."""

@@ -8,6 +8,7 @@ The probes are attached while something is watched, and for a moment longer. The
 system call of the machine longer by less than 0.1 us.
 """
 
+import itertools
 import logging
 import os
 import select
@@ -33,6 +34,9 @@ LINGER_SECONDS = 1.0
 # Between two rounds of telling. Whoever has processes come and go all the time has them looked
 # for no more often.
 _PAUSE_SECONDS = 0.01
+
+# What is told when it cannot be known which one a task has left.
+_ANY = 0
 
 _NUMBER = struct.Struct("=I")
 
@@ -166,5 +170,8 @@ class Population:
         for told in probes.read_told():
             (inode,) = _NUMBER.unpack(told)
             self._renewed.discard(inode)
-            woken += self._watches.get(inode, ())
+            if inode == _ANY:
+                woken += itertools.chain(*self._watches.values())
+            else:
+                woken += self._watches.get(inode, ())
         return woken
