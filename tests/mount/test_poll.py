@@ -46,6 +46,37 @@ thread.start()
 thread.join()
 """
 
+MOVE_ABOUT = """
+import ctypes, os, random, sys, threading, time
+libc = ctypes.CDLL(None)
+CLONE_NEWNET = 0x40000000
+home, inside = (os.open(path, os.O_RDONLY) for path in ("/proc/self/ns/net", sys.argv[1]))
+def move():
+    for _ in range(random.randrange(6)):
+        assert libc.setns(inside, 0) == 0
+        time.sleep(random.random() / 1000)
+        new = random.random() < 0.1
+        assert (libc.unshare(CLONE_NEWNET) if new else libc.setns(home, 0)) == 0
+        time.sleep(random.random() / 1000)
+    if random.random() < 0.3:
+        assert libc.setns(inside, 0) == 0
+        stays.append(True)
+    arrived.wait()
+    ends.wait()
+while sys.stdin.readline():
+    stays, arrived, ends = [], threading.Barrier(4), threading.Event()
+    threads = [threading.Thread(target=move) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    arrived.wait()
+    print(bool(stays), flush=True)
+    sys.stdin.readline()
+    ends.set()
+    for thread in threads:
+        thread.join()
+    print(flush=True)
+"""
+
 LEADER_ENDS = """
 import ctypes, threading, time
 threading.Thread(target=time.sleep, args=(100,)).start()
@@ -217,6 +248,27 @@ class TestTold:
             wait_for((foo / "pids").read_bytes)
             assert file.wait() == never_read.wait() == CHANGED
             assert file.read() == [process.pid]
+
+    def test_whatever_is_true_in_the_end_is_told(self, pids: Open, spawn: Spawn) -> None:
+        command = [sys.executable, "-c", MOVE_ABOUT, str(RUN / "foo")]
+        process = spawn(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert process.stdin
+        assert process.stdout
+        for _ in range(150):
+            process.stdin.write(b"\n")
+            seen = pids.read()
+            while not select.select([process.stdout], [], [], 0)[0]:
+                if pids.wait(1):
+                    seen = pids.read()
+            stays = process.stdout.readline() == b"True\n"
+            while bool(seen) != stays:
+                assert pids.wait() == CHANGED
+                seen = pids.read()
+            process.stdin.write(b"\n")
+            while seen:
+                assert pids.wait() == CHANGED
+                seen = pids.read()
+            process.stdout.readline()
 
     def test_select_and_epoll(self, pids: Open, spawn: Spawn) -> None:
         with select.epoll() as epoll:
