@@ -43,7 +43,8 @@ and results: what the kernel has at hand is fine, a lock that others may hold is
 namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
 their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a
 mount at the start (`netnsfs-probe`), close what users have open in a namespace whose last name
-somebody removes (`netnsfs-cut`), wait for the end of the others in a mount namespace of a
+somebody removes (`netnsfs-cut`), tell whoever polls that members come and go
+(`netnsfs-population`), wait for the end of the others in a mount namespace of a
 user's own (`netnsfs-alone`), and enter a namespace for whoever may not (`netnsfs-visit`,
 `jobs.on_own_thread`). The last one (`netnsfs-events`) keeps the *teller* at work: a
 process that repeats in the mount what others do with names, so that the kernel tells who

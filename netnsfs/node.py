@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Hashable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 # For what has no time of its own.
 MOUNTED_NS = time.time_ns()
@@ -147,6 +147,19 @@ class Handle(Protocol):
 
     def close(self) -> None:
         """Called once, at the last close(2)."""
+
+
+@runtime_checkable
+class Pollable(Protocol):
+    """An open file that can be waited for."""
+
+    def poll(self, wake: Callable[[], None]) -> bool:
+        """Whether what was read is no longer true (POLLPRI in poll(2)).
+
+        Args:
+            wake: called, on any thread, when that may have changed since. The same at each
+                call, until the file is closed.
+        """
 
 
 class Directory(Node):

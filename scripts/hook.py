@@ -41,8 +41,8 @@ end
 """
 
 
-SOURCE = "netnsfs/data/tasks.bpf.c"
-OBJECT = "netnsfs/netns/tasks.bpf.o"
+SOURCES = "netnsfs/data"
+OBJECTS = "netnsfs/netns"
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -64,15 +64,21 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             build_data["shared_data"][str(path)] = target
 
     def _compile(self) -> None:
-        source, target = Path(self.root, SOURCE), Path(self.root, OBJECT)
-        target.unlink(missing_ok=True)
-        command = ["clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Werror"]
-        if (
-            not shutil.which("clang")
-            or subprocess.run([*command, "-c", source, "-o", target], check=False).returncode
-        ):
+        sources = Path(self.root, SOURCES).glob("*.bpf.c")
+        compiled = [self._compile_file(source) for source in sources]
+        if not all(compiled):
             message = "clang and libbpf-dev are missing: members will be looked for in /proc"
             self.app.display_warning(message)
+
+    def _compile_file(self, source: Path) -> bool:
+        target = Path(self.root, OBJECTS, source.name).with_suffix(".o")
+        target.unlink(missing_ok=True)
+        command = ["clang", "-target", "bpf", "-O2", "-g", "-Wall", "-Werror"]
+        if not shutil.which("clang"):
+            return False
+        return not subprocess.run(
+            [*command, "-c", source, "-o", target], check=False
+        ).returncode
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.

@@ -25,6 +25,7 @@ enum bpf_map_type { BPF_MAP_TYPE_UNSPEC };
 #define SOCKFS_MAGIC 0x534f434b
 #define PROC_SUPER_MAGIC 0x9fa0
 #define CLONE_NEWNET 0x40000000
+#define PF_EXITING 4
 #define S_IFMT 0170000
 #define S_IFREG 0100000
 #define S_IFCHR 0020000
@@ -57,6 +58,7 @@ struct nsproxy {
 	struct net *net_ns;
 };
 struct task_struct {
+	unsigned int flags;
 	int pid;
 	int tgid;
 	struct nsproxy *nsproxy;
@@ -122,6 +124,7 @@ char terms[] SEC("license") = "Dual MIT/GPL";
 struct {
 	__u32 inode; /* of one namespace, or 0 for all */
 	__u32 own;   /* the process whose descriptors are left out */
+	__u32 members; /* tasks that are about to end are left out */
 } question;
 
 struct task_record {
@@ -170,7 +173,7 @@ int tasks(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 	struct task_record record = {};
 
-	if (!task)
+	if (!task || (question.members && task->flags & PF_EXITING))
 		return 0;
 	record.pid = task->tgid;
 	record.tid = task->pid;

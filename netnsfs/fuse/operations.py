@@ -34,6 +34,7 @@ from contextlib import suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileInfo,
@@ -51,7 +52,7 @@ from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.shares import ROOT, Share
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Directory, File, Handle, Link, Node
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -63,6 +64,11 @@ LISTING_SECONDS = 1.0
 """After this time the entries found so far are the answer. The kernel asks for the others."""
 
 NAME_MAX = 255
+
+# What poll(2) tells of every file (DEFAULT_POLLMASK, linux/poll.h), and what of one that has
+# changed.
+_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+_CHANGED = select.POLLPRI | select.POLLERR
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +157,7 @@ class Operations(pyfuse3.Operations):
         self._texts = texts
         self._told = told
         self._handles: dict[int, _OpenFile] = {}
+        self._pollers: dict[int, Any] = {}
         self._listings = Listings(texts)
         self._unused_handles = itertools.count(1)
         self._nodes = NodeTable(root)
@@ -590,6 +597,7 @@ class Operations(pyfuse3.Operations):
         try:
             opened = self._find_file(fh)
             del self._handles[fh]
+            self._pollers.pop(fh, None)
             if opened.user != ROOT:
                 self._count_closed(opened)
             opened.handle.close()
@@ -600,6 +608,31 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         pass
 
+    # As kernfs answers (kernfs_generic_poll, fs/kernfs/file.c).
     @_shielded
     async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext) -> int:
-        return select.POLLIN | select.POLLRDNORM
+        handle = self._find_file(fh).handle
+        if not isinstance(handle, Pollable):
+            return _READY
+        # None if nobody waits. The kernel takes any one of those that it gave for a file.
+        if poll_handle is not None:
+            self._pollers[fh] = poll_handle
+        wake = functools.partial(self._wake_later, trio.lowlevel.current_trio_token(), fh)
+        changed = await self._call_tree(ctx.uid, handle.poll, wake)
+        return _READY | _CHANGED if changed else _READY
+
+    def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:
+        """On any thread: have whoever waits for a file ask again."""
+        # If the loop has ended, so has every wait. If only waking it has failed, it is late.
+        with suppress(trio.RunFinishedError, OSError):
+            token.run_sync_soon(self._wake_poller, fh)
+
+    def _wake_poller(self, fh: int) -> None:
+        poller = self._pollers.pop(fh, None)
+        if poller is not None:
+            with suppress(OSError):
+                poller.notify()
+
+    def drop_pollers(self) -> None:
+        """Wake nobody any more: before the session is closed, which they lead to."""
+        self._pollers.clear()

@@ -164,6 +164,7 @@ async def _serve(
         if config.debug:
             trace(operations)
         device, ours = _open_session(operations, loop, config, cleanup)
+        cleanup.callback(operations.drop_pollers)
         mounted(ours)
         never_block()
         with _heartbeat(), loop.serving_pyfuse3():

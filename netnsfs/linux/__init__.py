@@ -6,7 +6,7 @@
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
 - `process`: capabilities, memory of this process, and what tasks share
-- `bpf`: BPF iterators, which the kernel runs over its objects
+- `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
 - `foreign`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
 - `netlink`: rtnetlink(7)
@@ -14,7 +14,7 @@
 Callers write `linux.setns(...)`: all public names are here, but for those of `netlink`.
 """
 
-from netnsfs.linux.bpf import Iterators
+from netnsfs.linux.bpf import Iterators, Probes
 from netnsfs.linux.events import (
     IN_ATTRIB,
     IN_CREATE,

@@ -1,7 +1,9 @@
-"""BPF iterators: programs that the kernel runs for each of its objects, and what they write.
+"""BPF programs: iterators, which the kernel runs for each of its objects, and probes, which it
+runs when something happens; and what they write.
 
 They come from an object file that clang has compiled, and are loaded by the library libbpf
 (version 1), which fits them to the kernel that runs. https://docs.kernel.org/bpf/bpf_iterators.html
+and https://docs.kernel.org/bpf/ringbuf.html
 """
 
 import ctypes
@@ -9,8 +11,8 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from netnsfs.linux.library import error_of_call
 
@@ -21,6 +23,8 @@ _LIBRARY = "libbpf.so.1"
 _READ = 1 << 16
 # Global variables that start as zeros are in this section, and libbpf makes it a map.
 _VARIABLES = b".bss"
+# ring_buffer_sample_fn: context, data, size.
+_TAKER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Iterators:
@@ -38,24 +42,17 @@ class Iterators:
     """
 
     def __init__(self, path: str, names: Iterable[str]) -> None:
-        library = _library()
+        library = self._library = _library()
         self._create = library.bpf_iter_create
-        self._update = library.bpf_map_update_elem
         self._lock = threading.Lock()
-        with ExitStack() as kept, ExitStack() as opened:
-            loaded = library.bpf_object__open_file(os.fsencode(path), None)
-            if not loaded:
-                raise error_of_call(os.fsencode(path))
-            # The library's object can go: the kernel keeps what was loaded for as long as a
-            # descriptor of it is open.
-            opened.callback(library.bpf_object__close, loaded)
-            if library.bpf_object__load(loaded):
-                raise error_of_call(os.fsencode(path))
-            self._variables = _variables(library, loaded)
+        with ExitStack() as kept, _loaded(library, path) as loaded:
+            self._variables = _map(library, loaded, _VARIABLES)
             kept.callback(os.close, self._variables)
             self._links: dict[str, int] = {}
             for name in names:
-                self._links[name] = _attach(library, loaded, name)
+                program = _program(library, loaded, name)
+                link = library.bpf_program__attach_iter(program, None)
+                self._links[name] = _link(library, link)
                 kept.callback(os.close, self._links[name])
             self.close = weakref.finalize(self, kept.pop_all().close)
 
@@ -71,9 +68,7 @@ class Iterators:
         """
         # The variables belong to the object: a second run would change those of the first.
         with self._lock:
-            # The section is a map with one entry, whose key is 0.
-            if self._update(self._variables, b"\0" * 4, variables, 0):
-                raise error_of_call()
+            _set_variables(self._library, self._variables, variables)
             fd = self._create(self._links[name])
             if fd < 0:
                 raise error_of_call()
@@ -81,6 +76,92 @@ class Iterators:
                 return b"".join(iter(lambda: _read(fd), b""))
             finally:
                 os.close(fd)
+
+
+class Probes:
+    """The probes of an object file, attached until they are closed. For any thread.
+
+    Its map `watched` has the keys that they look for, and is empty. They write to its ring
+    buffer `told`.
+
+    Args:
+        path: of the object file.
+        names: of the probes, which are programs in it.
+        variables: what the global variables of the object are.
+
+    Attributes:
+        close: call it to detach and unload them.
+
+    Raises:
+        OSError: the kernel does not allow it or lacks something, or there is no library.
+    """
+
+    def __init__(self, path: str, names: Iterable[str], variables: bytes) -> None:
+        library = _library()
+        self._update = library.bpf_map_update_elem
+        self._delete = library.bpf_map_delete_elem
+        self._consume = library.ring_buffer__consume
+        self._records: list[bytes] = []
+        with ExitStack() as kept, _loaded(library, path) as loaded:
+
+            def keep(fd: int) -> int:
+                kept.callback(os.close, fd)
+                return fd
+
+            _set_variables(library, keep(_map(library, loaded, _VARIABLES)), variables)
+            self._watched = keep(_map(library, loaded, b"watched"))
+            told = keep(_map(library, loaded, b"told"))
+            self._take = _taker(self._records)
+            self._ring = library.ring_buffer__new(told, self._take, None, None)
+            if not self._ring:
+                raise error_of_call()
+            kept.callback(library.ring_buffer__free, self._ring)
+            self._ready: int = library.ring_buffer__epoll_fd(self._ring)
+            for name in names:
+                program = _program(library, loaded, name)
+                keep(_link(library, library.bpf_program__attach(program)))
+            self.close = weakref.finalize(self, kept.pop_all().close)
+            # The kernel closes them. A thread may still be reading.
+            self.close.atexit = False
+
+    def fileno(self) -> int:
+        """A descriptor that can be read when something was told."""
+        return self._ready
+
+    def watch(self, key: bytes) -> None:
+        """Look for a key.
+
+        Raises:
+            OSError: E2BIG if there are too many.
+        """
+        if self._update(self._watched, key, key, 0):
+            raise error_of_call()
+
+    def ignore(self, key: bytes) -> None:
+        """Look for a key no longer, if it is looked for."""
+        self._delete(self._watched, key)
+
+    def read_told(self) -> list[bytes]:
+        """What was told since the last call. For one thread at a time."""
+        self._consume(self._ring)
+        told, self._records[:] = self._records[:], []
+        return told
+
+
+def _set_variables(library: ctypes.CDLL, section: int, variables: bytes) -> None:
+    # The section is a map with one entry, whose key is 0.
+    if library.bpf_map_update_elem(section, b"\0" * 4, variables, 0):
+        raise error_of_call()
+
+
+def _taker(records: list[bytes]) -> Callable[[int, int, int], int]:
+    """What the library calls for each record."""
+
+    def take(context: int, data: int, size: int) -> int:
+        records.append(ctypes.string_at(data, size))
+        return 0
+
+    return _TAKER(take)
 
 
 def _read(fd: int) -> bytes:
@@ -110,6 +191,8 @@ def _library() -> ctypes.CDLL:
     library.bpf_object__find_map_fd_by_name.argtypes = (pointer, ctypes.c_char_p)
     library.bpf_program__attach_iter.restype = pointer
     library.bpf_program__attach_iter.argtypes = (pointer, pointer)
+    library.bpf_program__attach.restype = pointer
+    library.bpf_program__attach.argtypes = (pointer,)
     library.bpf_link__fd.argtypes = (pointer,)
     library.bpf_link__destroy.argtypes = (pointer,)
     library.bpf_map_update_elem.argtypes = (
@@ -118,6 +201,13 @@ def _library() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_uint64,
     )
+    library.bpf_map_delete_elem.argtypes = (ctypes.c_int, ctypes.c_char_p)
+    library.ring_buffer__new.restype = pointer
+    library.ring_buffer__new.argtypes = (ctypes.c_int, _TAKER, pointer, pointer)
+    library.ring_buffer__free.argtypes = (pointer,)
+    library.ring_buffer__free.restype = None
+    library.ring_buffer__epoll_fd.argtypes = (pointer,)
+    library.ring_buffer__consume.argtypes = (pointer,)
     # No messages: the library complains on standard error about features that a kernel lacks.
     library.libbpf_set_print.argtypes = (pointer,)
     library.libbpf_set_print.restype = pointer
@@ -125,16 +215,38 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _variables(library: ctypes.CDLL, loaded: int) -> int:
-    fd = library.bpf_object__find_map_fd_by_name(loaded, _VARIABLES)
+@contextmanager
+def _loaded(library: ctypes.CDLL, path: str) -> Iterator[int]:
+    """The library's object for a file, in the kernel.
+
+    It can go: the kernel keeps what was loaded for as long as a descriptor of it is open.
+    """
+    loaded = library.bpf_object__open_file(os.fsencode(path), None)
+    if not loaded:
+        raise error_of_call(os.fsencode(path))
+    try:
+        if library.bpf_object__load(loaded):
+            raise error_of_call(os.fsencode(path))
+        yield loaded
+    finally:
+        library.bpf_object__close(loaded)
+
+
+def _map(library: ctypes.CDLL, loaded: int, name: bytes) -> int:
+    fd = library.bpf_object__find_map_fd_by_name(loaded, name)
     if fd < 0:
         raise error_of_call()
     return _kept(fd)
 
 
-def _attach(library: ctypes.CDLL, loaded: int, name: str) -> int:
-    program = library.bpf_object__find_program_by_name(loaded, name.encode())
-    link = program and library.bpf_program__attach_iter(program, None)
+def _program(library: ctypes.CDLL, loaded: int, name: str) -> int:
+    program: int | None = library.bpf_object__find_program_by_name(loaded, name.encode())
+    if not program:
+        raise error_of_call()
+    return program
+
+
+def _link(library: ctypes.CDLL, link: int | None) -> int:
     if not link:
         raise error_of_call()
     try:

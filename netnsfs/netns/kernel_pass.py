@@ -9,6 +9,7 @@ import struct
 from collections.abc import Container, Iterable
 
 from netnsfs import linux
+from netnsfs.netns.nsfs import number_in
 from netnsfs.netns.passes import NAMESPACE_FILE, PROC_FILE, SOCKET, TUN, Descriptor, Task
 from netnsfs.netns.spares import is_spare
 
@@ -16,7 +17,7 @@ OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
 """The compiled programs: made when the package is built."""
 
 # As in data/tasks.bpf.c.
-_QUESTION = struct.Struct("=II")
+_QUESTION = struct.Struct("=III")
 # Process, thread and network namespace; thread and mount namespace.
 _TASK = struct.Struct("=III4x")
 _MOUNTS = struct.Struct("=4xI4xI")
@@ -35,19 +36,33 @@ class KernelPass:
         if not linux.in_initial_pid_namespace():
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
+        # Where our first thread is, which never visits another one.
+        self._home = number_in(os.readlink(b"/proc/self/ns/net"))
         self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"))
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.tasks`."""
-        return _TASK.iter_unpack(self._iterators.run("tasks", _QUESTION.pack(inode, 0)))
+        return _TASK.iter_unpack(self._ask_tasks(inode))
+
+    def members(self, inode: int = 0) -> Iterable[Task]:
+        """See `Pass.members`."""
+        own, told = os.getpid(), self._ask_tasks(inode, members=True)
+        return (
+            (pid, tid, found)
+            for pid, tid, found in _TASK.iter_unpack(told)
+            if pid != own or found == self._home
+        )
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""
-        return _MOUNTS.iter_unpack(self._iterators.run("tasks", _QUESTION.pack(0, 0)))
+        return _MOUNTS.iter_unpack(self._ask_tasks())
+
+    def _ask_tasks(self, inode: int = 0, members: bool = False) -> bytes:
+        return self._iterators.run("tasks", _QUESTION.pack(inode, 0, members))
 
     def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
         """See `Pass.descriptors`."""
-        told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid()))
+        told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid(), False))
         # If the first thread has ended, the kernel shows the table of the process once for
         # each of the others.
         seen: set[tuple[int, int, int]] = set()

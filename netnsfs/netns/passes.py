@@ -67,6 +67,9 @@ class Pass(Protocol):
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """The threads in a network namespace, or in any."""
 
+    def members(self, inode: int = 0) -> Iterable[Task]:
+        """`tasks` without those about to end and, where that can be told, visits of our own."""
+
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """Tasks, and the inode number of the mount namespace that each is in."""
 

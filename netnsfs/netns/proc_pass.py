@@ -92,6 +92,10 @@ class ProcPass:
                     extra = sys.maxsize
             yield pid, threads
 
+    def members(self, inode: int = 0) -> Iterator[Task]:
+        """See `Pass.members`."""
+        return self.tasks(inode)
+
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""
         with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:

@@ -90,12 +90,12 @@ def pids(inode: int) -> list[int]:
         OSError: ENODATA if there are none to be seen, but some may be out of sight.
         WouldBlock: on the event loop's thread.
     """
-    return _known({pid for pid, _, _ in _chosen.way().tasks(inode)})
+    return _known({pid for pid, _, _ in _chosen.way().members(inode)})
 
 
 def tids(inode: int) -> list[int]:
     """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
-    return _known({tid for _, tid, _ in _chosen.way().tasks(inode)})
+    return _known({tid for _, tid, _ in _chosen.way().members(inode)})
 
 
 def _known(found: set[int]) -> list[int]:
@@ -128,7 +128,7 @@ def counts() -> Counter[int]:
         WouldBlock: on the event loop's thread.
     """
     # A process may have several threads in one namespace, and counts once.
-    inside = {(pid, inode) for pid, _, inode in _chosen.way().tasks()}
+    inside = {(pid, inode) for pid, _, inode in _chosen.way().members()}
     return Counter(inode for _, inode in inside)
 
 

@@ -6,8 +6,9 @@ knowledge lives.
 
 import errno
 import stat
+import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
@@ -15,6 +16,7 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsid, tasks
 from netnsfs.netns.nsfs import Namespace
+from netnsfs.netns.population import Population, Watch
 from netnsfs.node import (
     Attributes,
     Caller,
@@ -37,7 +39,7 @@ from netnsfs.tree.callers import (
 )
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
-from netnsfs.tree.open_files import OpenFiles
+from netnsfs.tree.open_files import Cuttable, OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
 
@@ -114,14 +116,16 @@ class Settings:
     Attributes:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
-        opened: the open files of all views and `links`.
+        opened: the open files of all views and `links`, and lists that somebody waits for.
         links: what all `links` have in common; None if there are none.
+        population: tells when members come and go.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
     opened: OpenFiles
     links: Shared | None = None
+    population: Population = field(default_factory=Population)
 
 
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
@@ -275,8 +279,11 @@ class NamespaceDirectory(Directory):
         with self.held_open() as fd:
             return row.live(self.namespace, fd)
 
-    def list_tasks(self, row: Row, viewer: Viewer) -> bytes:
+    def list_tasks(self, row: Row, viewer: Viewer) -> tuple[bytes, bool]:
         """The tasks of one of the files that somebody may know of, one a line.
+
+        Returns:
+            The list, and whether there are any, whoever may know of them.
 
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
@@ -285,7 +292,28 @@ class NamespaceDirectory(Directory):
         may_block()
         with self.held_open():
             found = row.tasks(self.namespace.inode)
-        return b"".join(b"%d\n" % task for task in found if viewer.may_see(task))
+        return b"".join(b"%d\n" % task for task in found if viewer.may_see(task)), bool(found)
+
+    def is_populated(self) -> bool:
+        """Whether a process is inside, whoever may know of it.
+
+        Raises:
+            OSError: ENOENT if the namespace cannot be found any more.
+        """
+        may_block()
+        with self.held_open():
+            return bool(tasks.tids(self.namespace.inode))
+
+    def watch(self, file: Cuttable, wake: Callable[[], None]) -> Watch | None:
+        """Wake an open file when its namespace may be populated no longer, or again, or gone.
+
+        Returns:
+            None if this machine cannot tell.
+        """
+        watch = self._settings.population.watch(self.namespace.inode, wake)
+        if watch:
+            self._settings.opened.keep(file)
+        return watch
 
     def enter_namespace(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace.
@@ -310,6 +338,75 @@ class NamespaceDirectory(Directory):
             OSError: ENOENT if it cannot be found any more.
         """
         return linux.closing(self.home.open_namespace(self.namespace))
+
+
+class TaskList(Snapshot):
+    """An open list of tasks. poll(2) tells when it is no longer empty, or has become so.
+
+    Arguments as for `NamespaceDirectory.list_tasks`.
+    """
+
+    def __init__(
+        self, flags: int, directory: NamespaceDirectory, row: Row, viewer: Viewer
+    ) -> None:
+        self.key = directory.key
+        self.is_shown = directory.is_shown
+        self._directory = directory
+        self._list = partial(directory.list_tasks, row, viewer)
+        self._populated = False
+        self._changed = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._watch: Watch | None = None
+        self._wake: Callable[[], None] | None = None
+        super().__init__(flags, self._take_list, directory.ensure_present)
+
+    def _take_list(self) -> bytes:
+        content, self._populated = self._list()
+        self._changed = False
+        # A look made meanwhile has compared with what was read before.
+        self._tell()
+        return content
+
+    def poll(self, wake: Callable[[], None]) -> bool:
+        """See `Pollable.poll`. As in kernfs, it is so until it is read again."""
+        if not self._changed:
+            may_block()
+            watch = self._find_watch(wake)
+            self._changed = watch is not None and self._has_changed(watch)
+        return self._changed
+
+    def _find_watch(self, wake: Callable[[], None]) -> Watch | None:
+        with self._lock:
+            self._wake = wake
+            if self._watch is None:
+                self._watch = self._directory.watch(self, wake)
+        # A job that nobody waits for any more may get here.
+        if self._closed:
+            self.close()
+        return self._watch
+
+    def _has_changed(self, watch: Watch) -> bool:
+        # Before the look: whatever comes after it is told.
+        watch.renew()
+        try:
+            return self._directory.is_populated() != self._populated
+        except FileNotFoundError:
+            return True
+
+    def cut(self, null: int) -> None:
+        """See `Cuttable.cut`."""
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._wake:
+            self._wake()
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        self._closed = True
+        if self._watch:
+            self._watch.close()
 
 
 class ControlFile(File):
@@ -350,10 +447,10 @@ class ControlFile(File):
         if self._row.guarded:
             refuse_without(caller, CAP_SYS_PTRACE, self.label)
         directory.refuse_opener(caller, self.writable and opened_for_writing(flags))
-        take = partial(directory.show_content, self._row)
         if self._row.tasks:
             may_block()
-            take = partial(directory.list_tasks, self._row, Viewer(caller))
+            return TaskList(flags, directory, self._row, Viewer(caller))
+        take = partial(directory.show_content, self._row)
         run = partial(directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, directory.ensure_present, run)
 

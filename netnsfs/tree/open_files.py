@@ -12,9 +12,34 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable
+from typing import Protocol
 from weakref import WeakSet
 
 from netnsfs.node import gone_error
+
+
+class Cuttable(Protocol):
+    """What is open, and is to learn that its namespace is not to be seen any more.
+
+    Attributes:
+        key: of the namespace's directory.
+    """
+
+    key: Hashable
+
+    def is_shown(self) -> bool:
+        """Whether the namespace is still to be seen where it was opened.
+
+        Raises:
+            OSError: that cannot be told.
+        """
+
+    def cut(self, null: int) -> None:
+        """Take note that it is not.
+
+        Args:
+            null: a descriptor of /dev/null, to take the place of the file's.
+        """
 
 
 class OpenFiles:
@@ -22,7 +47,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: WeakSet[OpenFile] = WeakSet()
+        self._files: WeakSet[Cuttable] = WeakSet()
         self._any = threading.Event()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._null)
@@ -38,15 +63,22 @@ class OpenFiles:
         Raises:
             OSError: ESTALE if it should have been cut meanwhile.
         """
-        with self._lock:
-            self._files.add(file)
-            self._any.set()
-            unheard = self.rounds != since
         # A round of cutting after the open has missed a file that was not in the table yet.
-        if unheard and not file.is_shown():
+        if self.keep(file) != since and not file.is_shown():
             file.cut(self._null)
             file.close()
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def keep(self, file: Cuttable) -> int:
+        """Take in what needs no look.
+
+        Returns:
+            How many `rounds` there have been.
+        """
+        with self._lock:
+            self._files.add(file)
+            self._any.set()
+            return self.rounds
 
     def wait_for_any(self) -> None:
         """Wait until there are some, or may be."""
@@ -103,11 +135,7 @@ class OpenFile:
             raise gone_error()
 
     def cut(self, null: int) -> None:
-        """Let go of the file, also while somebody reads it. It answers ENODEV from now on.
-
-        Args:
-            null: what its descriptor designates instead, so that nothing else takes its number.
-        """
+        """See `Cuttable.cut`. The file answers ENODEV from now on, also who reads it just now."""
         # First this: a read that goes on meanwhile then finds it set, and does not return what
         # it got.
         self._is_cut = True

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import select
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import WAITING_EACH, LoopThread
@@ -46,6 +48,36 @@ class Leaf(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         return Snapshot(flags, self._content)
+
+
+class Awaited(Leaf):
+    """A file whose readers can wait: `changed` is the answer, `wake` what they left."""
+
+    changed = False
+    wake: Callable[[], None]
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        return AwaitedSnapshot(flags, self)
+
+
+class AwaitedSnapshot(Snapshot):
+    def __init__(self, flags: int, file: Awaited) -> None:
+        super().__init__(flags, bytes)
+        self._file = file
+
+    def poll(self, wake: Callable[[], None]) -> bool:
+        elsewhere()
+        self._file.wake = wake
+        return self._file.changed
+
+
+class Poller:
+    """What the kernel gives for a file that somebody waits for."""
+
+    notified = 0
+
+    def notify(self) -> None:
+        self.notified += 1
 
 
 class Numbered(Directory):
@@ -106,6 +138,48 @@ async def test_absent(ops: fuse.Operations) -> None:
     assert await code(ops.lookup(1, b"x", CTX)) == "ENOENT"
     assert await code(ops.lookup(1, b"x" * 256, CTX)) == "ENAMETOOLONG"
     assert await code(ops.getattr(99, CTX)) == "ESTALE"
+
+
+async def test_whoever_waits_is_woken_once(ops: fuse.Operations, root: Root) -> None:
+    file = Awaited("a", bytes)
+    root.nodes[b"a"] = lambda: file
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    fh = (await ops.open(inode, 0, CTX)).fh
+    ready = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+    pollers = [Poller() for _ in range(4)]
+
+    async def wake() -> list[int]:
+        # From any thread.
+        await trio.to_thread.run_sync(file.wake)
+        await trio.testing.wait_all_tasks_blocked()
+        return [poller.notified for poller in pollers]
+
+    # Nobody waits.
+    assert await ops.poll(inode, fh, None, CTX) == ready
+    assert await wake() == [0, 0, 0, 0]
+    # The last one stands for all.
+    for poller in pollers[:2]:
+        assert await ops.poll(inode, fh, poller, CTX) == ready
+    assert await wake() == [0, 1, 0, 0]
+    assert await wake() == [0, 1, 0, 0]
+    file.changed = True
+    answer = await ops.poll(inode, fh, pollers[2], CTX)
+    assert answer == ready | select.POLLPRI | select.POLLERR
+    ops.drop_pollers()
+    assert await wake() == [0, 1, 0, 0]
+    await ops.poll(inode, fh, pollers[3], CTX)
+    await ops.release(fh)
+    assert await wake() == [0, 1, 0, 0]
+
+
+async def test_a_file_that_cannot_be_waited_for(ops: fuse.Operations, root: Root) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", bytes)
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    fh = (await ops.open(inode, 0, CTX)).fh
+    ready = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+    assert await ops.poll(inode, fh, Poller(), CTX) == ready
+    await ops.release(fh)
+    assert await code(ops.poll(inode, fh, None, CTX)) == "EBADF"
 
 
 async def test_lookup_counts(ops: fuse.Operations, root: Root) -> None:

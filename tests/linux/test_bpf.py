@@ -1,5 +1,7 @@
-"""What is loaded, or why not. That iterators tell the truth is told in tests/netns."""
+"""What is loaded, or why not. That it tells the truth: see tests/netns and tests/mount."""
 
+import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from netnsfs import linux
 
 TESTS = Path(__file__).parents[1]
 OBJECT = str(TESTS.parent / "netnsfs/netns/tasks.bpf.o")
+PROBES_OBJECT = str(TESTS.parent / "netnsfs/netns/population.bpf.o")
 LOAD = f"""
 import errno
 from netnsfs import linux
@@ -26,9 +29,41 @@ except OSError as error:
 def test_an_iterator_runs_again_and_again() -> None:
     iterators = linux.Iterators(OBJECT, ("tasks",))
     for _ in range(3):
-        assert len(iterators.run("tasks", bytes(8))) > 0
-        assert iterators.run("tasks", b"\1" + bytes(7)) == b""
+        assert len(iterators.run("tasks", bytes(12))) > 0
+        assert iterators.run("tasks", b"\1" + bytes(11)) == b""
     iterators.close()
+
+
+@needs_btf
+@pytest.mark.machine
+def test_probes_tell_of_a_key_once() -> None:
+    namespace = os.stat("/proc/self/ns/net").st_ino.to_bytes(4, sys.byteorder)
+    probes = linux.Probes(PROBES_OBJECT, ("ends",), bytes(4))
+    ready = select.poll()
+    ready.register(probes, select.POLLIN)
+    for _ in range(2):
+        probes.watch(namespace)
+        subprocess.run(["true"], check=True)
+        assert ready.poll(20000)
+        assert probes.read_told() == [namespace]
+        subprocess.run(["true"], check=True)
+        assert not ready.poll(100)
+    probes.watch(namespace)
+    probes.ignore(namespace)
+    # Whatever ended in between was told of.
+    probes.read_told()
+    subprocess.run(["true"], check=True)
+    assert not ready.poll(100)
+    probes.close()
+
+
+@needs_btf
+@pytest.mark.machine
+def test_what_probes_cannot_be_had() -> None:
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        assert error_of(linux.Probes, PROBES_OBJECT, ("none",), bytes(4)) == "ENOENT"
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_what_is_no_object_file(tmp_path: Path) -> None:

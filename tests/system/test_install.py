@@ -90,7 +90,8 @@ def test_the_wheel_is_complete(dist: Path, shared: Path) -> None:
     modules = {str(module.relative_to(package.parent)) for module in package.rglob("*.py")}
     with zipfile.ZipFile(wheel(dist)) as archive:
         packed = {name for name in archive.namelist() if name.startswith("netnsfs/")}
-    assert packed == {*modules, "netnsfs/py.typed", "netnsfs/netns/tasks.bpf.o"}
+    programs = {f"netnsfs/netns/{source.stem}.o" for source in DATA.glob("*.bpf.c")}
+    assert packed == {*modules, *programs, "netnsfs/py.typed"}
 
 
 def test_the_source_distribution_is_what_the_repository_holds(dist: Path) -> None:
