@@ -1,8 +1,9 @@
 """Every test runs as root, in a mount namespace of the test run's own with an empty /run and
 /mnt, against this kernel, and must leave nothing behind.
 
-The order is random, but the lowest room comes first: linux, netns, node, fuse, mount, system.
-Each test begins with the run directory as the first `ip netns add` after a boot leaves it.
+The lowest room comes first: linux, netns, node, fuse, mount, system. With `-p randomly`, the
+order within a room is random. Each test begins with the run directory as the first
+`ip netns add` after a boot leaves it.
 Machines are lived in: no test may assume the value of a sysctl, that an nsid is free, or that
 no other process starts or ends meanwhile.
 """
