@@ -5,7 +5,7 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
-- `process`: capabilities and memory of this process, and what others share
+- `process`: capabilities, memory and signals of this process, and what others share
 - `bpf`: BPF iterators, which the kernel runs over its objects
 - `foreign`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
@@ -100,5 +100,6 @@ from netnsfs.linux.process import (
     CAP_SYSLOG,
     drop_capability,
     give_memory_back,
+    only_interrupt,
     share_descriptors,
 )
