@@ -359,10 +359,10 @@ def _log_counts(operations: Operations, up: float) -> None:
 
 @contextmanager
 def _heartbeat() -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    linux.only_interrupt(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, HEARTBEAT_SECONDS, HEARTBEAT_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -5,7 +5,7 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
-- `process`: capabilities, memory of this process, and what tasks share
+- `process`: capabilities, memory and signals of this process, and what tasks share
 - `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
 - `foreign`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
@@ -100,5 +100,6 @@ from netnsfs.linux.process import (
     drop_capability,
     effective_capabilities,
     give_memory_back,
+    only_interrupt,
     share_descriptors,
 )

@@ -1,4 +1,4 @@
-"""Capabilities (capabilities(7)), and the memory of this process."""
+"""Capabilities (capabilities(7)), and the memory and signals of this process."""
 
 import ctypes
 import errno
@@ -18,6 +18,7 @@ _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s39
 _KCMP_FILES = 2
 # Not every C library has it.
 _malloc_trim = getattr(libc, "malloc_trim", None)
+libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 
 def effective_capabilities(task: int) -> int:
@@ -58,6 +59,16 @@ def share_descriptors(task: int, other: int) -> bool:
     """Whether two tasks have one descriptor table, or that cannot be told (kcmp(2))."""
     number = _SYS_KCMP.get(os.uname().machine)
     return not number or libc.syscall(number, task, other, _KCMP_FILES, 0, 0) <= 0
+
+
+def only_interrupt(number: int) -> None:
+    """Have a signal make system calls fail with EINTR (signal(7)), and do nothing else.
+
+    Python does not hear of it: its own handler would wake an event loop besides.
+    """
+    # A handler gets a number, and what it returns is dropped.
+    libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))
+    libc.siginterrupt(number, 1)
 
 
 def give_memory_back() -> None:

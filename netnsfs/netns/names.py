@@ -357,7 +357,7 @@ class Names:
         raise OSError(errno.EINVAL, "the name is stale: rmdir removes it", name)
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
-        self._probe_unlink(old, placeholder)
+        self._probe_unlink(old)
         with linux.closing(open_reached(top)) as fd:
             self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
@@ -397,28 +397,22 @@ class Names:
         # file tells their placeholder from ours.
         with linux.closing(self.directory.reach_placeholder(name)) as placeholder:
             commit()
-            self._probe_unlink(name, placeholder)
+            self._probe_unlink(name)
             self._detach(top, name)
             self._remove_rest(name, placeholder)
 
-    def _probe_unlink(self, name: bytes, placeholder: int) -> None:
+    def _probe_unlink(self, name: bytes) -> None:
         """Make sure that the file of a name can be taken away, before its mount is.
 
-        unlink(2) itself is asked: of a file that something is mounted on it answers EBUSY, and
-        only after everything else that could be in its way (fs/namei.c, vfs_unlink).
+        rmdir(2) is asked, which takes no file away, whosever it is by now. It answers ENOTDIR,
+        after all that could be in the way of unlink(2) too (fs/namei.c, may_delete).
 
         Raises:
             OSError: EROFS if the run directory is read-only, EPERM if it or the file is
-                immutable; ENOENT if somebody else has detached the mount.
+                immutable; ENOENT if somebody else has removed it.
         """
-        if self.directory.is_placeholder(name, placeholder):
-            try:
-                os.unlink(self.path_of(name))
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    return
-                raise
-        raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
+        with suppress(NotADirectoryError):
+            os.rmdir(self.path_of(name))
 
     def _detach(self, top: int, name: bytes) -> None:
         """Detach the very mount that `top` was opened on.

@@ -422,9 +422,14 @@ class RunDirectory:
             if fd is None:
                 may_block()
                 fd = os.open(name, _STEP, dir_fd=directory.fd)
-            with linux.closing(fd):
-                if not _is_covered(fd):
-                    return os.dup(fd)
+            try:
+                covered = _is_covered(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            if not covered:
+                return fd
+            os.close(fd)
             # It was mounted after the directory was cloned and before the clone was private.
             self._uncovered = None
         raise OSError(errno.EBUSY, "its placeholder cannot be seen", name)
@@ -457,7 +462,7 @@ class RunDirectory:
         watcher = self._live_watcher()
         if watcher:
             return watcher.identity
-        packed = linux.statx_cached(self.path)
+        packed = linux.statx_cached(self.path) if on_event_loop() else None
         if packed is None:
             may_block()
             packed = linux.statx_packed(self.path)

@@ -1,8 +1,8 @@
 """Network namespaces made ahead, so that mkdir is a bind mount.
 
 Making a namespace takes some hundred microseconds in the kernel, mounting its file a dozen. So
-some are made while nothing else is asked for, one after another on one thread, and held by a
-descriptor. If the daemon is killed they are gone.
+some are made beside the use, one after another on one thread, and held by a descriptor. If the
+daemon is killed they are gone.
 
 A namespace copies some sysctls when it is born, most of them from the machine's initial
 namespace. A spare is given out only if a new one would have copied the same. What is copied:
@@ -16,12 +16,12 @@ namespace. A spare is given out only if a new one would have copied the same. Wh
 - which devices it has (net.core.fb_tunnels_only_for_init_net).
 
 Found by changing every writable file of /proc/sys/net in turn, on Linux 6.18, and comparing
-all that a new namespace shows; the kernel's source told of the rest.
-
-All these files are read at each birth, and again when a spare is to be given out. That takes
-a quarter of what it saves, so in a burst it is not done each time: a write to any of them is
-noticed by inotify at once, and what has another way (another mount of procfs, the neighbour
-tables by netlink) within hundredths of a second.
+all that a new namespace shows; the kernel's source told of the rest. Another kernel may copy
+more. So nothing depends on the list alone: inotify tells of a write to any file of
+/proc/sys/net but those of single interfaces, and then all spares are thrown away. The files of
+the list are read besides, for what has another way (another mount of procfs, the neighbour
+tables by netlink). It is noticed within hundredths of a second: they are not read each time,
+which would take a quarter of what a spare saves.
 
 A spare shows its true age: the times of its directory are those of its birth.
 """
@@ -33,6 +33,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -40,10 +41,12 @@ from netnsfs import linux
 from netnsfs.jobs import expendable, start_thread, visit
 from netnsfs.netns.nsfs import Namespace, open_own_namespace
 
-# After a mkdir, how long to wait for the next one before the places are filled.
-_QUIET_SECONDS = 0.1
+# A mkdir, and the requests around it, are done with after this: then spares are made, also in
+# the pauses of steady use. Threads that make them meanwhile would take the interpreter and the
+# processor from those requests.
+_PAUSE_SECONDS = 0.001
 _RETRY_SECONDS = 10.0
-_READ_SECONDS = 0.02
+_READ_SECONDS = 0.05
 
 _NET = "/proc/sys/net/"
 _COPIED = (
@@ -60,8 +63,6 @@ _COPIED = (
     "core/fb_tunnels_only_for_init_net",
 )
 _COPIED_IF_INHERITED = ("ipv6/conf/all/*", "ipv6/conf/default/*")
-# It changes conf/all/forwarding and conf/default/forwarding.
-_BESIDE = _NET + "ipv4/ip_forward"
 _INHERIT = _NET + "core/devconf_inherit_init_net"
 # Of IPv4, 2 alone says no; of IPv6, 0 and 2 do.
 _NOT_INHERITED = (b"0\n", b"2\n")
@@ -85,46 +86,42 @@ def is_spare(flags: int) -> bool:
 
 
 class _Origin:
-    """Where a new namespace copies from. For one thread at a time."""
+    """Where a new namespace copies from, as it is now. For one thread at a time.
+
+    Attributes:
+        close: call it when it is of no more use.
+    """
 
     def __init__(self) -> None:
-        # Some are for writing only.
-        paths = [path for path in _copied_paths() if os.stat(path).st_mode & 0o400]
         self._fds: list[int] = []
+        self._changed = False
         with ExitStack() as opened:
             self._watch = linux.Watch()
             opened.callback(self._watch.close)
-            for path in (*paths, _BESIDE):
-                # Held open, a file keeps the inode that is watched.
+            for directory in _shared_directories():
+                # Held open, a directory keeps the inode that is watched.
+                opened.callback(os.close, os.open(directory, os.O_PATH | os.O_CLOEXEC))
+                self._watch.watch_file(os.fsencode(directory), linux.IN_MODIFY)
+            for path in _copied_paths():
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
                 self._fds.append(fd)
-                self._watch.watch_file(path.encode(), linux.IN_MODIFY)
+            # After the watch has begun: what is written meanwhile is told as an event.
+            self._settings = self._read_settings()
             self.close = opened.pop_all().close
-        self._read_at = 0.0
-        self._writes = 0
-        self._content: list[bytes] = []
 
-    def count_writes(self) -> int:
-        """Another number after each write that is noticed. `read_settings` must follow."""
-        self._writes += self._watch.has_events()
-        return self._writes
+    def has_changed(self) -> bool:
+        """Whether a namespace that is born now may be given something else."""
+        if self._watch.has_events():
+            self._changed = True
+        elif not self._changed and time.monotonic() > self._read_at + _READ_SECONDS:
+            self._changed = self._read_settings() != self._settings
+        return self._changed
 
-    def read_settings(self) -> list[bytes]:
-        """What a namespace that is born now is given."""
+    def _read_settings(self) -> list[object]:
         self._read_at = time.monotonic()
-        content = [os.pread(fd, 256, 0) for fd in self._fds]
-        # The same items each time: Python does not look into identical ones to compare them.
-        if content != self._content:
-            self._content = content
-        return self._content
-
-    def current_settings(self) -> list[bytes]:
-        """The same, but read again only if it may have changed."""
-        before = self._writes
-        if self.count_writes() != before or time.monotonic() > self._read_at + _READ_SECONDS:
-            return self.read_settings()
-        return self._content
+        # With a protocol, more is copied.
+        return [os.listdir(_NET), *(os.pread(fd, 256, 0) for fd in self._fds)]
 
 
 def _copied_paths() -> list[str]:
@@ -132,13 +129,22 @@ def _copied_paths() -> list[str]:
     with open(_INHERIT, "rb") as file:
         if file.read() not in _NOT_INHERITED:
             patterns += _COPIED_IF_INHERITED
-    return [path for pattern in patterns for path in sorted(glob.glob(_NET + pattern))]
+    paths = (path for pattern in patterns for path in sorted(glob.glob(_NET + pattern)))
+    # Some are for writing only.
+    return [path for path in paths if os.stat(path).st_mode & 0o400]
+
+
+def _shared_directories() -> Iterator[str]:
+    """The directories of sysctls, but for those of single interfaces."""
+    for directory, below, _ in os.walk(_NET):
+        yield directory
+        if os.path.basename(directory) in ("conf", "neigh"):
+            below[:] = {"all", "default"}.intersection(below)
 
 
 class _Spare(NamedTuple):
     fd: int
     namespace: Namespace
-    born: list[bytes]
 
 
 class Spares:
@@ -194,48 +200,55 @@ class Spares:
         return spare and (spare.fd, spare.namespace)
 
     def _take_fitting(self) -> _Spare | None:
-        if not self._held or self._origin is None:
-            return None
-        now = self._origin.current_settings()
+        if self._origin is None or self._origin.has_changed():
+            self._throw_away()
+        return self._held.popleft() if self._held else None
+
+    def _throw_away(self) -> None:
         while self._held:
-            spare = self._held.popleft()
-            if spare.born == now:
-                return spare
-            os.close(spare.fd)
-        return None
+            os.close(self._held.popleft().fd)
 
     def _keep_filled(self) -> None:
         with expendable():
             while self._wanted.wait():
                 self._wanted.clear()
-                # The kernel makes namespaces one after another: a spare that is made in a burst
-                # of mkdir would hold the next mkdir up.
-                while (wait := self._taken + _QUIET_SECONDS - time.monotonic()) > 0:
-                    time.sleep(wait)
                 try:
-                    self._fill_places()
+                    while len(self._held) < self._count:
+                        self._wait_for_pause()
+                        self._add_spare()
                 except OSError as error:
                     log.warning("cannot make a spare namespace: %s", error.strerror)
                     time.sleep(_RETRY_SECONDS)
                     self._wanted.set()
 
-    def _fill_places(self) -> None:
-        origin, before = _Origin(), self._origin
-        with self._lock:
-            self._origin = origin
-        if before:
-            before.close()
-        while len(self._held) < self._count:
-            with self._lock:
-                writes, born = origin.count_writes(), origin.read_settings()
-            with visit():
-                linux.unshare(linux.CLONE_NEWNET)
-                spare = _Spare(*open_own_namespace(), born)
+    def _wait_for_pause(self) -> None:
+        while (wait := self._taken + _PAUSE_SECONDS - time.monotonic()) > 0:
+            time.sleep(wait)
+
+    def _add_spare(self) -> None:
+        origin = self._current_origin()
+        with visit():
+            linux.unshare(linux.CLONE_NEWNET)
+            spare = _Spare(*open_own_namespace())
+        with ExitStack() as unfit:
+            unfit.callback(os.close, spare.fd)
             fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
             with self._lock:
-                # What was read before and after can be the same although a setting was changed,
-                # and changed back, in between. The count of writes tells.
-                if (writes, born) == (origin.count_writes(), origin.read_settings()):
+                # It may have changed before the birth or after it.
+                if not origin.has_changed():
                     self._held.append(spare)
-                else:
-                    os.close(spare.fd)
+                    unfit.pop_all()
+
+    def _current_origin(self) -> _Origin:
+        """The origin of the spares that are held, or another one if that has changed."""
+        with self._lock:
+            if self._origin and not self._origin.has_changed():
+                return self._origin
+            self._throw_away()
+            before, self._origin = self._origin, None
+        if before:
+            before.close()
+        origin = _Origin()
+        with self._lock:
+            self._origin = origin
+        return origin

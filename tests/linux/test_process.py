@@ -1,4 +1,4 @@
-"""The capabilities and the memory of a process."""
+"""The capabilities, the memory and the signals of a process."""
 
 import os
 import resource
@@ -63,3 +63,22 @@ def test_effective_capabilities_are_those_of_a_task() -> None:
     for task in (0, 2**22 + 1):
         with pytest.raises(ProcessLookupError):
             linux.effective_capabilities(task)
+
+
+INTERRUPT = """
+import ctypes, errno, os, select, signal
+from netnsfs import linux
+linux.only_interrupt(signal.SIGALRM)
+told, tell = os.pipe()
+os.set_blocking(tell, False)
+signal.set_wakeup_fd(tell)
+signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.read(os.pipe()[0], ctypes.create_string_buffer(1), 1) == -1
+assert ctypes.get_errno() == errno.EINTR
+assert not select.select([told], [], [], 0.2)[0]
+"""
+
+
+def test_a_signal_that_only_interrupts() -> None:
+    subprocess.run([sys.executable, "-c", INTERRUPT], check=True, timeout=60)

@@ -752,7 +752,7 @@ class Machine(RuleBasedStateMachine):
         lines = Path(f"/proc/{mounted.process.pid}/fdinfo/{fd}").read_text().split("\n")
         flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags"))
         return mounted.path == SECOND and (
-            target.startswith("/proc/sys/net/") or is_spare(flags)
+            target.startswith("/proc/sys/net") or is_spare(flags)
         )
 
 
