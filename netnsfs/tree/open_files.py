@@ -135,7 +135,7 @@ class OpenFile:
             raise gone_error()
 
     def cut(self, null: int) -> None:
-        """See `Cuttable.cut`. The file answers ENODEV from now on, also who reads it just now."""
+        """See `Cuttable.cut`. The file answers ENODEV from now on, also to a read meanwhile."""
         # First this: a read that goes on meanwhile then finds it set, and does not return what
         # it got.
         self._is_cut = True
