@@ -11,6 +11,7 @@ from netnsfs.node import Caller
 from netnsfs.permissions import Owner
 
 CAP_DAC_READ_SEARCH = 2
+CAP_KILL = 5
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
@@ -98,6 +99,40 @@ def refuse_attaching(caller: Caller, name: bytes) -> None:
     if caller.uid != 0 or not has_capability(caller, CAP_SYS_ADMIN):
         message = "only root, with CAP_SYS_ADMIN as the daemon has it, may attach"
         raise PermissionError(errno.EPERM, message, name)
+
+
+class Sender:
+    """A caller, and which processes they may send a signal to, now and when they are gone.
+
+    Args:
+        caller: who, waiting for an answer.
+
+    Raises:
+        OSError: that cannot be told.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self._uid = caller.uid
+        self._may_all = has_capability(caller, CAP_KILL)
+
+    def may_signal(self, pid: int) -> bool:
+        """Whether kill(2) would let them.
+
+        Raises:
+            OSError: ENOENT, ESRCH if there is no such process.
+        """
+        if self._may_all:
+            return True
+        # Root of a container has the user ID that root's processes have outside of it.
+        return self._uid != 0 and self._uid in _users_of(pid)
+
+
+def _users_of(pid: int) -> set[int]:
+    """The real and the saved user ID of a process."""
+    with open(f"/proc/{pid}/status", "rb") as lines:
+        found = next(line for line in lines if line.startswith(b"Uid:"))
+    real, _, saved, _ = map(int, found.split()[1:])
+    return {real, saved}
 
 
 class Viewer:

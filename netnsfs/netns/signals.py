@@ -1,0 +1,175 @@
+"""Signals to all members of a network namespace.
+
+A process that forks must not get away, and nobody outside is to be hit. Five rules:
+
+1. A process is told by its ID and the time of its start: IDs are reused, soon where pid_max is
+   small. The signal goes to a pidfd (pidfd_send_signal(2)), opened before the process is looked
+   at once more. If it has ended by then, the signal reaches nobody.
+2. A process is sent the signal once. Passes over all tasks follow each other until one finds
+   nobody new. A fork during a pass may be missed by it, so that pass is the last one only if no
+   task was born on the machine meanwhile, or if several in a row have found nobody new.
+3. Children that a handled signal leaves free to fork again are new each time: it ends after
+   `SECONDS`, whatever comes.
+4. A process whose first thread is elsewhere may be a visitor, as daemons that manage namespaces
+   are, this one among them. It is sent the signal if one of its threads stays inside for
+   `_VISIT_SECONDS`. This process itself is never sent anything.
+5. Nobody is signalled in the namespace that the machine or this process started with, nor in
+   one that belongs to a user namespace outside of this process's: that may be the machine's.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from netnsfs import linux
+from netnsfs.jobs import commit, may_block
+from netnsfs.netns import tasks
+from netnsfs.netns.proc_pass import load, pass_over
+
+SECONDS = 5.0
+"""How long new processes are looked for."""
+
+_VISIT_SECONDS = 0.1
+_QUIET_PASSES = 5
+# Of /proc/PID/stat, behind the name (proc_pid_stat(5), starttime).
+_START = 19
+
+
+class _Process(NamedTuple):
+    pid: int
+    start: int
+
+
+_Visits = dict[tuple[_Process, int], float]
+
+
+def parse_signal(text: bytes) -> int:
+    """The number of a signal, from a name with or without SIG, or a number.
+
+    Raises:
+        OSError: EINVAL if it is none.
+    """
+    word = text.strip().upper().decode("ascii", "replace")
+    if word.isdecimal() and len(word) < 4 and int(word) < signal.NSIG:
+        return int(word)
+    found = signal.Signals.__members__.get("SIG" + word.removeprefix("SIG"))
+    if found is None:
+        raise OSError(errno.EINVAL, "neither the name nor the number of a signal")
+    return found
+
+
+def send(fd: int, text: bytes, may_signal: Callable[[int], bool]) -> None:
+    """Send a signal to all members of a namespace; success if there are none.
+
+    Args:
+        fd: a descriptor of the namespace.
+        text: as for `parse_signal`. Signal 0 reaches nobody, but all else is the same.
+        may_signal: whether a process may be sent it. Others are left out.
+
+    Raises:
+        OSError: EINVAL if it is no signal; EPERM for the machine's own namespace, or if it
+            could be sent to none of the members; ETIMEDOUT if new ones keep coming; ENODATA if
+            there are none to be seen, but some may be out of sight.
+    """
+    may_block()
+    number, inode = parse_signal(text), os.fstat(fd).st_ino
+    if tasks.is_machines_own(inode) or not linux.is_owned_here(fd):
+        message = "nobody is signalled in the machine's own namespace"
+        raise PermissionError(errno.EPERM, message)
+    commit()
+    sending = _Sending(inode, number, may_signal)
+    sending.run()
+    if sending.handled and not any(sending.handled.values()):
+        raise PermissionError(errno.EPERM, "the caller may signal none of the member processes")
+
+
+class _Sending:
+    """One signal on its way to the members of a namespace.
+
+    Attributes:
+        handled: the processes that were found, and whether each was sent it.
+    """
+
+    def __init__(self, inode: int, number: int, may_signal: Callable[[int], bool]) -> None:
+        self._inode = inode
+        self._number = number
+        self._may_signal = may_signal
+        # Of processes whose first thread is elsewhere: when they were first seen, and since
+        # when each thread has been inside in all passes.
+        self._visitors: dict[_Process, float] = {}
+        self._visits: _Visits = {}
+        self.handled: dict[_Process, bool] = {}
+
+    def run(self) -> None:
+        """Send it until nobody new is found. Raises as `send`."""
+        end = time.monotonic() + SECONDS
+        quiet = 0
+        while quiet < _QUIET_PASSES:
+            _, last_pid = load()
+            quiet = 0 if self._make_pass() else quiet + 1
+            if quiet and load()[1] == last_pid:
+                return
+            if time.monotonic() > end:
+                count = sum(self.handled.values())
+                message = f"new processes keep coming; {count} were sent the signal"
+                raise TimeoutError(errno.ETIMEDOUT, message)
+
+    def _make_pass(self) -> bool:
+        """Send it to all members that have not had it. Whether there were, or may be, any."""
+        before, self._visits = self._visits, {}
+        found = tasks.threads_inside(self._inode)
+        found.pop(os.getpid(), None)
+        new = [self._handle(pid, threads, before) for pid, threads in found.items()]
+        if self._visits:
+            time.sleep(_VISIT_SECONDS / 10)
+        return any(new)
+
+    def _handle(self, pid: int, threads: set[int], before: _Visits) -> bool:
+        """Send it to a process that has not had it. Whether there may be more to do."""
+        try:
+            with linux.closing(os.pidfd_open(pid)) as pidfd:
+                process = _Process(pid, _start_of(pid))
+                if process in self.handled:
+                    return False
+                if pid not in threads:
+                    threads = self._staying(process, threads, before)
+                    if not threads:
+                        return time.monotonic() - self._visitors[process] < 2 * _VISIT_SECONDS
+                if self._is_inside(pid, threads):
+                    self._signal(process, pidfd)
+        except OSError as error:
+            # It has ended. A child of it may be there.
+            pass_over(error)
+        return True
+
+    def _staying(self, process: _Process, threads: set[int], before: _Visits) -> set[int]:
+        """Those of a process's threads that have been inside for long enough."""
+        now = time.monotonic()
+        self._visitors.setdefault(process, now)
+        since = {tid: before.get((process, tid), now) for tid in threads}
+        self._visits.update({(process, tid): at for tid, at in since.items()})
+        return {tid for tid, at in since.items() if now - at > _VISIT_SECONDS}
+
+    def _is_inside(self, pid: int, threads: set[int]) -> bool:
+        tids = {pid} & threads or threads
+        paths = (b"%d/task/%d" % (pid, tid) for tid in tids)
+        return any(tasks.namespace_of_task(path) == self._inode for path in paths)
+
+    def _signal(self, process: _Process, pidfd: int) -> None:
+        try:
+            allowed = self._may_signal(process.pid)
+            if allowed:
+                signal.pidfd_send_signal(pidfd, self._number)
+        except PermissionError:
+            # The daemon itself may not, in a user namespace.
+            allowed = False
+        self.handled[process] = allowed
+
+
+def _start_of(pid: int) -> int:
+    with open(b"/proc/%d/stat" % pid, "rb") as file:
+        # A name may have blanks and parentheses in it.
+        return int(file.read().rpartition(b") ")[2].split()[_START])
