@@ -6,8 +6,9 @@ A process that forks must not get away, and nobody outside is to be hit. Five ru
    small. The signal goes to a pidfd (pidfd_send_signal(2)), opened before the process is looked
    at once more. If it has ended by then, the signal reaches nobody.
 2. A process is sent the signal once. Passes over all tasks follow each other until one finds
-   nobody new. A fork during a pass may be missed by it, so that pass is the last one only if no
-   task was born on the machine meanwhile, or if several in a row have found nobody new.
+   nobody new. Whoever forks and ends may not be seen by a pass, and neither may the child. So
+   all that are born meanwhile are looked at too: IDs are given in order, and /proc/loadavg
+   tells the last one.
 3. Children that a handled signal leaves free to fork again are new each time: it ends after
    `SECONDS`, whatever comes.
 4. A process whose first thread is elsewhere may be a visitor, as daemons that manage namespaces
@@ -20,8 +21,10 @@ A process that forks must not get away, and nobody outside is to be hit. Five ru
 import errno
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -32,8 +35,9 @@ from netnsfs.netns.proc_pass import load, pass_over
 SECONDS = 5.0
 """How long new processes are looked for."""
 
-_VISIT_SECONDS = 0.1
-_QUIET_PASSES = 5
+_VISIT_SECONDS = 0.5
+# Of setpriority(2).
+_HIGHEST = -20
 # Of /proc/PID/stat, behind the name (proc_pid_stat(5), starttime).
 _START = 19
 
@@ -61,13 +65,14 @@ def parse_signal(text: bytes) -> int:
     return found
 
 
-def send(fd: int, text: bytes, may_signal: Callable[[int], bool]) -> None:
+def send(fd: int, text: bytes, may_signal: Callable[[int], bool] | None) -> None:
     """Send a signal to all members of a namespace; success if there are none.
 
     Args:
         fd: a descriptor of the namespace.
         text: as for `parse_signal`. Signal 0 reaches nobody, but all else is the same.
-        may_signal: whether a process may be sent it. Others are left out.
+        may_signal: whether a process may be sent it, others are left out; None if all may, and
+            all other work of the machine may be kept waiting for it.
 
     Raises:
         OSError: EINVAL if it is no signal; EPERM for the machine's own namespace, or if it
@@ -80,10 +85,28 @@ def send(fd: int, text: bytes, may_signal: Callable[[int], bool]) -> None:
         message = "nobody is signalled in the machine's own namespace"
         raise PermissionError(errno.EPERM, message)
     commit()
-    sending = _Sending(inode, number, may_signal)
-    sending.run()
+    sending = _Sending(inode, number, may_signal or (lambda pid: True))
+    with nullcontext() if may_signal else _ahead_of_others():
+        sending.run()
     if sending.handled and not any(sending.handled.values()):
         raise PermissionError(errno.EPERM, "the caller may signal none of the member processes")
+
+
+@contextmanager
+def _ahead_of_others() -> Iterator[None]:
+    """At the highest priority: a crowd that forks leaves others little time, and is gone before
+    it can be sent anything (seen: 200 processes on two processors, 5 s and not 0.3 s).
+    """
+    thread = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, thread)
+    # Not in a user namespace.
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, thread, _HIGHEST)
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, thread, before)
 
 
 class _Sending:
@@ -101,21 +124,17 @@ class _Sending:
         # when each thread has been inside in all passes.
         self._visitors: dict[_Process, float] = {}
         self._visits: _Visits = {}
+        self._end = time.monotonic() + SECONDS
         self.handled: dict[_Process, bool] = {}
 
     def run(self) -> None:
         """Send it until nobody new is found. Raises as `send`."""
-        end = time.monotonic() + SECONDS
-        quiet = 0
-        while quiet < _QUIET_PASSES:
+        new = True
+        while new:
             _, last_pid = load()
-            quiet = 0 if self._make_pass() else quiet + 1
-            if quiet and load()[1] == last_pid:
-                return
-            if time.monotonic() > end:
-                count = sum(self.handled.values())
-                message = f"new processes keep coming; {count} were sent the signal"
-                raise TimeoutError(errno.ETIMEDOUT, message)
+            new = self._make_pass()
+            new |= self._look_at_born(last_pid)
+            self._check_time()
 
     def _make_pass(self) -> bool:
         """Send it to all members that have not had it. Whether there were, or may be, any."""
@@ -124,8 +143,28 @@ class _Sending:
         found.pop(os.getpid(), None)
         new = [self._handle(pid, threads, before) for pid, threads in found.items()]
         if self._visits:
-            time.sleep(_VISIT_SECONDS / 10)
+            time.sleep(_VISIT_SECONDS / 20)
         return any(new)
+
+    def _look_at_born(self, last_pid: int) -> bool:
+        """The same for those that were born since `last_pid` was the last ID given."""
+        new = False
+        while (last := load()[1]) != last_pid:
+            self._check_time()
+            # The latest first: the others may have forked and ended.
+            for pid in range(last, last_pid, -1):
+                if tasks.namespace_of_task(b"%d" % pid) == self._inode:
+                    new |= self._handle(pid, {pid}, {})
+            # IDs begin anew after the largest. What was born before that takes another pass.
+            new |= last < last_pid
+            last_pid = last
+        return new
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._end:
+            count = sum(self.handled.values())
+            message = f"new processes keep coming; {count} were sent the signal"
+            raise TimeoutError(errno.ETIMEDOUT, message)
 
     def _handle(self, pid: int, threads: set[int], before: _Visits) -> bool:
         """Send it to a process that has not had it. Whether there may be more to do."""
@@ -141,8 +180,10 @@ class _Sending:
                 if self._is_inside(pid, threads):
                     self._signal(process, pidfd)
         except OSError as error:
-            # It has ended. A child of it may be there.
+            # It has ended, or it is one of several threads. What it may have left was born
+            # before this pass, and is seen by it, or since, and is looked at.
             pass_over(error)
+            return False
         return True
 
     def _staying(self, process: _Process, threads: set[int], before: _Visits) -> set[int]:

@@ -5,6 +5,7 @@ See `permissions`, rules 4 and 5.
 
 import errno
 import os
+from collections.abc import Callable
 
 from netnsfs import linux
 from netnsfs.node import Caller
@@ -101,30 +102,21 @@ def refuse_attaching(caller: Caller, name: bytes) -> None:
         raise PermissionError(errno.EPERM, message, name)
 
 
-class Sender:
-    """A caller, and which processes they may send a signal to, now and when they are gone.
+def signal_rule(caller: Caller) -> Callable[[int], bool] | None:
+    """Which processes a caller, who waits for an answer, may send a signal to.
 
-    Args:
-        caller: who, waiting for an answer.
+    Returns:
+        None if all (CAP_KILL); else what tells it of a process, as kill(2) would, now and when
+        the caller is gone. It raises ENOENT or ESRCH if there is no such process.
 
     Raises:
         OSError: that cannot be told.
     """
-
-    def __init__(self, caller: Caller) -> None:
-        self._uid = caller.uid
-        self._may_all = has_capability(caller, CAP_KILL)
-
-    def may_signal(self, pid: int) -> bool:
-        """Whether kill(2) would let them.
-
-        Raises:
-            OSError: ENOENT, ESRCH if there is no such process.
-        """
-        if self._may_all:
-            return True
-        # Root of a container has the user ID that root's processes have outside of it.
-        return self._uid != 0 and self._uid in _users_of(pid)
+    if has_capability(caller, CAP_KILL):
+        return None
+    uid = caller.uid
+    # Root of a container has the user ID that root's processes have outside of it.
+    return lambda pid: uid != 0 and uid in _users_of(pid)
 
 
 def _users_of(pid: int) -> set[int]:

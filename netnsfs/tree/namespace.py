@@ -33,9 +33,9 @@ from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
     CAP_SYS_PTRACE,
-    Sender,
     Viewer,
     refuse_without,
+    signal_rule,
 )
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
@@ -51,8 +51,7 @@ def _one_a_line(numbers: list[int]) -> bytes:
 
 def _sender(caller: Caller) -> Command:
     may_block()
-    sender = Sender(caller)
-    return lambda fd, text: signals.send(fd, text, sender.may_signal)
+    return partial(signals.send, may_signal=signal_rule(caller))
 
 
 @dataclass(frozen=True, slots=True)
