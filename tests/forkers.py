@@ -40,13 +40,22 @@ def child(*steps: Callable[[], object]) -> None:
         os._exit(0)
 
 
+def child_inside(step: Callable[[], object]) -> None:
+    """The same, and wait until it has entered."""
+    reader, writer = os.pipe()
+    child(enter, lambda: os.write(writer, b"."), lambda: os.close(writer), step)
+    os.close(writer)
+    os.read(reader, 1)
+    os.close(reader)
+
+
 def fork_and_end(pause: float = 0) -> None:
     while go_on(pause) and not os.fork():
         pass
 
 
 def forking() -> None:
-    child(enter, fork_and_end)
+    child_inside(fork_and_end)
 
 
 def breed() -> None:
@@ -56,7 +65,7 @@ def breed() -> None:
 
 
 def breeding() -> None:
-    child(enter, breed)
+    child_inside(breed)
 
 
 def moving() -> None:

@@ -36,6 +36,8 @@ SECONDS = 5.0
 """How long new processes are looked for."""
 
 _VISIT_SECONDS = 0.5
+# A process has its ID for a moment before it is there. So many may have had theirs then.
+_UNBORN = 128
 # Of setpriority(2).
 _HIGHEST = -20
 # Of /proc/PID/stat, behind the name (proc_pid_stat(5), starttime).
@@ -133,28 +135,41 @@ class _Sending:
         while new:
             _, last_pid = load()
             new = self._make_pass()
-            new |= self._look_at_born(last_pid)
-            self._check_time()
+            new |= self._look_at_born(max(0, last_pid - _UNBORN))
+            if new:
+                self._check_time()
 
     def _make_pass(self) -> bool:
         """Send it to all members that have not had it. Whether there were, or may be, any."""
         before, self._visits = self._visits, {}
         found = tasks.threads_inside(self._inode)
         found.pop(os.getpid(), None)
-        new = [self._handle(pid, threads, before) for pid, threads in found.items()]
+        new = False
+        for pid, threads in found.items():
+            try:
+                new |= self._handle(pid, threads, before)
+            except OSError as error:
+                # It has ended. What it may have left is to be found by another pass.
+                pass_over(error)
+                new = True
         if self._visits:
             time.sleep(_VISIT_SECONDS / 20)
-        return any(new)
+        return new
 
     def _look_at_born(self, last_pid: int) -> bool:
-        """The same for those that were born since `last_pid` was the last ID given."""
+        """The same for those with a later ID than `last_pid`."""
         new = False
         while (last := load()[1]) != last_pid:
             self._check_time()
-            # The latest first: the others may have forked and ended.
-            for pid in range(last, last_pid, -1):
-                if tasks.namespace_of_task(b"%d" % pid) == self._inode:
+            # In order: a child that is not there yet has a parent that is.
+            for pid in range(last_pid + 1, last + 1):
+                if tasks.namespace_of_task(b"%d" % pid) != self._inode:
+                    continue
+                try:
                     new |= self._handle(pid, {pid}, {})
+                except OSError as error:
+                    # It has ended, or it is not the first thread of a process.
+                    pass_over(error)
             # IDs begin anew after the largest. What was born before that takes another pass.
             new |= last < last_pid
             last_pid = last
@@ -168,23 +183,17 @@ class _Sending:
 
     def _handle(self, pid: int, threads: set[int], before: _Visits) -> bool:
         """Send it to a process that has not had it. Whether there may be more to do."""
-        try:
-            with linux.closing(os.pidfd_open(pid)) as pidfd:
-                process = _Process(pid, _start_of(pid))
-                if process in self.handled:
-                    return False
-                if pid not in threads:
-                    threads = self._staying(process, threads, before)
-                    if not threads:
-                        return time.monotonic() - self._visitors[process] < 2 * _VISIT_SECONDS
-                if self._is_inside(pid, threads):
-                    self._signal(process, pidfd)
-        except OSError as error:
-            # It has ended, or it is one of several threads. What it may have left was born
-            # before this pass, and is seen by it, or since, and is looked at.
-            pass_over(error)
-            return False
-        return True
+        with linux.closing(os.pidfd_open(pid)) as pidfd:
+            process = _Process(pid, _start_of(pid))
+            if process in self.handled:
+                return False
+            if pid not in threads:
+                threads = self._staying(process, threads, before)
+                if not threads:
+                    return time.monotonic() - self._visitors[process] < 2 * _VISIT_SECONDS
+            if self._is_inside(pid, threads):
+                self._signal(process, pidfd)
+            return True
 
     def _staying(self, process: _Process, threads: set[int], before: _Visits) -> set[int]:
         """Those of a process's threads that have been inside for long enough."""

@@ -18,7 +18,7 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability
-from netnsfs.tree.corner import RESERVED, UNNAMED, absent_error
+from netnsfs.tree.corner import LARGEST_INODE, RESERVED, UNNAMED, absent_error
 
 INIT = b"init"
 # Of 64 bits.
@@ -37,9 +37,13 @@ class NumberDirectory(Directory):
         key: its name.
         names: the run directory.
         number_of: the number of the namespace of a descriptor; None if it has none.
+
+    Attributes:
+        most: the largest number there can be.
     """
 
     key: bytes
+    most = 2**64 - 1
 
     def __init__(
         self, key: bytes, names: Names, number_of: Callable[[int], int | None]
@@ -70,9 +74,9 @@ class NumberDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        number = int(name) if name.isdigit() and len(name) <= _MOST_DIGITS else -1
+        number = int(name) if name.isdigit() and len(name) <= _MOST_DIGITS else 0
         # Any other way to write it would be a second name.
-        if name != b"%d" % number:
+        if name != b"%d" % number or number > self.most:
             raise absent_error(name, "there is no such namespace")
         named = self._names.names_by_inode(without=RESERVED)
         inode = self._find_named(number, named)
@@ -109,6 +113,8 @@ class NumberDirectory(Directory):
 
 class InodeDirectory(NumberDirectory):
     """`.netnsfs/inode`: the number by which all else is found."""
+
+    most = LARGEST_INODE
 
     def __init__(self, names: Names) -> None:
         super().__init__(b"inode", names, lambda fd: os.fstat(fd).st_ino)

@@ -155,7 +155,6 @@ def test_nobody_is_signalled_in_the_machines_own_namespace(foo: Path) -> None:
 
 def test_those_that_fork_do_not_get_away(foo: Path) -> None:
     with forkers(foo, "forking", str(MANY), "outside", "20"):
-        wait_for(lambda: len(members(foo)) >= MANY // 2)
         send(foo, b"KILL")
         # One that was sent it may be a moment on its way out.
         wait_for(lambda: not members(foo))
