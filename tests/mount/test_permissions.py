@@ -624,6 +624,10 @@ def test_hidden_processes_stay_hidden(mnt: Mounted, foo: Path, spawn: Spawn) -> 
         mine = f"{own.pid}\n"
         assert as_user(ALICE, ALICE, *lines) == [mine, mine, "ENOENT", named, False]
         assert as_user(0, 0, *lines) == [pids, pids, named, named, True]
+        own.kill()
+        own.wait()
+        look = [f"read('{foo}/cgroups')"]
+        assert as_user(ALICE, ALICE, *look) == [""] != as_user(0, 0, *look)
     finally:
         linux.umount(b"/proc", linux.MNT_DETACH)
 
