@@ -20,6 +20,7 @@ from typing import Any
 PR_SET_CHILD_SUBREAPER = 36
 
 libc = ctypes.CDLL(None, use_errno=True)
+beginning, begin = os.pipe()
 
 
 def enter() -> None:
@@ -41,9 +42,16 @@ def child(*steps: Callable[[], object]) -> None:
 
 
 def child_inside(step: Callable[[], object]) -> None:
-    """The same, and wait until it has entered."""
+    """The same, and wait until it has entered. It begins when all have."""
     reader, writer = os.pipe()
-    child(enter, lambda: os.write(writer, b"."), lambda: os.close(writer), step)
+
+    def wait() -> None:
+        os.close(begin)
+        os.write(writer, b".")
+        os.close(writer)
+        os.read(beginning, 1)
+
+    child(enter, wait, step)
     os.close(writer)
     os.read(reader, 1)
     os.close(reader)
@@ -83,7 +91,7 @@ def heed_signals(handler: Any) -> None:
 
 
 def outside() -> None:
-    child(lambda: heed_signals(tell), lambda: fork_and_end(0.01))
+    child(lambda: os.close(begin), lambda: heed_signals(tell), lambda: fork_and_end(0.01))
 
 
 KINDS = {function.__name__: function for function in (forking, breeding, moving, outside)}
@@ -101,6 +109,7 @@ if __name__ == "__main__":
         if start is not moving:
             start()
     heed_signals(tell)
+    os.close(begin)
     os.write(1, b"ready\n")
     for start in started:
         if start is moving:
