@@ -68,7 +68,7 @@ def unnamed() -> None:
 
 
 def read() -> None:
-    file = random.choice(("inode", "id", "pids", "tids", "nsid"))
+    file = random.choice(("inode", "id", "pids", "tids", "cgroups", "nsid"))
     (name() / file).read_bytes()
 
 
@@ -112,6 +112,8 @@ def ls() -> None:
 
 def pid() -> None:
     os.readlink(CORNER / f"pid/{os.getpid()}")
+    kind = random.choice(("inode", "id"))
+    os.readlink(CORNER / kind / (name() / kind).read_text().strip())
 
 
 def hold() -> None:

@@ -89,6 +89,7 @@ from netnsfs.linux.namespaces import (
     in_initial_pid_namespace,
     in_initial_user_namespace,
     is_net_namespace,
+    is_owned_here,
     namespace_id,
     netns_cookie,
     open_namespace_by_id,

@@ -11,6 +11,7 @@ from netnsfs.linux.library import error_of_call, libc
 
 CLONE_NEWNET = 0x40000000
 # linux/nsfs.h
+_NS_GET_USERNS = 0xB701
 _NS_GET_NSTYPE = 0xB703
 _NS_GET_ID = 0x8008B70D
 # asm-generic/socket.h
@@ -40,6 +41,19 @@ def setns(fd: int, nstype: int) -> None:
 def is_net_namespace(fd: int) -> bool:
     """Whether `fd`, a descriptor of an nsfs file, is of a network namespace (ioctl_nsfs(2))."""
     return fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET
+
+
+def is_owned_here(fd: int) -> bool:
+    """Whether a namespace belongs to this process's user namespace, or to one below it.
+
+    Args:
+        fd: a descriptor of its nsfs file (ioctl_nsfs(2), NS_GET_USERNS).
+    """
+    try:
+        os.close(fcntl.ioctl(fd, _NS_GET_USERNS))
+    except PermissionError:
+        return False
+    return True
 
 
 def namespace_id(fd: int) -> int | None:

@@ -255,16 +255,10 @@ def born_elsewhere(fd: int) -> list[bytes]:
 
     Hardware was born in the machine's own namespace.
     """
-    if is_machines_own(os.fstat(fd).st_ino):
+    if tasks.is_machines_own(os.fstat(fd).st_ino):
         return []
     with rtnetlink(fd) as route:
         return [link.name for link in interfaces(route) if link.born_elsewhere]
-
-
-def is_machines_own(inode: int) -> bool:
-    """Whether a namespace is the one that the machine, or this process, started with."""
-    # In a container, the kernel may not let us look at PID 1.
-    return inode in [tasks.namespace_of_task(task) for task in (b"1", b"self")]
 
 
 def states(route: RouteSocket) -> list[State]:

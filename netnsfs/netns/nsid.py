@@ -27,11 +27,20 @@ def read_nsid(fd: int) -> bytes:
     Raises:
         OSError: the kernel's answer.
     """
+    number = nsid_of(fd)
+    return b"unassigned\n" if number is None else b"%d\n" % number
+
+
+def nsid_of(fd: int) -> int | None:
+    """The nsid of the namespace of `fd`; None if it has none.
+
+    Raises:
+        OSError: the kernel's answer.
+    """
     may_block()
     # In the namespace of this thread, which is the daemon's: the nsid is the one that it knows.
     with RouteSocket() as route:
-        number = ask_nsid(route, fd)
-    return b"unassigned\n" if number is None else b"%d\n" % number
+        return ask_nsid(route, fd)
 
 
 def ask_nsid(route: RouteSocket, fd: int) -> int | None:

@@ -25,7 +25,7 @@ import logging
 import os
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator
 from typing import NamedTuple
 
@@ -90,19 +90,23 @@ def pids(inode: int) -> list[int]:
         OSError: ENODATA if there are none to be seen, but some may be out of sight.
         WouldBlock: on the event loop's thread.
     """
-    return _known({pid for pid, _, _ in _chosen.way().members(inode)})
+    return sorted(threads_inside(inode))
+
+
+def threads_inside(inode: int) -> dict[int, set[int]]:
+    """The threads in a namespace, by process. Arguments and errors as for `pids`."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for pid, tid, _ in _chosen.way().members(inode):
+        found[pid].add(tid)
+    if not found and not linux.in_initial_pid_namespace():
+        message = "members may be outside of the daemon's PID namespace"
+        raise OSError(errno.ENODATA, message)
+    return found
 
 
 def tids(inode: int) -> list[int]:
     """The threads in a namespace, ascending. Arguments and errors as for `pids`."""
-    return _known({tid for _, tid, _ in _chosen.way().members(inode)})
-
-
-def _known(found: set[int]) -> list[int]:
-    if not found and not linux.in_initial_pid_namespace():
-        message = "members may be outside of the daemon's PID namespace"
-        raise OSError(errno.ENODATA, message)
-    return sorted(found)
+    return sorted(set().union(*threads_inside(inode).values()))
 
 
 def is_busy(inode: int) -> bool:
@@ -130,6 +134,45 @@ def counts() -> Counter[int]:
     # A process may have several threads in one namespace, and counts once.
     inside = {(pid, inode) for pid, _, inode in _chosen.way().members()}
     return Counter(inode for _, inode in inside)
+
+
+def control_groups(members: Iterable[int]) -> bytes:
+    """The control groups of processes, one path a line, sorted (cgroups(7)).
+
+    Of each hierarchy: where there are several (cgroup v1), which of them a container, a pod or
+    a unit has groups in is for whoever made it to say. No path has a second line: the kernel
+    takes no newline in a name.
+
+    Args:
+        members: process IDs.
+    """
+    found: set[bytes] = set()
+    for pid in members:
+        try:
+            with open(b"/proc/%d/cgroup" % pid, "rb") as lines:
+                # Hierarchy, controllers, path.
+                found.update(line[:-1].split(b":", 2)[2] for line in lines)
+        except OSError as error:
+            pass_over(error)
+    return b"".join(path + b"\n" for path in sorted(found))
+
+
+def is_machines_own(inode: int) -> bool:
+    """Whether a namespace is the one that the machine, or this process, started with."""
+    return inode in (machines_own(), namespace_of_task(b"self"))
+
+
+def machines_own() -> int | None:
+    """The inode number of the namespace that the machine started with.
+
+    Returns:
+        None if the kernel does not let us see. In a PID namespace of the daemon's own: the one
+        of its first process.
+    """
+    # In a container, process 1 may be closed to us. Process 2 is the kernel's own, and in the
+    # namespace that the kernel has started with.
+    candidates = (b"1", b"2") if linux.in_initial_pid_namespace() else (b"1",)
+    return next(filter(None, map(namespace_of_task, candidates)), None)
 
 
 def namespace_of_task(task: bytes) -> int | None:

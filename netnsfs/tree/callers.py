@@ -5,12 +5,14 @@ See `permissions`, rules 4 and 5.
 
 import errno
 import os
+from collections.abc import Callable
 
 from netnsfs import linux
 from netnsfs.node import Caller
 from netnsfs.permissions import Owner
 
 CAP_DAC_READ_SEARCH = 2
+CAP_KILL = 5
 CAP_NET_ADMIN = 12
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
@@ -95,6 +97,31 @@ def refuse_attaching(caller: Caller, name: bytes) -> None:
     if caller.uid != 0 or not has_capability(caller, CAP_SYS_ADMIN):
         message = "only root, with CAP_SYS_ADMIN as the daemon has it, may attach"
         raise PermissionError(errno.EPERM, message, name)
+
+
+def signal_rule(caller: Caller) -> Callable[[int], bool] | None:
+    """Which processes a caller, who waits for an answer, may send a signal to.
+
+    Returns:
+        None if all (CAP_KILL); else what tells it of a process, as kill(2) would, now and when
+        the caller is gone. It raises ENOENT or ESRCH if there is no such process.
+
+    Raises:
+        OSError: that cannot be told.
+    """
+    if has_capability(caller, CAP_KILL):
+        return None
+    uid = caller.uid
+    # Root of a container has the user ID that root's processes have outside of it.
+    return lambda pid: uid != 0 and uid in _users_of(pid)
+
+
+def _users_of(pid: int) -> set[int]:
+    """The real and the saved user ID of a process."""
+    with open(f"/proc/{pid}/status", "rb") as lines:
+        found = next(line for line in lines if line.startswith(b"Uid:"))
+    real, _, saved, _ = map(int, found.split()[1:])
+    return {real, saved}
 
 
 class Viewer:

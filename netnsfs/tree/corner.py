@@ -43,6 +43,8 @@ RESERVED = b".netnsfs"
 UNNAMED = b"unnamed"
 PID = b"pid"
 _MOST_TEXTS = 16
+LARGEST_INODE = 2**32 - 1
+"""The largest inode number that nsfs gives."""
 
 
 def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
@@ -53,9 +55,10 @@ def _parse_inode(name: bytes) -> int:
     """An inode number, written as the kernel writes it."""
     # Any other way to write it would be a second name. int() refuses a text that is too long.
     # No namespace has the number 0; to a scan, it means any.
-    if not name.isdigit() or name != b"%d" % int(name[:20]) or name == b"0":
+    number = int(name[:20]) if name.isdigit() else 0
+    if name != b"%d" % number or not 0 < number <= LARGEST_INODE:
         raise absent_error(name, "there is no such namespace")
-    return int(name)
+    return number
 
 
 class NamesDirectory(Directory):

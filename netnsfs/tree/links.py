@@ -318,7 +318,7 @@ class LinksDirectory(Directory):
                 return links.move(fd, name, target, new_name)
 
     def _refuse_leaving(self, name: bytes, caller: Caller) -> None:
-        if not links.is_machines_own(self.place.namespace.inode):
+        if not tasks.is_machines_own(self.place.namespace.inode):
             return
         if caller.uid != 0 or not has_capability(caller, CAP_NET_ADMIN):
             message = "only root takes an interface out of the machine's own namespace"

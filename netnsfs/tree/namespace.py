@@ -14,10 +14,11 @@ from itertools import count
 
 from netnsfs import linux
 from netnsfs.jobs import may_block
-from netnsfs.netns import nsid, tasks
+from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
 from netnsfs.node import (
+    USUAL_SIZE,
     Attributes,
     Caller,
     Directory,
@@ -36,12 +37,23 @@ from netnsfs.tree.callers import (
     CAP_SYS_PTRACE,
     Viewer,
     refuse_without,
+    signal_rule,
 )
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
 from netnsfs.tree.open_files import Cuttable, OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
+Command = Callable[[int, bytes], None]
+
+
+def _one_a_line(numbers: list[int]) -> bytes:
+    return b"".join(b"%d\n" % number for number in numbers)
+
+
+def _sender(caller: Caller) -> Command:
+    may_block()
+    return partial(signals.send, may_signal=signal_rule(caller))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +65,12 @@ class Row:
         mode: permission bits.
         fixed: content that never changes, for a namespace.
         live: content that does, for a namespace and a descriptor of it.
-        tasks: content that is a list of tasks, of which not everyone may know.
-        bound: for live content, an upper bound of its length; without one, stat(2) makes
-            the content to tell its length.
-        write: carries out a command, for a descriptor of the namespace.
+        tasks: of which tasks the content tells; not everyone may know of all.
+        tell: makes the content, for those of these tasks that the reader may know of.
+        bound: for live content, what stat(2) shows as its length, at best an upper bound;
+            without one, it makes the content.
+        write: for whoever has opened it, what carries out a command, for a descriptor of the
+            namespace.
         guarded: it tells what only the daemon can see.
     """
 
@@ -65,8 +79,9 @@ class Row:
     fixed: Callable[[Namespace], bytes] | None = None
     live: Show | None = None
     tasks: Callable[[int], list[int]] | None = None
+    tell: Callable[[list[int]], bytes] = _one_a_line
     bound: Callable[[], int] | None = None
-    write: Callable[[int, bytes], None] | None = None
+    write: Callable[[Caller], Command] | None = None
     guarded: bool = False
 
 
@@ -78,6 +93,12 @@ NAMESPACE = {
         Row(b"pids", tasks=tasks.pids, bound=tasks.listing_size),
         Row(b"tids", tasks=tasks.tids, bound=tasks.listing_size),
         Row(
+            b"cgroups",
+            tasks=tasks.pids,
+            tell=tasks.control_groups,
+            bound=lambda: USUAL_SIZE,
+        ),
+        Row(
             b"holders",
             mode=0o400,
             live=lambda ns, fd: tasks.listing(ns.inode),
@@ -85,8 +106,12 @@ NAMESPACE = {
             guarded=True,
         ),
         Row(
-            b"nsid", mode=0o644, live=lambda ns, fd: nsid.read_nsid(fd), write=nsid.assign_nsid
+            b"nsid",
+            mode=0o644,
+            live=lambda ns, fd: nsid.read_nsid(fd),
+            write=lambda caller: nsid.assign_nsid,
         ),
+        Row(b"kill", mode=0o200, live=lambda ns, fd: b"", bound=lambda: 0, write=_sender),
     )
 }
 
@@ -280,7 +305,7 @@ class NamespaceDirectory(Directory):
             return row.live(self.namespace, fd)
 
     def list_tasks(self, row: Row, viewer: Viewer) -> tuple[bytes, bool]:
-        """The tasks of one of the files that somebody may know of, one a line.
+        """The content of one of the files that tell of tasks, for somebody.
 
         Returns:
             The list, and whether there are any, whoever may know of them.
@@ -292,7 +317,7 @@ class NamespaceDirectory(Directory):
         may_block()
         with self.held_open():
             found = row.tasks(self.namespace.inode)
-        return b"".join(b"%d\n" % task for task in found if viewer.may_see(task)), bool(found)
+        return row.tell([task for task in found if viewer.may_see(task)]), bool(found)
 
     def is_populated(self) -> bool:
         """Whether a process is inside, whoever may know of it.
@@ -324,12 +349,11 @@ class NamespaceDirectory(Directory):
         with self.held_open() as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
 
-    def run_command(self, row: Row, data: bytes) -> None:
+    def run_command(self, command: Command, data: bytes) -> None:
         """Carry out what was written to one of the files."""
-        assert row.write
         may_block()
         with self.held_open() as fd:
-            row.write(fd, data)
+            command(fd, data)
 
     def held_open(self) -> linux.closing:
         """A descriptor of the namespace, until the block ends.
@@ -439,19 +463,21 @@ class ControlFile(File):
         if not tasks.is_cheap():
             return bound
         # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
-        found = self._row.tasks(self._directory.namespace.inode)
-        return sum(len(b"%d\n" % task) for task in found)
+        return len(self._row.tell(self._row.tasks(self._directory.namespace.inode)))
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
         if self._row.guarded:
             refuse_without(caller, CAP_SYS_PTRACE, self.label)
-        directory.refuse_opener(caller, self.writable and opened_for_writing(flags))
+        writes = self.writable and opened_for_writing(flags)
+        directory.refuse_opener(caller, writes)
         if self._row.tasks:
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
         take = partial(directory.show_content, self._row)
-        run = partial(directory.run_command, self._row) if self.writable else None
+        run = None
+        if self._row.write and writes:
+            run = partial(directory.run_command, self._row.write(caller))
         return Snapshot(flags, take, directory.ensure_present, run)
 
 

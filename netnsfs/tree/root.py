@@ -20,6 +20,7 @@ from netnsfs.node import (
     Attributes,
     Caller,
     Directory,
+    Link,
     Node,
     OneTimeLink,
 )
@@ -42,6 +43,7 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Name
 from netnsfs.tree.links import Neighbours, Shared
 from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
+from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMounts
 
@@ -106,6 +108,8 @@ class Root(NamesDirectory):
             {
                 UNNAMED: self._unnamed,
                 PID: PidDirectory(names),
+                INIT: InitLink(names),
+                **{directory.key: directory for directory in by_number(names)},
                 last_error.key: last_error,
                 counters.key: counters,
                 counters.key + b".prom": counters,
@@ -300,7 +304,25 @@ class Root(NamesDirectory):
                     return self._unnamed.open_namespace(name)
                 if kind == PID:
                     return self._open_task(b"%d" % caller.pid if name == b"self" else name)
+        if beyond := self._follow_number(path, caller):
+            return self._open_below(beyond, caller)
         raise _invalid_target("the target is not a network namespace")
+
+    def _follow_number(self, path: Sequence[bytes], caller: Caller) -> Sequence[bytes]:
+        """Where a path that begins with a link from a number leads to; nothing for others."""
+        match path:
+            case [corner, kind, *rest] if corner == RESERVED and kind == INIT:
+                above, link = [corner], self._corner.lookup(kind, caller)
+            case [corner, kind, number, *rest] if corner == RESERVED:
+                above, directory = [corner, kind], self._corner.lookup(kind, caller)
+                if not isinstance(directory, NumberDirectory):
+                    return []
+                link = directory.lookup(number, caller)
+            case _:
+                return []
+        assert isinstance(link, Link)
+        target = os.path.normpath(b"/".join((*above, link.target_text())))
+        return [*target.split(b"/"), *rest]
 
     def _open_task(self, pid: bytes) -> int:
         if not pid.isdigit():

@@ -80,3 +80,16 @@ def test_a_mount_namespace_is_for_the_thread_alone() -> None:
 
     before = os.readlink("/proc/thread-self/ns/mnt")
     assert apart(leave) != before == os.readlink("/proc/thread-self/ns/mnt")
+
+
+def test_to_whom_a_namespace_belongs() -> None:
+    with linux.closing(os.open(OWN, os.O_RDONLY)) as own:
+        assert linux.is_owned_here(own)
+    script = (
+        "import os, sys; sys.path[:0] = sys.argv[1:]; from netnsfs import linux;"
+        "outer = os.open('/proc/self/ns/net', os.O_RDONLY); linux.unshare(linux.CLONE_NEWNET);"
+        "inner = os.open('/proc/self/ns/net', os.O_RDONLY);"
+        "print(linux.is_owned_here(outer), linux.is_owned_here(inner))"
+    )
+    command = ["unshare", "-Ur", sys.executable, "-c", script, *sys.path]
+    assert subprocess.check_output(command) == b"False True\n"

@@ -4,6 +4,6 @@ The room of `netnsfs/tree` too, whose modules are tested as what one meets in th
 `views`, `sysfs`, `links`, `metrics` and `topology` have a file of their name. Of the others,
 - `root`, `directories`: test_session.py
 - `namespace`, `homes`, `corner`: test_names.py
-- `callers`: test_permissions.py
+- `callers`: test_permissions.py, test_kill.py
 - `open_files`: test_views.py
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
+from users import DROP, TRY, as_user
 
 from netnsfs import linux
 from netnsfs.config import Config
@@ -29,38 +30,6 @@ from netnsfs.tree.root import Root
 ALICE, STAFF, NOBODY = 4711, 4712, 65534
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
-
-TRY = """
-import errno, json, os, sys
-uid, gid, script = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-os.umask(0o022)
-if uid:
-    os.setgroups([]); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
-def write(path, text):
-    fd = os.open(path, os.O_WRONLY)
-    os.write(fd, text.encode()); os.close(fd)
-def read(path):
-    return open(path, "rb").read().decode(errors="replace")
-results = []
-for line in script.splitlines():
-    try:
-        value = eval(line, {"os": os, "write": write, "read": read})
-        results.append("" if value is None else value)
-    except OSError as error:
-        results.append(errno.errorcode[error.errno])
-print(json.dumps(results))
-"""
-
-
-def as_user(uid: int, gid: int, *lines: str, prefix: tuple[str, ...] = ()) -> list[object]:
-    """What each line, a Python expression, gives to a user: a value, "" or an errno."""
-    command = [*prefix, "/usr/bin/python3", "-c", TRY, str(uid), str(gid), "\n".join(lines)]
-    done = subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60)
-    found: list[object] = json.loads(done.stdout)
-    return found
-
-
-DROP = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
 
 
 def owner(path: Path) -> tuple[int, int, int]:
@@ -694,6 +663,10 @@ def test_hidden_processes_stay_hidden(mnt: Mounted, foo: Path, spawn: Spawn) -> 
         mine = f"{own.pid}\n"
         assert as_user(ALICE, ALICE, *lines) == [mine, mine, "ENOENT", named, False]
         assert as_user(0, 0, *lines) == [pids, pids, named, named, True]
+        own.kill()
+        own.wait()
+        look = [f"read('{foo}/cgroups')"]
+        assert as_user(ALICE, ALICE, *look) == [""] != as_user(0, 0, *look)
     finally:
         linux.umount(b"/proc", linux.MNT_DETACH)
 

@@ -44,9 +44,11 @@ def listed() -> set[bytes]:
 def test_tree_of_a_namespace(foo: Path) -> None:
     modes = {name: stat.filemode(os.lstat(foo / name).st_mode) for name in os.listdir(foo)}
     assert modes == {
+        "cgroups": "-r--r--r--",
         "holders": "-r--------",
         "id": "-r--r--r--",
         "inode": "-r--r--r--",
+        "kill": "--w-------",
         "links": "drwxr-xr-x",
         "net": "dr-xr-xr-x",
         "ns": "lrwxrwxrwx",
@@ -327,7 +329,7 @@ def _is_inside(pid: int, namespace: Path) -> bool:
 @pytest.mark.machine
 @pytest.mark.parametrize("reader", ["busybox cat", "sendfile", "splice", "cat", "tar", "rsync"])
 def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader: str) -> None:
-    for name in ("pids", "tids"):
+    for name in ("pids", "tids", "cgroups"):
         assert os.stat(foo / name).st_size == 0
     for _ in range(3):
         inside = spawn("ip", "netns", "exec", "foo", "sleep", "60")
@@ -336,6 +338,7 @@ def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader:
         content = READERS[reader](foo / "pids")
         assert inside.pid in map(int, content.split())
         assert os.stat(foo / "pids").st_size == len(content)
+        assert os.stat(foo / "cgroups").st_size == len((foo / "cgroups").read_bytes()) > 0
 
 
 @pytest.mark.machine
@@ -359,7 +362,7 @@ def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
 
 @pytest.mark.usefixtures("refused_bpf")
 def test_a_size_is_enough_where_it_is_not_known(foo: Path) -> None:
-    for name in ("pids", "tids"):
+    for name in ("pids", "tids", "cgroups"):
         assert os.stat(foo / name).st_size > 0
 
 
@@ -426,7 +429,7 @@ def test_mkdir_of_what_exists(mnt: Mounted, foo: Path) -> None:
 def test_a_namespace_called_like_the_corner_is_shadowed(mnt: Mounted) -> None:
     ip("netns", "add", ".netnsfs")
     assert os.listdir(mnt.path) == []
-    assert "inode" not in os.listdir(mnt / ".netnsfs")
+    assert "pids" not in os.listdir(mnt / ".netnsfs")
     assert error_of(os.rmdir, mnt / ".netnsfs") == "EPERM"
     ip("netns", "del", ".netnsfs")
 

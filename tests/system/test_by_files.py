@@ -44,10 +44,17 @@ def test_the_readme_tells_every_file(mnt: Mounted) -> None:
 def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
     (mnt.path / "foo").mkdir()
     (mnt.path / "foo/links/v0").symlink_to("foo/links/v1")
-    unnamed = (mnt.path / ".netnsfs/pid/self").readlink().name
+    (mnt.path / "foo/nsid").write_text("auto")
+    standing = {
+        "NAME": "foo",
+        "IFACE": "v0",
+        "INODE": (mnt.path / ".netnsfs/pid/self").readlink().name,
+        "NSID": (mnt.path / "foo/nsid").read_text().strip(),
+        "PID": "self",
+        "ID": (mnt.path / "foo/id").read_text().strip(),
+    }
     for line in TREE:
-        name = line.replace("NAME", "foo").replace("INODE", unnamed).replace("PID", "self")
-        name = name.replace("IFACE", "v0")
+        name = re.sub("[A-Z]+", lambda found: standing[found[0]], line)
         assert os.path.lexists(mnt.path / name)
     (mnt.path / "foo").rmdir()
 

@@ -626,6 +626,16 @@ class Machine(RuleBasedStateMachine):
         assert os.readlink(path) == self.model.link_of(space)
         self.compare(content(path + b"/id"), b"id", space)
 
+    @rule(index=either, number=st.integers(0, 3))
+    def where_a_number_leads(self, index: int, number: int) -> None:
+        space = self.model.of_task(self.task(number % (len(self.model.processes) + 1)))
+        assert space
+        numbers = {b"inode": space.inode, b"id": space.id, b"nsid": space.nsid}
+        for kind, found in numbers.items():
+            if found is not None:
+                path = self.at(index, RESERVED, kind, b"%d" % found)
+                assert os.readlink(path) == self.model.link_of(space)
+
     @rule(index=either)
     def unnamed(self, index: int) -> None:
         directory = self.at(index, RESERVED, b"unnamed")

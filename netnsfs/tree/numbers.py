@@ -1,0 +1,155 @@
+"""Links from a number of a namespace to its directory: `inode`, `id`, `nsid`, and `init`.
+
+As those in `pid`, they lead to the first name, or below `unnamed`. A namespace without a name
+is found by those who may look into `unnamed`: IDs follow each other, and whoever tries them all
+would learn of every namespace of the machine. Listed are those that have a name: to find the
+others takes a look at all tasks, open files and mounts.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+from netnsfs import linux
+from netnsfs.jobs import may_block
+from netnsfs.netns import nsid, tasks
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import namespace_of
+from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
+from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability
+from netnsfs.tree.corner import LARGEST_INODE, RESERVED, UNNAMED, absent_error
+
+INIT = b"init"
+# Of 64 bits.
+_MOST_DIGITS = 20
+
+
+def _path_of(inode: int, named: dict[int, bytes], up: bytes) -> bytes:
+    """The path of a namespace's directory from the corner on; `up` leads there."""
+    return up + (b"../" + named[inode] if inode in named else b"%b/%d" % (UNNAMED, inode))
+
+
+class NumberDirectory(Directory):
+    """A directory of links by one kind of number.
+
+    Args:
+        key: its name.
+        names: the run directory.
+        number_of: the number of the namespace of a descriptor; None if it has none.
+
+    Attributes:
+        most: the largest number there can be.
+    """
+
+    key: bytes
+    most = 2**64 - 1
+
+    def __init__(
+        self, key: bytes, names: Names, number_of: Callable[[int], int | None]
+    ) -> None:
+        self.key = key
+        self._names = names
+        self._number_of = number_of
+        self._listed: dict[bytes, bytes] = {}
+
+    def attributes(self) -> Attributes:
+        return Attributes(stat.S_IFDIR | 0o555)
+
+    def list_names(self) -> list[bytes]:
+        may_block()
+        named = self._names.names_by_inode(without=RESERVED)
+        found = {}
+        for inode, name in named.items():
+            with suppress(OSError):
+                number = self._number_under(name)
+                if number is not None:
+                    found[b"%d" % number] = _path_of(inode, named, b"../")
+        self._listed = found
+        return [*found]
+
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        text = self._listed.get(name)
+        return FixedLink((self.key, name, text), text) if text else self.lookup(name, caller)
+
+    def lookup(self, name: bytes, caller: Caller) -> Node:
+        may_block()
+        number = int(name) if name.isdigit() and len(name) <= _MOST_DIGITS else 0
+        # Any other way to write it would be a second name.
+        if name != b"%d" % number or number > self.most:
+            raise absent_error(name, "there is no such namespace")
+        named = self._names.names_by_inode(without=RESERVED)
+        inode = self._find_named(number, named)
+        if inode is None and has_capability(caller, CAP_DAC_READ_SEARCH):
+            inode = self._find_unnamed(number, named)
+        if inode is None:
+            raise absent_error(name, "there is no such namespace")
+        text = _path_of(inode, named, b"../")
+        return FixedLink((self.key, name, text), text)
+
+    def _number_under(self, name: bytes) -> int | None:
+        with linux.closing(self._names.open_namespace(name)) as fd:
+            return self._number_of(fd)
+
+    def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
+        for inode, name in named.items():
+            with suppress(OSError):
+                if self._number_under(name) == number:
+                    return inode
+        return None
+
+    def _find_unnamed(self, number: int, named: Collection[int]) -> int | None:
+        seen = set(named)
+        for holder in tasks.scan(without=seen):
+            with (
+                suppress(OSError),
+                linux.closing(holder.open(self._names.links.avoid)) as fd,
+            ):
+                seen.add(holder.inode)
+                if self._number_of(fd) == number:
+                    return os.fstat(fd).st_ino
+        return None
+
+
+class InodeDirectory(NumberDirectory):
+    """`.netnsfs/inode`: the number by which all else is found."""
+
+    most = LARGEST_INODE
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(b"inode", names, lambda fd: os.fstat(fd).st_ino)
+
+    def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
+        return number if number in named else None
+
+    def _find_unnamed(self, number: int, named: Collection[int]) -> int | None:
+        # No namespace has the number 0. To a scan, it means any.
+        return next((holder.inode for holder in tasks.scan(number) if number), None)
+
+
+def by_number(names: Names) -> list[NumberDirectory]:
+    """The directories of links by number."""
+    return [
+        InodeDirectory(names),
+        NumberDirectory(b"id", names, lambda fd: namespace_of(fd).id),
+        NumberDirectory(b"nsid", names, nsid.nsid_of),
+    ]
+
+
+class InitLink(Link):
+    """`.netnsfs/init`: leads to the namespace that the machine started with.
+
+    Everyone may know its number.
+    """
+
+    key = label = INIT
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+
+    def target_text(self) -> bytes:
+        may_block()
+        inode = tasks.machines_own()
+        if inode is None:
+            raise absent_error(INIT, "the kernel does not let the daemon see which it is")
+        return _path_of(inode, self._names.names_by_inode(without=RESERVED), b"")
