@@ -41,10 +41,12 @@ from netnsfs import linux
 from netnsfs.jobs import expendable, start_thread, visit
 from netnsfs.netns.nsfs import Namespace, open_own_namespace
 
-# A mkdir, and the requests around it, are done with after this: then spares are made, also in
-# the pauses of steady use. Threads that make them meanwhile would take the interpreter and the
-# processor from those requests.
+# How long after a mkdir spares are made. A thread that makes one takes the interpreter and the
+# processor from the requests of that moment. So while half of the places are full, it waits
+# for the end of the use, and then for a pause in it.
+_QUIET_SECONDS = 0.1
 _PAUSE_SECONDS = 0.001
+_LOOK_AGAIN_SECONDS = 0.005
 _RETRY_SECONDS = 10.0
 _READ_SECONDS = 0.05
 
@@ -222,8 +224,13 @@ class Spares:
                     self._wanted.set()
 
     def _wait_for_pause(self) -> None:
-        while (wait := self._taken + _PAUSE_SECONDS - time.monotonic()) > 0:
-            time.sleep(wait)
+        while True:
+            low = len(self._held) < self._count / 2
+            pause = _PAUSE_SECONDS if low else _QUIET_SECONDS
+            wait = self._taken + pause - time.monotonic()
+            if wait <= 0:
+                return
+            time.sleep(min(wait, _LOOK_AGAIN_SECONDS))
 
     def _add_spare(self) -> None:
         origin = self._current_origin()
