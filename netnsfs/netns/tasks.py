@@ -39,6 +39,8 @@ from netnsfs.netns.proc_pass import ProcPass, load, pass_over
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
 _TASKS_AHEAD = 512
+# A path of PATH_MAX for each of the hierarchies that there can be.
+_CGROUP_TEXT = 1 << 17
 # In the order in which they are listed: first what most likely stays (see `of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
 
@@ -146,15 +148,19 @@ def control_groups(members: Iterable[int]) -> bytes:
     Args:
         members: process IDs.
     """
-    found: set[bytes] = set()
+    # Most have the same: each text is taken apart once.
+    texts: set[bytes] = set()
     for pid in members:
         try:
-            with open(b"/proc/%d/cgroup" % pid, "rb") as lines:
-                # Hierarchy, controllers, path.
-                found.update(line[:-1].split(b":", 2)[2] for line in lines)
+            fd = os.open(b"/proc/%d/cgroup" % pid, os.O_RDONLY | os.O_CLOEXEC)
+            with linux.closing(fd):
+                texts.add(os.read(fd, _CGROUP_TEXT))
         except OSError as error:
             pass_over(error)
-    return b"".join(path + b"\n" for path in sorted(found))
+    # Hierarchy, controllers, path.
+    lines = (line for text in texts for line in text.split(b"\n") if line)
+    paths = {line.split(b":", 2)[2] for line in lines}
+    return b"".join(path + b"\n" for path in sorted(paths))
 
 
 def is_machines_own(inode: int) -> bool:
