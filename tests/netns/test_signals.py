@@ -215,18 +215,20 @@ def test_a_visitor_is_none(foo: Path, spawn: Spawn) -> None:
 
 def test_this_process_is_none(foo: Path) -> None:
     there, leave = threading.Event(), threading.Event()
+    inside: list[int] = []
 
     def stay() -> None:
         with expendable(), visit():
             with linux.closing(os.open(foo, os.O_RDONLY)) as fd:
                 linux.setns(fd, linux.CLONE_NEWNET)
+            inside.append(os.stat("/proc/thread-self/ns/net").st_ino)
             there.set()
             leave.wait(60)
 
     thread = threading.Thread(target=stay)
     thread.start()
     assert there.wait(60)
-    assert members(foo) == [os.getpid()]
+    assert inside == [foo.stat().st_ino]
     send(foo, b"KILL")
     leave.set()
     thread.join()
