@@ -21,6 +21,7 @@ PLACES = (Path("/opt"), Path("/usr/local"))
 MOUNT_COMMAND = ("mount", "-t", "fuse.netnsfs", "netnsfs", MNT)
 
 SHARED = {
+    "lib/systemd/system/netns@.service",
     "lib/systemd/system/netnsfs.service",
     "share/bash-completion/completions/netnsfs",
     "share/doc/netnsfs/examples/mnt-netnsfs.mount",

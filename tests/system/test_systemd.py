@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -12,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import MNT, Start, type_at, wait_for
+from conftest import MNT, RUN, Mounted, Start, type_at, wait_for
 
 from netnsfs import cli
 
 UNITS = Path(cli.__file__).parent / "data"
+FILES = ("netnsfs.service", "netns@.service", "mnt-netnsfs.mount")
 PROGRAM = [sys.executable, "-m", "netnsfs", "-f"]
+
+SERVICE = "netnsfs-test.service"
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -89,6 +93,58 @@ def test_what_the_unit_leaves_open_is_explained() -> None:
             assert check["set"] is not False or directive in told, check
 
 
+@pytest.mark.parametrize("unit", FILES)
+def test_the_units_are_valid(unit: str, tmp_path: Path) -> None:
+    for name in FILES:
+        # It may not be installed where systemd looks for programs.
+        text = (UNITS / name).read_text().replace("=netnsfs ", "=true ")
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", tmp_path / unit],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def of_template(directive: str, instance: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the template's, as the service manager does."""
+    text = (UNITS / "netns@.service").read_text().replace("\\\n", "")
+    command = next(
+        line.removeprefix(f"{directive}=:")
+        for line in text.splitlines()
+        if line.startswith(directive)
+    )
+    # The manager takes a line apart first and then replaces what begins with a percent sign.
+    words = shlex.split(command)
+    words = [word.replace("%%", "%").replace("%I", instance) for word in words]
+    at = MNT / ".netnsfs"
+    return subprocess.run(words, cwd=at, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("unescaped", "name"),
+    [("blue", "blue"), ("foo/bar", "foo-bar"), ("a $b'\"\\", "a $b'\"\\"), ("/n", "-n")],
+)
+def test_the_template_makes_and_removes(mnt: Mounted, unescaped: str, name: str) -> None:
+    for _ in range(2):
+        assert of_template("ExecStart", unescaped).returncode == 0
+        assert os.listdir(mnt.path) == [name]
+    for _ in range(2):
+        assert of_template("ExecStop", unescaped).returncode == 0
+        assert os.listdir(mnt.path) == []
+
+
+def test_the_template_takes_no_stale_name_for_a_namespace(mnt: Mounted) -> None:
+    (RUN / "blue").touch()
+    refused = of_template("ExecStart", "blue")
+    assert refused.returncode == 1
+    assert "File exists" in refused.stderr
+    assert of_template("ExecStop", "blue").returncode == 0
+    assert of_template("ExecStart", ".netnsfs").returncode == 1
+
+
 def test_the_capabilities_of_the_unit_are_enough(start: Start, spawn: Spawn) -> None:
     text = (UNITS / "netnsfs.service").read_text()
     capabilities = [name.lower() for name in re.findall(r"\bCAP_(\w+)", text)]
@@ -111,26 +167,34 @@ def machine(*command: str | Path, check: bool = True) -> subprocess.CompletedPro
     return subprocess.run(outside, check=check, capture_output=True, text=True, timeout=100)
 
 
+AT = "/run/netnsfs-test"
+
+
 @pytest.fixture
 def service() -> Iterator[str]:
-    """The unit under another name, for a mount point and names of its own."""
+    """The units under other names, for a mount point and names of their own."""
     if Path("/proc/1/comm").read_text() != "systemd\n":
         pytest.skip("systemd is not running")
-    at = "/run/netnsfs-test"
-    program = f"{sys.executable} -m netnsfs -o rundir={at}/names"
-    unit = (UNITS / "netnsfs.service").read_text().replace("/mnt/netnsfs", f"{at}/mnt")
-    unit = unit.replace("=netnsfs -f", f"={program} -f")
-    name = "netnsfs-test.service"
-    script = f"mkdir -p {at}/names; cat >/run/systemd/system/{name}; systemctl daemon-reload"
-    subprocess.run(
-        ["nsenter", "--mount=/proc/1/ns/mnt", "sh", "-c", script],
-        input=unit,
-        text=True,
-        check=True,
-    )
-    yield name
-    machine("systemctl", "stop", name)
-    machine("sh", "-c", f"umount -l {at}/names; rm -r {at} /run/systemd/system/{name}")
+    machine("mkdir", "-p", f"{AT}/names")
+    program = f"{sys.executable} -m netnsfs -o rundir={AT}/names"
+    unit = (UNITS / "netnsfs.service").read_text().replace("=netnsfs -f", f"={program} -f")
+    template = (UNITS / "netns@.service").read_text()
+    in_it = f"[Service]\nNetworkNamespacePath={AT}/names/blue\nExecStart=sleep 1000\n"
+    units = {
+        SERVICE: unit,
+        "netnsfs-test@.service": template.replace("netnsfs.service", SERVICE),
+        "netnsfs-test-user.service": "[Unit]\nBindsTo=netnsfs-test@blue.service\n"
+        "After=netnsfs-test@blue.service\n" + in_it,
+    }
+    for name, text in units.items():
+        install = ["nsenter", "--mount=/proc/1/ns/mnt", "tee", f"/run/systemd/system/{name}"]
+        moved = text.replace("/mnt/netnsfs", f"{AT}/mnt")
+        subprocess.run(install, input=moved.encode(), check=True, stdout=subprocess.DEVNULL)
+    machine("systemctl", "daemon-reload")
+    yield SERVICE
+    machine("systemctl", "stop", "netnsfs-test@blue.service", SERVICE)
+    machine("systemctl", "reset-failed", "netnsfs-test*")
+    machine("sh", "-c", f"umount -l {AT}/names; rm -r {AT} /run/systemd/system/netnsfs-test*")
     machine("systemctl", "daemon-reload")
 
 
@@ -162,3 +226,34 @@ def test_a_stop_before_the_restart_leaves_no_dead_mount(service: str) -> None:
     wait_for(lambda: machine(*state).stdout != "running\n")
     machine("systemctl", "stop", service)
     assert "/run/netnsfs-test/mnt" not in machine_mounts()
+
+
+def main_pid(unit: str) -> int:
+    return int(machine("systemctl", "show", "--value", "--property=MainPID", unit).stdout)
+
+
+def test_a_unit_makes_a_namespace_for_another(service: str) -> None:
+    # It starts all that it needs.
+    machine("systemctl", "start", "netnsfs-test-user.service")
+    inside = os.stat(f"/proc/{main_pid('netnsfs-test-user.service')}/ns/net").st_ino
+    assert machine("cat", f"{AT}/mnt/blue/inode").stdout == f"{inside}\n"
+    machine("systemctl", "stop", "netnsfs-test@blue.service")
+    assert machine("ls", f"{AT}/mnt").stdout == ""
+    assert main_pid("netnsfs-test-user.service") == 0
+
+
+def test_what_ends_the_daemon_leaves_the_units_of_namespaces(service: str) -> None:
+    machine("systemctl", "start", "netnsfs-test@blue.service")
+    machine("systemctl", "restart", service)
+    assert machine("ls", f"{AT}/mnt").stdout == "blue\n"
+    machine("systemctl", "is-active", "netnsfs-test@blue.service")
+
+
+def test_a_mount_that_is_there_is_enough(service: str) -> None:
+    machine("mkdir", f"{AT}/mnt")
+    machine(sys.executable, "-m", "netnsfs", "-o", f"rundir={AT}/names", f"{AT}/mnt")
+    machine("systemctl", "start", "netnsfs-test@blue.service")
+    assert machine("ls", f"{AT}/mnt").stdout == "blue\n"
+    assert machine("systemctl", "is-active", service, check=False).stdout == "inactive\n"
+    machine("systemctl", "stop", "netnsfs-test@blue.service")
+    machine("umount", f"{AT}/mnt")
