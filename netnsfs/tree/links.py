@@ -38,11 +38,13 @@ from netnsfs.node import (
     Node,
     OneTimeLink,
     Snapshot,
+    opened_for_writing,
 )
 from netnsfs.permissions import Owner
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
 from netnsfs.tree.homes import Home
+from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
 
 T = TypeVar("T")
@@ -69,6 +71,9 @@ class Place(Protocol):
 
     def ensure_present(self) -> None:
         """See `Node.ensure_present`."""
+
+    def is_shown(self) -> bool:
+        """See `Home.is_shown`."""
 
     def enter_namespace(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace."""
@@ -208,6 +213,7 @@ class Shared:
         mounts: of sysfs.
         resolve: from a path below the mount point to a namespace's directory.
         stats: where it is told why a link leads nowhere.
+        opened: where open files are kept.
         closed: permission bits that directories lack.
     """
 
@@ -216,6 +222,7 @@ class Shared:
     mounts: SysfsMounts
     resolve: Callable[[Sequence[bytes], Caller], Place]
     stats: Stats
+    opened: OpenFiles
     closed: int
 
 
@@ -397,7 +404,9 @@ class InterfaceDirectory(Directory):
             self._name,
             self._identity,
             self._directory.sysfs_mount,
-            place.ensure_present,
+            place.key,
+            place.is_shown,
+            self._directory.shared.opened,
             place.file_attributes,
             self._directory.shared.closed,
             self.refuse_opener,
@@ -525,7 +534,7 @@ class InterfaceFile(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
-        writes = self.writable and flags & os.O_ACCMODE != os.O_RDONLY
+        writes = self.writable and opened_for_writing(flags)
         self._directory.refuse_opener(caller, writes)
         take = partial(self._directory.look_at_interface, self._row.show)
         run = partial(self._directory.run_command, self._row) if self.writable else None

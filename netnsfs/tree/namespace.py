@@ -7,7 +7,7 @@ knowledge lives.
 import errno
 import stat
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -37,7 +37,7 @@ from netnsfs.tree.callers import (
 )
 from netnsfs.tree.homes import Home
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
-from netnsfs.tree.views import OpenFiles
+from netnsfs.tree.open_files import OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
 
@@ -114,14 +114,14 @@ class Settings:
     Attributes:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
+        opened: the open files of all views and `links`.
         links: what all `links` have in common; None if there are none.
-        opened: the open files of all views.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
+    opened: OpenFiles
     links: Shared | None = None
-    opened: OpenFiles = field(default_factory=OpenFiles)
 
 
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So

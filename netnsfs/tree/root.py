@@ -42,6 +42,7 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import Name
 from netnsfs.tree.links import Neighbours, Shared
 from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
+from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
@@ -92,9 +93,9 @@ class Root(NamesDirectory):
         owner = config.permissions.default_owner()
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
+        self._opened = OpenFiles()
         shared = self._share_links(config, stats) if config.views else None
-        settings = Settings(shown, config.permissions, shared)
-        self._opened = settings.opened
+        settings = Settings(shown, config.permissions, self._opened, shared)
         self._directories = Directories(settings)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
@@ -113,9 +114,14 @@ class Root(NamesDirectory):
 
     def _share_links(self, config: Config, stats: Stats) -> Shared:
         neighbours = Neighbours(self._names, RESERVED)
-        closed = config.permissions.dmask
         return Shared(
-            config.mount_point, neighbours, SysfsMounts(), self._resolve_place, stats, closed
+            config.mount_point,
+            neighbours,
+            SysfsMounts(),
+            self._resolve_place,
+            stats,
+            self._opened,
+            config.permissions.dmask,
         )
 
     def _resolve_place(self, path: Sequence[bytes], caller: Caller) -> NamespaceDirectory:

@@ -12,6 +12,7 @@ to the same place below /sys.
 """
 
 import errno
+import io
 import os
 import stat
 import threading
@@ -32,8 +33,10 @@ from netnsfs.node import (
     Link,
     Node,
     Snapshot,
+    opened_for_writing,
     refuse_writing,
 )
+from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
 _CLASS = b"class/net/"
 _MOST_MOUNTS = 32
@@ -143,7 +146,9 @@ class SysfsView:
         name: of the interface.
         identity: of the interface: another one with that name is not looked at.
         mount: the sysfs of its namespace.
-        check: raises FileNotFoundError if the namespace is not there any more.
+        namespace_key: of the namespace's directory.
+        is_shown: whether the namespace is still to be seen where the view was found.
+        opened: where its open files are kept.
         show: from the kernel's permission bits of a file to those that it has here, and the
             user and group ID of its owner.
         closed: permission bits that directories lack.
@@ -155,7 +160,9 @@ class SysfsView:
     name: bytes
     identity: int
     mount: Callable[[], SysfsMount]
-    check: Callable[[], None]
+    namespace_key: Hashable
+    is_shown: Callable[[], bool]
+    opened: OpenFiles
     show: Callable[[int], tuple[int, int, int]]
     closed: int
     refuse_opener: Callable[[Caller, bool], None]
@@ -255,41 +262,43 @@ class _File(File):
         may_block()
         if not self.writable:
             refuse_writing(flags)
-        self._view.refuse_opener(caller, flags & os.O_ACCMODE != os.O_RDONLY)
+        self._view.refuse_opener(caller, opened_for_writing(flags))
+        opened = self._view.opened
+        since = opened.rounds
         path = self._view.current_mount().path(self._view.name + b"/" + self._path)
-        fd = os.open(path, flags & os.O_ACCMODE | os.O_CLOEXEC | os.O_NONBLOCK)
-        return _Open(flags, fd, self._view.check)
+        handle = _Open(self._view, open_file(path, flags & os.O_ACCMODE), flags)
+        opened.add(handle, since)
+        return handle
 
 
-class _Open(Snapshot):
-    """An open file of sysfs. Closed at the latest when nobody refers to it.
+class _Open(OpenFile, Snapshot):
+    """An open file of sysfs.
 
     What sysfs refuses at the first read (the speed of what is down) is refused then.
     """
 
-    def __init__(self, flags: int, fd: int, check: Callable[[], None]) -> None:
-        self._fd = fd
-        # Runs once, whether it is called, or nobody refers to this any more.
-        self.close = weakref.finalize(self, os.close, fd)  # type: ignore[method-assign]
+    def __init__(self, view: SysfsView, file: io.FileIO, flags: int) -> None:
+        OpenFile.__init__(self, view.namespace_key, view.is_shown, file)
         self._refusal: OSError | None = None
-        self._still_there = check
-        super().__init__(flags, self._content, check, self._command)
+        Snapshot.__init__(self, flags, self._content, run=self._command)
 
     def _content(self) -> bytes:
         may_block()
         content = b""
         try:
-            while part := os.pread(self._fd, _CHUNK, len(content)):
+            while part := os.pread(self.file.fileno(), _CHUNK, len(content)):
                 content += part
         except OSError as error:
             self._refusal = error
             # Of an empty file the kernel would read nothing, and the refusal would be lost.
             return bytes(USUAL_SIZE)
         self._refusal = None
+        self.refuse_if_cut()
         return content
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
+        self.refuse_if_cut()
         content = super().read(size, offset)
         if self._refusal:
             raise OSError(self._refusal.errno, self._refusal.strerror)
@@ -297,5 +306,5 @@ class _Open(Snapshot):
 
     def _command(self, data: bytes) -> None:
         may_block()
-        self._still_there()
-        os.pwrite(self._fd, data, 0)
+        os.pwrite(self.file.fileno(), data, 0)
+        self.refuse_if_cut()

@@ -6,11 +6,6 @@ likewise. So names and files are looked up and opened by a worker that is in the
 for that moment. An open file of /proc/net keeps its namespace, one of /proc/sys/net does not;
 both are read and written from anywhere.
 
-Only what users have open is kept open: any other descriptor would keep a removed namespace
-alive. Once the last name of a namespace is removed, what users have open is cut (`OpenFiles`):
-it answers ENODEV, and its descriptor leads to /dev/null. Otherwise whoever keeps a file open
-would keep the namespace, and read on in what nobody sees any more.
-
 Content up to HEAD bytes is read at open, so that it is one snapshot. What is longer streams
 through the descriptor and is never in memory as a whole; it is read once at open to know its
 length, without which sendfile(2) does not find its end.
@@ -20,13 +15,10 @@ import errno
 import io
 import os
 import stat
-import threading
-import weakref
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
-from weakref import WeakSet
 
 from netnsfs.jobs import may_block, on_own_thread, visit
 from netnsfs.node import (
@@ -42,72 +34,13 @@ from netnsfs.node import (
     opened_for_writing,
     refuse_writing,
 )
+from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
 T = TypeVar("T")
 
 HEAD = 1 << 16
 
 _CHUNK = 1 << 20
-
-
-class OpenFiles:
-    """The open files of all views."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._files: WeakSet[_Open] = WeakSet()
-        self._any = threading.Event()
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._null)
-        self.rounds = 0
-
-    def add(self, file: "_Open", since: int) -> None:
-        """Take an open file in.
-
-        Args:
-            file: the file.
-            since: how many `rounds` there had been before it was opened.
-
-        Raises:
-            OSError: ESTALE if it should have been cut meanwhile.
-        """
-        with self._lock:
-            self._files.add(file)
-            self._any.set()
-            unheard = self.rounds != since
-        # A round of cutting after the open has missed a file that was not in the table yet.
-        if unheard and not file.view.is_shown():
-            file.cut(self._null)
-            file.close()
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
-    def wait_for_any(self) -> None:
-        """Wait until there are some, or may be."""
-        self._any.wait()
-
-    def cut_hidden(self) -> bool:
-        """Cut those whose namespace is not to be seen any more where they were opened.
-
-        Returns:
-            False if that could not be told of all.
-        """
-        with self._lock:
-            self.rounds += 1
-            files = list(self._files)
-            if not files:
-                self._any.clear()
-        shown: dict[Hashable, bool] = {}
-        told = True
-        for file in files:
-            key = file.view.key
-            try:
-                if key not in shown:
-                    shown[key] = file.view.is_shown()
-                if not shown[key]:
-                    file.cut(self._null)
-            except OSError:
-                told = False
-        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +173,7 @@ class _File(File):
         opened = self._view.opened
         since = opened.rounds
         try:
-            file = self._view.call_inside(_open_file, self._path, flags & accepted)
+            file = self._view.call_inside(open_file, self._path, flags & accepted)
             handle = _Open(self._view, file, flags)
         except FileNotFoundError:
             # The kernel may have kept the name. At ESTALE it looks it up again, without its
@@ -250,26 +183,11 @@ class _File(File):
         return handle
 
 
-def _open_file(path: bytes, flags: int) -> io.FileIO:
-    mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}.get(flags & os.O_ACCMODE)
-    if mode is None:
-        raise OSError(errno.EINVAL, "neither for reading nor for writing")
-
-    def opener(path: str, _: int) -> int:
-        # O_NONBLOCK, because nothing may wait in read(2) without a limit.
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
-
-    return io.FileIO(os.fsdecode(path), mode, opener=opener)
-
-
-class _Open:
-    """A file of procfs that a user has open. Closed at the latest when nobody refers to it."""
+class _Open(OpenFile):
+    """A file of procfs that a user has open."""
 
     def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
-        self.view = view
-        self._file = file
-        self._closing = threading.Lock()
-        self._is_cut = False
+        super().__init__(view.key, view.is_shown, file)
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""
@@ -285,7 +203,7 @@ class _Open:
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
-        self._refuse_if_cut()
+        self.refuse_if_cut()
         if offset == 0:
             if not self._unread:
                 may_block()
@@ -301,7 +219,7 @@ class _Open:
         # for is the end of the file.
         parts = []
         try:
-            while size and (part := os.pread(self._file.fileno(), size, offset)):
+            while size and (part := os.pread(self.file.fileno(), size, offset)):
                 parts.append(part)
                 size -= len(part)
                 offset += len(part)
@@ -309,38 +227,15 @@ class _Open:
             # An open sysctl whose namespace or interface is gone. Not so for a write, where
             # ENOENT may be about the value (a congestion control that does not exist).
             raise gone_error() from error
-        self._refuse_if_cut()
+        self.refuse_if_cut()
         return b"".join(parts)
-
-    def _refuse_if_cut(self) -> None:
-        if self._is_cut:
-            raise gone_error()
 
     def write(self, data: bytes, offset: int) -> int:
         """See `Handle.write`. The kernel decides, as on procfs."""
         may_block()
-        if not self._file.writable():
+        if not self.file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        written = os.pwrite(self._file.fileno(), data, 0 if self._append else offset)
-        self._refuse_if_cut()
+        written = os.pwrite(self.file.fileno(), data, 0 if self._append else offset)
+        self.refuse_if_cut()
         return written
-
-    def cut(self, null: int) -> None:
-        """Let go of the file, also while somebody reads it. It answers ENODEV from now on.
-
-        Args:
-            null: what its descriptor designates instead, so that nothing else takes its number.
-        """
-        # First this: a read that goes on meanwhile then finds it set, and does not return what
-        # it got.
-        self._is_cut = True
-        # With a close(2) in between, the number would be another file's.
-        with self._closing:
-            if not self._file.closed:
-                os.dup2(null, self._file.fileno(), inheritable=False)
-
-    def close(self) -> None:
-        """See `Handle.close`."""
-        with self._closing:
-            self._file.close()

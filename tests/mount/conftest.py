@@ -5,4 +5,5 @@ The room of `netnsfs/tree` too, whose modules are tested as what one meets in th
 - `root`, `directories`: test_session.py
 - `namespace`, `homes`, `corner`: test_names.py
 - `callers`: test_permissions.py
+- `open_files`: test_views.py
 """

@@ -18,6 +18,7 @@ from usage import MOST_THREADS, Usage, descriptors
 from netnsfs.netns.names import Names
 from netnsfs.node import Directory
 from netnsfs.tree import views
+from netnsfs.tree.open_files import OpenFiles
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -264,12 +265,14 @@ class Opened:
         far: where the other end is seen for as long as the namespace lives.
     """
 
-    FILES = ("net/dev", "net/unix", "sysctl/ipv4/ip_forward")
+    WRITABLE = ("sysctl/ipv4/ip_forward", "links/lo/tx_queue_len")
+    FILES = ("net/dev", "net/unix", *WRITABLE)
 
     def __init__(self, directory: Path, far: Path) -> None:
         self.far = far
         self.fds = [os.open(directory / file, os.O_RDONLY) for file in self.FILES]
-        self.fds.append(os.open(directory / self.FILES[-1], os.O_RDWR))
+        self.written = [os.open(directory / file, os.O_RDWR) for file in self.WRITABLE]
+        self.fds += self.written
         for fd in self.fds:
             os.pread(fd, 3, 0)
 
@@ -278,7 +281,7 @@ class Opened:
 
     def codes(self) -> set[str]:
         found = {error_of(os.pread, fd, 99, offset) for fd in self.fds for offset in (0, 2)}
-        return found | {error_of(os.write, self.fds[-1], b"1")}
+        return found | {error_of(os.write, fd, b"1") for fd in self.written}
 
     def close(self) -> None:
         for fd in self.fds:
@@ -445,7 +448,7 @@ def test_a_listing_is_one_visit() -> None:
         key="here",
         enter=lambda: visits.append(""),
         show=lambda mode: (mode, 0, 0),
-        opened=views.OpenFiles(),
+        opened=OpenFiles(),
         is_shown=lambda: True,
         refuse_opener=lambda caller, writes: None,
         closed=0,

@@ -1,0 +1,134 @@
+"""Files of procfs and sysfs that users have open, and how they end with their namespace.
+
+Only what users have open is kept open: any other descriptor would keep a removed namespace
+alive. Once the last name of a namespace is removed, what users have open is cut (`OpenFiles`):
+it answers ENODEV, and its descriptor leads to /dev/null. Otherwise whoever keeps a file open
+would keep the namespace, and read on in what nobody sees any more.
+"""
+
+import errno
+import io
+import os
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from weakref import WeakSet
+
+from netnsfs.node import gone_error
+
+
+class OpenFiles:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: WeakSet[OpenFile] = WeakSet()
+        self._any = threading.Event()
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._null)
+        self.rounds = 0
+
+    def add(self, file: "OpenFile", since: int) -> None:
+        """Take an open file in.
+
+        Args:
+            file: the file.
+            since: how many `rounds` there had been before it was opened.
+
+        Raises:
+            OSError: ESTALE if it should have been cut meanwhile.
+        """
+        with self._lock:
+            self._files.add(file)
+            self._any.set()
+            unheard = self.rounds != since
+        # A round of cutting after the open has missed a file that was not in the table yet.
+        if unheard and not file.is_shown():
+            file.cut(self._null)
+            file.close()
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def wait_for_any(self) -> None:
+        """Wait until there are some, or may be."""
+        self._any.wait()
+
+    def cut_hidden(self) -> bool:
+        """Cut those whose namespace is not to be seen any more where they were opened.
+
+        Returns:
+            False if that could not be told of all.
+        """
+        with self._lock:
+            self.rounds += 1
+            files = list(self._files)
+            if not files:
+                self._any.clear()
+        shown: dict[Hashable, bool] = {}
+        told = True
+        for file in files:
+            key = file.key
+            try:
+                if key not in shown:
+                    shown[key] = file.is_shown()
+                if not shown[key]:
+                    file.cut(self._null)
+            except OSError:
+                told = False
+        return told
+
+
+class OpenFile:
+    """A file that a user has open. Closed at the latest when nobody refers to it.
+
+    Args:
+        key: of the namespace's directory.
+        is_shown: whether the namespace is still to be seen where the file was opened.
+        file: the file.
+    """
+
+    def __init__(self, key: Hashable, is_shown: Callable[[], bool], file: io.FileIO) -> None:
+        self.key = key
+        self.is_shown = is_shown
+        self.file = file
+        self._closing = threading.Lock()
+        self._is_cut = False
+
+    def refuse_if_cut(self) -> None:
+        """Say so if it was cut.
+
+        Raises:
+            OSError: ENODEV.
+        """
+        if self._is_cut:
+            raise gone_error()
+
+    def cut(self, null: int) -> None:
+        """Let go of the file, also while somebody reads it. It answers ENODEV from now on.
+
+        Args:
+            null: what its descriptor designates instead, so that nothing else takes its number.
+        """
+        # First this: a read that goes on meanwhile then finds it set, and does not return what
+        # it got.
+        self._is_cut = True
+        # With a close(2) in between, the number would be another file's.
+        with self._closing:
+            if not self.file.closed:
+                os.dup2(null, self.file.fileno(), inheritable=False)
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        with self._closing:
+            self.file.close()
+
+
+def open_file(path: bytes, flags: int) -> io.FileIO:
+    mode = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "r+"}.get(flags & os.O_ACCMODE)
+    if mode is None:
+        raise OSError(errno.EINVAL, "neither for reading nor for writing")
+
+    def opener(path: str, _: int) -> int:
+        # O_NONBLOCK, because nothing may wait in read(2) without a limit.
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    return io.FileIO(os.fsdecode(path), mode, opener=opener)
