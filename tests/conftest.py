@@ -20,13 +20,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import trio
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from netnsfs import linux
@@ -190,6 +191,28 @@ def settled(measure: Callable[[], T]) -> T:
             found, since = again, time.monotonic()
             assert since < deadline, "it does not settle"
     return found
+
+
+def apart(function: Callable[[], T]) -> T:
+    """Call it on a thread of its own."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+async def others_run(job: Awaitable[object]) -> bool:
+    """Whether another task had its turn meanwhile."""
+    turns: list[int] = []
+
+    async def other() -> None:
+        turns.append(1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await job
+        return bool(turns)
 
 
 def error_of(function: Callable[..., object], *args: object) -> str:

@@ -35,7 +35,6 @@ from netnsfs.linux.files import (
     Stat,
     device_of,
     filesystem_magic,
-    get_attribute,
     lock,
     locked,
     open_avoiding,

@@ -43,10 +43,8 @@ _STATX_MASK = 0x7FF | 0x1000 | 0x4000
 _STATX = struct.Struct("=28xH2xQ56xqI28xIIQ")
 _STATX_DEVICE = struct.Struct("=II")
 _StatxBuffer = ctypes.c_char * 256
-_AttributeBuffer = ctypes.c_char * 64
 _statx = libc.statx
 _statx_open = quick_libc.statx
-_getxattr = libc.getxattr
 _quick_syscall = quick_libc.syscall
 
 
@@ -167,13 +165,6 @@ def filesystem_magic(fd: int) -> int:
     if libc.fstatfs(fd, buffer):
         raise error_of_call()
     return int.from_bytes(buffer.raw[:8], "little")
-
-
-def get_attribute(path: bytes, name: bytes) -> bytes | None:
-    """A short extended attribute (xattr(7)), or None if there is none to be had."""
-    buffer = _AttributeBuffer()
-    length = _getxattr(path, name, buffer, 64)
-    return buffer.raw[:length] if length >= 0 else None
 
 
 def rename_noreplace(old: bytes, new: bytes) -> None:

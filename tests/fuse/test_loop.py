@@ -6,11 +6,12 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pyfuse3
 import pytest
 import trio
+from conftest import others_run
 
 from netnsfs.fuse import loop as loop_module
 from netnsfs.fuse.loop import LoopThread, UnfairLock
@@ -51,19 +52,6 @@ async def flood(loop: LoopThread, requests: tuple[int, int]) -> AsyncIterator[li
         nursery.start_soon(serve)
         yield answered
         nursery.cancel_scope.cancel()
-
-
-async def others_run(job: Awaitable[object]) -> bool:
-    """Whether another task had its turn meanwhile."""
-    turns: list[int] = []
-
-    async def other() -> None:
-        turns.append(1)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        await job
-        return bool(turns)
 
 
 async def gives_way(loop: LoopThread, fd: int) -> bool:

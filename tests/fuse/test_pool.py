@@ -4,11 +4,11 @@ import errno
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
-from conftest import wait_for
+from conftest import others_run, wait_for
 
 from netnsfs import jobs as workers
 from netnsfs import linux
@@ -176,19 +176,6 @@ async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
         nursery.start_soon(pool.run, time.sleep, 0.8)
         nursery.start_soon(pool.run, time.sleep, 0.8)
     pool.close()
-
-
-async def others_run(job: Awaitable[object]) -> bool:
-    """Whether another task had its turn meanwhile."""
-    turns: list[int] = []
-
-    async def other() -> None:
-        turns.append(1)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(other)
-        await job
-        return bool(turns)
 
 
 async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(

@@ -82,13 +82,6 @@ def test_file_systems_are_told_by_their_magic(place: Path) -> None:
         assert linux.filesystem_magic(fd) != linux.TMPFS_MAGIC
 
 
-def test_attributes(place: Path) -> None:
-    os.setxattr(place, "trusted.netnsfs-test", b"\0value")
-    assert linux.get_attribute(bytes(place), b"trusted.netnsfs-test") == b"\0value"
-    assert linux.get_attribute(bytes(place), b"trusted.netnsfs-other") is None
-    assert linux.get_attribute(bytes(place / "absent"), b"trusted.netnsfs-test") is None
-
-
 def test_a_rename_replaces_nothing(place: Path) -> None:
     for name in ("old", "there"):
         (place / name).write_text(name)

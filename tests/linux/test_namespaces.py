@@ -3,27 +3,13 @@
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from typing import TypeVar
 
 import pytest
-from conftest import CLONE_NEWNS, error_of
+from conftest import CLONE_NEWNS, apart, error_of
 
 from netnsfs import linux
 
-T = TypeVar("T")
-
 OWN = "/proc/thread-self/ns/net"
-
-
-def apart(function: Callable[[], T]) -> T:
-    """Call it on a thread of its own."""
-    found: list[T] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def new_namespace() -> int:

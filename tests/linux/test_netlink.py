@@ -5,32 +5,19 @@ import os
 import socket
 import struct
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
-from conftest import error_of
+from conftest import apart, error_of
 
 from netnsfs import linux
 from netnsfs.linux import netlink
 from netnsfs.linux.netlink import Message, RouteSocket, attribute, attributes
 
-T = TypeVar("T")
-
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 IFLA_IFNAME = 3
 LINK = struct.Struct("=BxHiII")
 ANY = LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-
-
-def apart(function: Callable[[], T]) -> T:
-    """Call it on a thread of its own."""
-    found: list[T] = []
-    thread = threading.Thread(target=lambda: found.append(function()))
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 @pytest.fixture
