@@ -9,6 +9,8 @@ knows nothing of ours** (tests/node/test_law.py).
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
     fuse/                       the protocol: requests, node IDs, the mount, worker threads
+                                (what each user may have of all that: `shares`, `listings`,
+                                and `turns`, in which workers serve users)
     node                        the vocabulary between the two: Directory, File, Link, Handle
     tree/                       what the mount shows, and to whom
     netns/                      what network namespaces are: names, owners, members, holders

@@ -8,6 +8,7 @@ import pytest
 
 from netnsfs import cli
 from netnsfs.config import Config
+from netnsfs.fuse import listings, loop, session
 from netnsfs.netns import names as netns
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
@@ -73,3 +74,15 @@ def test_the_page_tells_every_option() -> None:
     for action in cli.make_parser()._actions:
         for option in action.option_strings:
             assert re.search(rf"Fl ({option[1:]}|Fl {option[2:]})( |$)", TEXT, re.MULTILINE)
+
+
+def test_the_page_tells_the_limits() -> None:
+    _, _, after = TEXT.partition(".Sh LIMITS\n")
+    section, _, _ = after.replace("\n", " ").partition(".Sh ")
+    for limit in (
+        f"{loop.WAITING_EACH:,} each, {loop.WAITING_TOGETHER:,} together",
+        f"Open files: {session.FILES_EACH:,} each",
+        f"{listings.LISTINGS_EACH:,} each, {listings.LISTINGS_TOGETHER:,} together",
+        f"{session.TEXT_EACH >> 20} MiB each, {session.TEXT_TOGETHER >> 20} MiB together",
+    ):
+        assert limit in section
