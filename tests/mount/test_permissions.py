@@ -546,6 +546,45 @@ def test_opening_what_has_no_name_takes_a_capability(mnt: Mounted) -> None:
     os.close(held)
 
 
+HANDLE = """
+import ctypes, errno, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+place, path = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2].encode()
+# struct file_handle
+handle = ctypes.create_string_buffer((128).to_bytes(4, "little"), 8 + 128)
+held = os.open(path, os.O_PATH)
+if libc.name_to_handle_at(-100, path, handle, ctypes.byref(ctypes.c_int()), 0):
+    sys.exit(os.strerror(ctypes.get_errno()))
+def found():
+    results = []
+    for flags in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+        fd = libc.open_by_handle_at(place, handle, flags)
+        results.append("" if fd >= 0 else errno.errorcode[ctypes.get_errno()])
+    return results
+print(json.dumps(found()), flush=True)
+CAP_DAC_READ_SEARCH = 2
+# capset(2): effective, permitted, inheritable.
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+for capability in (1 << CAP_DAC_READ_SEARCH, 0):
+    sets = (ctypes.c_uint32 * 6)(capability, capability)
+    assert not libc.capset(header, sets)
+    print(json.dumps(found()), flush=True)
+"""
+
+
+@pytest.mark.machine
+def test_a_file_handle_leads_past_the_door_and_no_further(mnt: Mounted) -> None:
+    """open_by_handle_at(2) walks no path, so that no directory on the way is closed to it."""
+    machine = mnt / f".netnsfs/unnamed/{os.stat('/proc/self/ns/net').st_ino}"
+    file = machine / "sysctl/ipv4/conf/default/log_martians"
+    command = ["/usr/bin/python3", "-c", HANDLE, str(mnt.path), str(file)]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=60)
+    root, reader, none = map(json.loads, done.stdout.splitlines())
+    assert root == [""] * 4
+    assert reader == ["", "EACCES", "EACCES", "EACCES"]
+    assert none == ["EPERM"] * 4
+
+
 def test_a_name_closes_what_was_open_below_unnamed(mnt: Mounted, spawn: Spawn) -> None:
     _, number = started_inside(spawn)
     directory = os.open(mnt / f".netnsfs/unnamed/{number}", os.O_PATH)

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import LONG, MNT, RUN, Mounted, Start, error_of, resident
 
+STORM_SECONDS = 60 if LONG else 0
+FEWEST = 7
+
 SLOWFS = Path(__file__).parent.parent / "slowfs.py"
 
 HEAD = """
@@ -80,8 +83,8 @@ def seconds(action: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def slowest(mounted: Mounted, foo: Path) -> dict[str, float]:
-    """How long each takes, the median of some."""
+def times_of_root(mounted: Mounted, foo: Path) -> dict[str, list[float]]:
+    """How long root waits for each, again and again."""
     actions: dict[str, Callable[[], object]] = {
         "stat": foo.stat,
         "ls": lambda: os.listdir(mounted.path),
@@ -90,23 +93,26 @@ def slowest(mounted: Mounted, foo: Path) -> dict[str, float]:
         "cat pids": (foo / "pids").read_bytes,
     }
     taken: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(7):
+    end = time.monotonic() + STORM_SECONDS
+    while len(taken["stat"]) < FEWEST or time.monotonic() < end:
         for name, action in actions.items():
             taken[name].append(seconds(action))
-    print({name: f"{min(them):.3f} {max(them):.3f}" for name, them in taken.items()})
-    return {name: statistics.median(them) for name, them in taken.items()}
+    print({name: f"{len(them)}, at most {max(them):.3f} s" for name, them in taken.items()})
+    return taken
 
 
 @pytest.mark.parametrize("count", [240, 1800] if LONG else [240])
 def test_a_storm_of_readers_keeps_root_from_nothing(
-    mnt: Mounted, foo: Path, count: int
+    mnt: Mounted, foo: Path, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with nobody(READ, foo / "tids", count):
+    with nobody(READ, foo / "tids", count), capsys.disabled():
         time.sleep(1)
-        found = slowest(mnt, foo)
+        taken = times_of_root(mnt, foo)
     # It asks five times for what the others ask for, and so waits for five turns.
-    assert found.pop("cat pids") < 5
-    assert max(found.values()) < 0.5
+    assert statistics.median(taken.pop("cat pids")) < 5
+    # The long form is for a machine that has nothing else to do.
+    judge = max if LONG else statistics.median
+    assert max(judge(them) for them in taken.values()) < 0.5
 
 
 def test_descriptors_of_a_user_are_not_those_of_root(start: Start) -> None:
