@@ -39,7 +39,7 @@ HOSTILE_SLACK = 8192
 # The long form is for a machine that has nothing else to do.
 SLOW_SECONDS = 1 if LONG else 30
 # They have threads enough to keep the processors from a crowd of root's.
-HOSTILE_SLOW_SECONDS = 10 if LONG else 30
+HOSTILE_SLOW_SECONDS = 10 if LONG else 60
 
 
 class Crowd:
