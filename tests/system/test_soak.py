@@ -28,7 +28,7 @@ USERS = (4711, 4712, 65534)
 # With each, how long before the first look at what the daemon uses, and how long after it.
 FORMS = {
     "alone": ((), 60, 60),
-    "beside hostile users": (USERS, *((60, 1740) if LONG else (15, 30))),
+    **({"beside hostile users": (USERS, 60, 1740)} if LONG else {}),
 }
 NAMESPACES = 10_000 if LONG else 500
 
@@ -39,7 +39,7 @@ HOSTILE_SLACK = 8192
 # The long form is for a machine that has nothing else to do.
 SLOW_SECONDS = 1 if LONG else 30
 # They have threads enough to keep the processors from a crowd of root's.
-HOSTILE_SLOW_SECONDS = 10 if LONG else 60
+HOSTILE_SLOW_SECONDS = 10
 
 
 class Crowd:
