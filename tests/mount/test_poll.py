@@ -1,6 +1,7 @@
 """poll(2) on open lists of members: told when the first comes, and when the last one goes."""
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import RUN, USER_MODE_LINUX, Mounted, Start, error_of, ip, wait_for
+from conftest import CHECKOUT, RUN, USER_MODE_LINUX, Mounted, Start, error_of, ip, wait_for
 
 from netnsfs import linux
 from netnsfs.netns.population import LINGER_SECONDS
@@ -160,8 +161,29 @@ def switches(pid: int) -> int:
     )
 
 
+CLEAN_END = re.search(
+    r"^A clean end:.*?\n\n(.*?)\n\n", (CHECKOUT / "README.md").read_text(), re.M | re.S
+)
+
+
 class TestTold:
     pytestmark = needs_probes
+
+    def test_a_clean_end(self, mnt: Mounted, spawn: Spawn) -> None:
+        red = mnt / "red"
+        red.mkdir()
+        # It takes a moment to end.
+        slow = ["sh", "-c", "trap 'sleep 0.5; exit' TERM; echo; while :; do sleep 0.1; done"]
+        command = ["ip", "netns", "exec", "red", *slow]
+        inside = spawn(*command, stdout=subprocess.PIPE)
+        assert inside.stdout
+        assert inside.stdout.readline()
+        assert CLEAN_END
+        lines = [line.partition("# ")[2] for line in CLEAN_END[1].splitlines()]
+        assert len(lines) == 3
+        subprocess.run(["sh", "-euc", "\n".join(lines)], check=True, timeout=60)
+        assert not red.exists()
+        assert inside.wait(20) is not None
 
     def test_the_first_comes_and_the_last_goes(self, pids: Open, spawn: Spawn) -> None:
         assert pids.wait(MOMENT_MS) == 0
