@@ -7,8 +7,8 @@ from conftest import Mounted, resident
 
 from netnsfs.fuse.session import CHANGES, COSTLY, LOOKS
 
-MOST_THREADS = LOOKS + CHANGES + COSTLY + 1 + 1
-"""All workers, the event loop's, and the one that hears of what others remove."""
+MOST_THREADS = LOOKS + CHANGES + COSTLY + 1 + 1 + 1
+"""All workers, the event loop's, the one that hears of what others remove, the teller's."""
 
 
 class Usage:
