@@ -243,7 +243,7 @@ class Operations(pyfuse3.Operations):
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
         taken = await self._call_tree(user, node.attributes)
-        if node.number in self._by_number:
+        if node.key not in self._by_key and node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
             await self._call_tree(user, node.ensure_present)
         known = self._by_key.get(node.key)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from netnsfs.linux.library import (
     AT_FDCWD,
     SHORTAGE,
+    closing,
     error_of_call,
     libc,
     quick_libc,
@@ -108,13 +109,12 @@ def statx_cached(path: bytes) -> bytes | None:
     fd = open_cached(path)
     if fd is None:
         return None
-    try:
-        return statx_packed(b"", fd)
-    except OSError as error:
-        _pass_over(error)
-        return None
-    finally:
-        os.close(fd)
+    with closing(fd):
+        try:
+            return statx_packed(b"", fd)
+        except OSError:
+            # A call that may wait can still tell.
+            return None
 
 
 def unpack_statx(packed: bytes) -> tuple[int, ...]:

@@ -159,12 +159,22 @@ def outcomes(names: set[str], code: str, late: bool) -> list[dict[str, bool]]:
 
 
 def used(mounted: Mounted) -> tuple[list[str], int]:
-    """The daemon's descriptors, and the number of its threads."""
+    """The daemon's descriptors, and the number of its threads.
+
+    The teller ends when a call that it asks for fails, and may take a minute to be started
+    again. So its channel does not count.
+    """
     found = []
     for fd in Path(f"/proc/{mounted.process.pid}/fd").iterdir():
         with suppress(FileNotFoundError):
             found.append(os.readlink(fd))
-    return sorted(found), len(tracing.threads(mounted))
+    return sorted({*found} - channels()), len(tracing.threads(mounted))
+
+
+def channels() -> set[str]:
+    """The machine's unix sockets of the type SOCK_SEQPACKET, as links of /proc/PID/fd."""
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return {f"socket:[{fields[6]}]" for fields in sockets if fields[4] == "0005"}
 
 
 def homes(mounted: Mounted) -> set[str]:
