@@ -35,7 +35,12 @@ def companions() -> Iterator[int]:
 
 
 def _serves(pid: str) -> bool:
-    return running.is_daemon(pid) or running.is_daemon(_parent_of(pid))
+    if running.is_daemon(pid):
+        return True
+    # A parent that is outside may not be looked at, and is no daemon of this mount namespace.
+    with suppress(OSError):
+        return running.is_daemon(_parent_of(pid))
+    return False
 
 
 def _parent_of(pid: str) -> str:

@@ -29,8 +29,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
@@ -156,6 +156,7 @@ class Operations(pyfuse3.Operations):
         self._files = files
         self._texts = texts
         self._told = told
+        self._kept: KnownNode | None = None
         self._handles: dict[int, _OpenFile] = {}
         self._pollers: dict[int, Any] = {}
         self._listings = Listings(texts)
@@ -377,17 +378,44 @@ class Operations(pyfuse3.Operations):
     async def _lookup_for_teller(
         self, directory: Directory, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        found = None
-        with suppress(FileNotFoundError):
-            found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
-        return await self._introduce(directory, self._told.find(name, found), ctx)
+        with self._letting_go():
+            found = None
+            with suppress(FileNotFoundError):
+                found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+            try:
+                shown = self._told.find(name, found)
+            except OSError:
+                self._keep(found)
+                raise
+            return await self._introduce(directory, shown, ctx)
+
+    def _keep(self, node: Node | None) -> None:
+        """Keep the number of a node that is absent for the teller.
+
+        The kernel forgets it if others have looked it up, until mkdir(2) shows it again a
+        moment later.
+        """
+        if node is not None and (known := self._by_key.get(node.key)):
+            known.lookups += 1
+            self._kept = known
+
+    @contextmanager
+    def _letting_go(self) -> Iterator[None]:
+        """What is kept so far is kept until the block ends."""
+        kept, self._kept = self._kept, None
+        try:
+            yield
+        finally:
+            if kept:
+                self._nodes.forget([(kept.number, 1)])
 
     async def _mkdir_for_teller(
         self, directory: Directory, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         self._told.refuse_told(name)
-        found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
-        entry = await self._introduce(directory, found, ctx)
+        with self._letting_go():
+            found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+            entry = await self._introduce(directory, found, ctx)
         self._told.note_made(name, found.subject)
         return entry
 
