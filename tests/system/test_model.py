@@ -48,6 +48,8 @@ DEAD = ("ENOTCONN", "ECONNABORTED")
 UTS = b"/proc/self/ns/uts"
 MARKER = b"sysctl/core/somaxconn"
 FILES = (b"inode", b"id", b"nsid", b"pids", b"ns", MARKER)
+# In the corner, these are directories.
+NUMBERS = (b"inode", b"id", b"nsid")
 
 NAMES = (
     b"a",
@@ -387,7 +389,9 @@ class Machine(RuleBasedStateMachine):
     def read(self, index: int, name: bytes, file: bytes) -> None:
         path = self.at(index, name, file)
         space = self.model.space(name)
-        if not space or file == b"absent" or name == RESERVED:
+        if name == RESERVED and file in NUMBERS:
+            assert os.path.isdir(path)
+        elif not space or file == b"absent" or name == RESERVED:
             code = "ENAMETOOLONG" if len(name) > 255 else "ENOENT"
             assert error_of(os.open, path, os.O_RDONLY) == code
         elif file == b"ns":
