@@ -382,18 +382,14 @@ class Operations(pyfuse3.Operations):
             found = None
             with suppress(FileNotFoundError):
                 found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
-            try:
-                shown = self._told.find(name, found)
-            except OSError:
-                self._keep(found)
-                raise
-            return await self._introduce(directory, shown, ctx)
+            self._keep(found)
+            return await self._introduce(directory, self._told.find(name, found), ctx)
 
     def _keep(self, node: Node | None) -> None:
-        """Keep the number of a node that is absent for the teller.
+        """Keep the number of a node until the teller asks for the next one.
 
-        The kernel forgets it if others have looked it up, until mkdir(2) shows it again a
-        moment later.
+        If others have looked it up, and it is not there for the teller, the kernel forgets it
+        until mkdir(2) shows it again a moment later.
         """
         if node is not None and (known := self._by_key.get(node.key)):
             known.lookups += 1

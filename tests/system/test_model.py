@@ -328,6 +328,9 @@ class Machine(RuleBasedStateMachine):
         assert found in codes.split("|")
         if not codes and old != new:
             self.model.rename(old, new)
+            if space := self.model.space(new):
+                # For a moment it has both names, and the other mount's teller may look then.
+                space.several = True
             for held in self.held:
                 if held.index == index and held.name == old:
                     held.name = new

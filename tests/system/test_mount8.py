@@ -35,7 +35,7 @@ def installed(checkout: Path) -> Iterator[None]:
     bind(bin_dir, "/usr/local/sbin")
     bind(FSTAB, "/etc/fstab")
     yield
-    subprocess.run(["umount", "/usr/local/sbin", "/etc/fstab"], check=True)
+    subprocess.run(["umount", "--lazy", "/usr/local/sbin", "/etc/fstab"], check=True)
     program.unlink()
     bin_dir.rmdir()
 
