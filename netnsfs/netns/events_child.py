@@ -33,6 +33,10 @@ SETTLE_SECONDS = 5.0
 
 # What follows within this time is told together. `ip netns add` has mounted by then.
 _TOGETHER_SECONDS = 0.0005
+# The same while changes follow each other: then this process is not to take a processor from
+# those who make them.
+_BUSY_TOGETHER_SECONDS = 0.004
+_BUSY_SECONDS = 0.01
 _AGAIN_SECONDS = 0.02
 
 # A sign, and a name (linux/limits.h).
@@ -67,6 +71,7 @@ class _Names:
         # Names that are files as yet, and since when.
         self._unsettled: dict[bytes, float] = {}
         self._again: dict[bytes, bool] = {}
+        self._waited = 0.0
         self._watch = linux.Watch()
         mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._close_mounts = partial(os.close, mounts)
@@ -101,7 +106,9 @@ class _Names:
             _UnsureError: the directory is another now, or events were lost.
         """
         self._poll.poll(self._milliseconds())
-        time.sleep(_TOGETHER_SECONDS)
+        busy = time.monotonic() < self._waited + _BUSY_SECONDS
+        time.sleep(_BUSY_TOGETHER_SECONDS if busy else _TOGETHER_SECONDS)
+        self._waited = time.monotonic()
         # A change of mounts that comes after this look is told of once more.
         changed = dict.fromkeys(self._unsettled, False) | self._again
         self._again = {}
