@@ -36,6 +36,10 @@ MAX_LOST = 64
 log = logging.getLogger(__name__)
 
 
+def _wake() -> None:
+    """What the event loop is woken for, if there is nothing else."""
+
+
 class _QueuedJob(Waiting):
     """A job in a pool.
 
@@ -189,8 +193,11 @@ class Pool:
         except trio.RunFinishedError:
             return False
         except OSError as error:
-            # Handed over all the same: only waking the loop has failed.
-            log.warning("the event loop wakes late: %s", error.strerror)
+            # Handed over all the same: only waking the loop has failed. What is short for a
+            # moment (memory) may be there again.
+            log.warning("the event loop may wake late: %s", error.strerror)
+            with suppress(OSError, trio.RunFinishedError):
+                self._token.run_sync_soon(_wake)
         return True
 
     def _take_back(self, queued: _QueuedJob) -> None:
