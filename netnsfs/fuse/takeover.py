@@ -30,6 +30,9 @@ FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
 _MOST_LINKS = 40
 _MOST_SHOWN = 5
+# Of a start, where others withdraw from the same mount point.
+_MOST_TRIES = 10
+
 log = logging.getLogger(__name__)
 
 
@@ -243,11 +246,15 @@ def attach(mount: int, mount_point: bytes) -> Identity | None:
 
 
 def _move_to(mount: int, mount_point: bytes) -> None:
-    try:
-        with linux.closing(open_mount_point(mount_point)) as target:
-            linux.move_mount(mount, target)
-    except OSError as error:
-        raise cannot_mount(error) from None
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            with linux.closing(open_mount_point(mount_point)) as target:
+                linux.move_mount(mount, target)
+            return
+        except OSError as error:
+            # ENOENT: what another start had mounted there may be gone by now.
+            if error.errno != errno.ENOENT or not tries_left:
+                raise cannot_mount(error) from None
 
 
 def cannot_mount(error: OSError) -> Failure:

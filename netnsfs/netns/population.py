@@ -82,7 +82,8 @@ class Population:
         self._impossible = False
         self._given_up: SimpleQueue[Watch] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._wake)
+        # Not when the interpreter ends: the thread may be at work until then.
+        weakref.finalize(self, os.close, self._wake).atexit = False
 
     def watch(self, inode: int, wake: Callable[[], None]) -> Watch | None:
         """Watch a namespace. Arguments as for `Watch`.
