@@ -78,6 +78,15 @@ def may_write(owner: Owner, caller: Caller) -> bool:
     return bool(owner.write & bit)
 
 
+def may_search(owner: Owner, caller: Caller) -> bool:
+    """Whether a caller, who waits for an answer, may look into a namespace. Errors as above."""
+    if has_capability(caller, CAP_DAC_READ_SEARCH):
+        return True
+    if caller.uid == owner.uid:
+        return bool(owner.mode & 0o100)
+    return bool(owner.mode & (0o010 if owner.gid in _groups_of(caller) else 0o001))
+
+
 def _groups_of(caller: Caller) -> set[int]:
     # A name of a program need not be UTF-8.
     with open(f"/proc/{caller.pid}/status", "rb") as lines:

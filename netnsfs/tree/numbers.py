@@ -3,7 +3,8 @@
 As those in `pid`, they lead to the first name, or below `unnamed`. A namespace without a name
 is found by those who may look into `unnamed`: IDs follow each other, and whoever tries them all
 would learn of every namespace of the machine. Listed are those that have a name: to find the
-others takes a look at all tasks, open files and mounts.
+others takes a look at all tasks, open files and mounts. Whoever may not look into a namespace
+is told neither its ID nor its nsid.
 """
 
 import os
@@ -17,7 +18,8 @@ from netnsfs.netns import nsid, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
-from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability
+from netnsfs.permissions import Permissions
+from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
 from netnsfs.tree.corner import LARGEST_INODE, RESERVED, UNNAMED, absent_error
 
 INIT = b"init"
@@ -36,6 +38,7 @@ class NumberDirectory(Directory):
     Args:
         key: its name.
         names: the run directory.
+        permissions: to whom a namespace belongs unless it was given to somebody.
         number_of: the number of the namespace of a descriptor; None if it has none.
 
     Attributes:
@@ -46,12 +49,17 @@ class NumberDirectory(Directory):
     most = 2**64 - 1
 
     def __init__(
-        self, key: bytes, names: Names, number_of: Callable[[int], int | None]
+        self,
+        key: bytes,
+        names: Names,
+        permissions: Permissions,
+        number_of: Callable[[int], int | None],
     ) -> None:
         self.key = key
         self._names = names
+        self._permissions = permissions
         self._number_of = number_of
-        self._listed: dict[bytes, bytes] = {}
+        self._listed: dict[bytes, tuple[bytes, bytes]] = {}
 
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
@@ -64,13 +72,18 @@ class NumberDirectory(Directory):
             with suppress(OSError):
                 number = self._number_under(name)
                 if number is not None:
-                    found[b"%d" % number] = _path_of(inode, named, b"../")
+                    found[b"%d" % number] = name, _path_of(inode, named, b"../")
         self._listed = found
         return [*found]
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:
-        text = self._listed.get(name)
-        return FixedLink((self.key, name, text), text) if text else self.lookup(name, caller)
+        if name not in self._listed:
+            return self.lookup(name, caller)
+        may_block()
+        first, text = self._listed[name]
+        if not self._may_tell(first, caller):
+            raise absent_error(name, "there is no such namespace")
+        return FixedLink((self.key, name, text), text)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
@@ -80,12 +93,19 @@ class NumberDirectory(Directory):
             raise absent_error(name, "there is no such namespace")
         named = self._names.names_by_inode(without=RESERVED)
         inode = self._find_named(number, named)
-        if inode is None and has_capability(caller, CAP_DAC_READ_SEARCH):
+        if inode is not None and not self._may_tell(named[inode], caller):
+            inode = None
+        elif inode is None and has_capability(caller, CAP_DAC_READ_SEARCH):
             inode = self._find_unnamed(number, named)
         if inode is None:
             raise absent_error(name, "there is no such namespace")
         text = _path_of(inode, named, b"../")
         return FixedLink((self.key, name, text), text)
+
+    def _may_tell(self, name: bytes, caller: Caller) -> bool:
+        """Whether somebody may know the number of the namespace under a name."""
+        owner = self._names.owners.owner_of(name)
+        return may_search(owner or self._permissions.default_owner(), caller)
 
     def _number_under(self, name: bytes) -> int | None:
         with linux.closing(self._names.open_namespace(name)) as fd:
@@ -112,12 +132,15 @@ class NumberDirectory(Directory):
 
 
 class InodeDirectory(NumberDirectory):
-    """`.netnsfs/inode`: the number by which all else is found."""
+    """`.netnsfs/inode`: the number by which all else is found, and which stat(2) tells."""
 
     most = LARGEST_INODE
 
-    def __init__(self, names: Names) -> None:
-        super().__init__(b"inode", names, lambda fd: os.fstat(fd).st_ino)
+    def __init__(self, names: Names, permissions: Permissions) -> None:
+        super().__init__(b"inode", names, permissions, lambda fd: os.fstat(fd).st_ino)
+
+    def _may_tell(self, name: bytes, caller: Caller) -> bool:
+        return True
 
     def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
         return number if number in named else None
@@ -127,12 +150,12 @@ class InodeDirectory(NumberDirectory):
         return next((holder.inode for holder in tasks.scan(number) if number), None)
 
 
-def by_number(names: Names) -> list[NumberDirectory]:
+def by_number(names: Names, permissions: Permissions) -> list[NumberDirectory]:
     """The directories of links by number."""
     return [
-        InodeDirectory(names),
-        NumberDirectory(b"id", names, lambda fd: namespace_of(fd).id),
-        NumberDirectory(b"nsid", names, nsid.nsid_of),
+        InodeDirectory(names, permissions),
+        NumberDirectory(b"id", names, permissions, lambda fd: namespace_of(fd).id),
+        NumberDirectory(b"nsid", names, permissions, nsid.nsid_of),
     ]
 
 

@@ -109,7 +109,7 @@ class Root(NamesDirectory):
                 UNNAMED: self._unnamed,
                 PID: PidDirectory(names),
                 INIT: InitLink(names),
-                **{directory.key: directory for directory in by_number(names)},
+                **{links.key: links for links in by_number(names, config.permissions)},
                 last_error.key: last_error,
                 counters.key: counters,
                 counters.key + b".prom": counters,

@@ -158,3 +158,22 @@ def test_they_are_targets(
         assert code in ("EINVAL", "ENOENT"), target
     for name in ("web", "shop", "host"):
         (mnt / name).rmdir()
+
+
+def test_a_closed_namespace_is_told_by_no_number(mnt: Mounted, corner: Path) -> None:
+    closed = mnt / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "nsid").write_text(str(next(nsids)))
+    found = numbers(closed)
+    lines = [f"os.readlink('{corner}/{kind}/{found[kind]}')" for kind in ("id", "nsid")]
+    lines += [f"os.listdir('{corner}/{kind}')" for kind in ("id", "nsid")]
+    # User ID 0 without capabilities owns it.
+    told = ["../../closed"] * 2 + [[found["id"]], [found["nsid"]]]
+    assert as_user(0, 0, *lines) == as_user(0, 0, *lines, prefix=DROP) == told
+    assert as_user(NOBODY, NOBODY, *lines) == ["ENOENT"] * 2 + [[], []]
+    os.chown(closed, NOBODY, 0)
+    assert as_user(NOBODY, NOBODY, *lines) == told
+    assert as_user(0, 0, *lines, prefix=DROP) == ["ENOENT"] * 2 + [[], []]
+    os.chmod(closed, 0o750)
+    assert as_user(0, 0, *lines, prefix=DROP) == told
+    closed.rmdir()
