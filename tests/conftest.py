@@ -32,6 +32,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from netnsfs import linux
 from netnsfs.netns import tasks
+from netnsfs.netns.kernel_pass import KernelPass
 
 # pytest loads this file by a name of its own; what tests import is to be the same module.
 sys.modules["conftest"] = sys.modules[__name__]
@@ -52,6 +53,8 @@ needs_btf = pytest.mark.skipif(
     not os.path.exists("/sys/kernel/btf/vmlinux"), reason="this kernel has no BTF"
 )
 """For what is done in the kernel, by BPF. User-mode Linux has no BTF."""
+
+IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
 
 HOLD_THREAD = """
 import ctypes, os, sys, threading, time

@@ -6,3 +6,26 @@ Without a file of their own name:
 - `events_child`, the program of `events`: tests/mount/test_events.py. It needs a mount.
 - `owners`: tests/mount/test_permissions.py. An owner matters where somebody is refused.
 """
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import IN_KERNEL
+
+from netnsfs import linux
+from netnsfs.netns import tasks
+from netnsfs.netns.kernel_pass import KernelPass
+from netnsfs.netns.passes import Pass
+from netnsfs.netns.proc_pass import ProcPass
+
+
+@pytest.fixture(params=[IN_KERNEL, ProcPass])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
+    """The test is made with both passes."""
+    if request.param is KernelPass and not linux.in_initial_user_namespace():
+        pytest.skip("not for a user namespace")
+    made: Pass = request.param()
+    monkeypatch.setattr(tasks._chosen, "_way", made)
+    yield made
+    if isinstance(made, KernelPass):
+        made._iterators.close()

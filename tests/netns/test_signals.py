@@ -16,9 +16,6 @@ from conftest import HOLD_THREAD, RUN, USER_MODE_LINUX, error_of, ip, wait_for
 from netnsfs import linux
 from netnsfs.jobs import expendable, visit
 from netnsfs.netns import signals, tasks
-from netnsfs.netns.kernel_pass import KernelPass
-from netnsfs.netns.passes import Pass
-from netnsfs.netns.proc_pass import ProcPass
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -42,18 +39,7 @@ threading.Thread(target=visit).start()
 """
 
 
-@pytest.fixture(params=[KernelPass, ProcPass], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
-    """Tests here are made in both ways."""
-    if request.param is KernelPass and not linux.in_initial_user_namespace():
-        pytest.skip("not for a user namespace")
-    if request.param is KernelPass and USER_MODE_LINUX:
-        pytest.skip("user-mode Linux has no BTF")
-    made: Pass = request.param()
-    monkeypatch.setattr(tasks._chosen, "_way", made)
-    yield made
-    if isinstance(made, KernelPass):
-        made._iterators.close()
+pytestmark = pytest.mark.usefixtures("way")
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from typing import Any
 
 import odd_tasks
 import pytest
-from conftest import RUN, ip, needs_btf, wait_for
+from conftest import IN_KERNEL, RUN, ip, wait_for
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netnsfs import linux
 from netnsfs.netns import proc_pass, tasks
-from netnsfs.netns.kernel_pass import OBJECT, KernelPass
+from netnsfs.netns.kernel_pass import OBJECT
 from netnsfs.netns.names import Names
 from netnsfs.netns.passes import Pass
 from netnsfs.netns.proc_pass import ProcPass
@@ -38,19 +38,7 @@ threading.Thread(target=enter).start()
 """
 
 
-IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
-
-
-@pytest.fixture(params=[IN_KERNEL, ProcPass], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
-    """Tests here are made in both ways."""
-    if request.param is KernelPass and not linux.in_initial_user_namespace():
-        pytest.skip("not for a user namespace")
-    made: Pass = request.param()
-    monkeypatch.setattr(tasks._chosen, "_way", made)
-    yield made
-    if isinstance(made, KernelPass):
-        made._iterators.close()
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def test_the_programs_are_built() -> None:
