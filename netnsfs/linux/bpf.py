@@ -1,5 +1,5 @@
-"""BPF programs: iterators, which the kernel runs for each of its objects, and probes, which it
-runs when something happens; and what they write.
+"""BPF programs: iterators, which the kernel runs for each of its objects, or which go through
+them by themselves; and probes, which it runs when something happens; and what they write.
 
 They come from an object file that clang has compiled, and are loaded by the library libbpf
 (version 1), which fits them to the kernel that runs. https://docs.kernel.org/bpf/bpf_iterators.html
@@ -8,7 +8,9 @@ and https://docs.kernel.org/bpf/ringbuf.html
 
 import ctypes
 import errno
+import mmap
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +25,8 @@ _LIBRARY = "libbpf.so.1"
 _READ = 1 << 16
 # Global variables that start as zeros are in this section, and libbpf makes it a map.
 _VARIABLES = b".bss"
+# What the list of an open-coded iterator begins with.
+_SIZE = 8
 # ring_buffer_sample_fn: context, data, size.
 _TAKER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
@@ -33,6 +37,9 @@ class Iterators:
     Args:
         path: of the object file.
         names: of the iterators, which are programs in it.
+        open_coded: of one that goes through the objects by itself
+            (https://docs.kernel.org/bpf/bpf_iterators.html). It writes to the object's map
+            `listed`: the size in bytes of what follows, in 64 bits, and that.
 
     Attributes:
         close: call it to unload them.
@@ -41,7 +48,7 @@ class Iterators:
         OSError: the kernel does not allow it or lacks something, or there is no library.
     """
 
-    def __init__(self, path: str, names: Iterable[str]) -> None:
+    def __init__(self, path: str, names: Iterable[str], open_coded: str) -> None:
         library = self._library = _library()
         self._create = library.bpf_iter_create
         self._lock = threading.Lock()
@@ -54,7 +61,30 @@ class Iterators:
                 link = library.bpf_program__attach_iter(program, None)
                 self._links[name] = _link(library, link)
                 kept.callback(os.close, self._links[name])
+            found = _program(library, loaded, open_coded)
+            self._open_coded = _kept(library.bpf_program__fd(found))
+            kept.callback(os.close, self._open_coded)
+            self._listed = kept.enter_context(_shared_memory(library, loaded, b"listed"))
             self.close = weakref.finalize(self, kept.pop_all().close)
+
+    def run_open_coded(self, variables: bytes) -> bytes | None:
+        """Run the one that goes through the objects by itself.
+
+        Args:
+            variables: as for `run`.
+
+        Returns:
+            What it writes; None if the kernel has no such iterators, or if it is too much.
+
+        Raises:
+            OSError: the machine is short of something.
+        """
+        with self._lock:
+            _set_variables(self._library, self._variables, variables)
+            if self._library.bpf_prog_test_run_opts(self._open_coded, None):
+                raise error_of_call()
+            end = _SIZE + int.from_bytes(self._listed[:_SIZE], sys.byteorder)
+            return self._listed[_SIZE:end] if end <= len(self._listed) else None
 
     def run(self, name: str, variables: bytes) -> bytes:
         """Run an iterator to its end, and return what it writes.
@@ -189,6 +219,12 @@ def _library() -> ctypes.CDLL:
     library.bpf_object__find_program_by_name.restype = pointer
     library.bpf_object__find_program_by_name.argtypes = (pointer, ctypes.c_char_p)
     library.bpf_object__find_map_fd_by_name.argtypes = (pointer, ctypes.c_char_p)
+    library.bpf_object__find_map_by_name.restype = pointer
+    library.bpf_object__find_map_by_name.argtypes = (pointer, ctypes.c_char_p)
+    library.bpf_map__fd.argtypes = (pointer,)
+    library.bpf_map__value_size.argtypes = (pointer,)
+    library.bpf_program__fd.argtypes = (pointer,)
+    library.bpf_prog_test_run_opts.argtypes = (ctypes.c_int, pointer)
     library.bpf_program__attach_iter.restype = pointer
     library.bpf_program__attach_iter.argtypes = (pointer, pointer)
     library.bpf_program__attach.restype = pointer
@@ -237,6 +273,15 @@ def _map(library: ctypes.CDLL, loaded: int, name: bytes) -> int:
     if fd < 0:
         raise error_of_call()
     return _kept(fd)
+
+
+def _shared_memory(library: ctypes.CDLL, loaded: int, name: bytes) -> mmap.mmap:
+    """The value of an array with one entry, to be read."""
+    found = library.bpf_object__find_map_by_name(loaded, name)
+    if not found:
+        raise error_of_call()
+    size = library.bpf_map__value_size(found)
+    return mmap.mmap(library.bpf_map__fd(found), size, prot=mmap.PROT_READ)
 
 
 def _program(library: ctypes.CDLL, loaded: int, name: str) -> int:

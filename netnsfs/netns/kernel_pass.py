@@ -1,4 +1,4 @@
-"""Passes in the kernel, by the two BPF iterators of data/tasks.bpf.c.
+"""Passes in the kernel, by the BPF iterators of data/tasks.bpf.c.
 
 The numbers of tasks that they tell are those of the initial PID namespace.
 """
@@ -38,7 +38,7 @@ class KernelPass:
             raise OSError(errno.EOPNOTSUPP, message)
         # Where our first thread is, which never visits another one.
         self._home = number_in(os.readlink(b"/proc/self/ns/net"))
-        self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"))
+        self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"), "list_tasks")
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.tasks`."""
@@ -58,7 +58,9 @@ class KernelPass:
         return _MOUNTS.iter_unpack(self._ask_tasks())
 
     def _ask_tasks(self, inode: int = 0, members: bool = False) -> bytes:
-        return self._iterators.run("tasks", _QUESTION.pack(inode, 0, members))
+        question = _QUESTION.pack(inode, 0, members)
+        listed = self._iterators.run_open_coded(question)
+        return self._iterators.run("tasks", question) if listed is None else listed
 
     def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
         """See `Pass.descriptors`."""
