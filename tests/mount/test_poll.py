@@ -162,7 +162,9 @@ def switches(pid: int) -> int:
 
 
 CLEAN_END = re.search(
-    r"^A clean end:.*?\n\n(.*?)\n\n", (CHECKOUT / "README.md").read_text(), re.M | re.S
+    r"^End the processes in a namespace, wait.*?-offset indent\n(.*?)\.Ed",
+    (CHECKOUT / "netnsfs/data/netnsfs.8").read_text(),
+    re.M | re.S,
 )
 
 
