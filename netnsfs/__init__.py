@@ -1,70 +1,79 @@
-"""Linux network namespaces as directories: the map of the house.
+"""Linux network namespaces as directories: how the code is laid out.
 
-Read this first. It says what a request passes on its way, which threads there are and what each
-may do, what is promised, and what the words mean. CONTRIBUTING.md says how to add something.
-
-The law: **`fuse` and `tree` know `node`, not each other; `netns` knows none of them; `linux`
-knows nothing of ours** (tests/node/test_law.py).
+Read this first. It says what happens to a request, which threads there are and what each may
+do, what is promised, and what the words mean. CONTRIBUTING.md says how to add something, and
+which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
-    fuse/                       the protocol: requests, node IDs, the mount, worker threads
-                                (what each user may have of all that: `shares`, `listings`,
-                                and `turns`, in which workers serve users)
-    node                        the vocabulary between the two: Directory, File, Link, Handle
+    running, company            which netnsfs serve here; who else is in the mount namespace
+    fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
+                                how much of each a user may have
+    node                        what both of these know: Directory, File, Link, Handle
     tree/                       what the mount shows, and to whom
     netns/                      what network namespaces are: names, owners, members, holders
     jobs                        one call on a worker thread; entering a namespace; giving up
     stats                       requests counted, and why the last refused change failed
     linux/                      system calls that Python does not have
 
-**A request's way**, `mkdir /mnt/netnsfs/blue`:
+`fuse` and `tree` import `node`, not each other. `netns` imports none of these three. `linux`
+imports nothing of netnsfs. (tests/node/test_law.py checks this.)
 
-1. The kernel checks permissions from the modes that it was told (default_permissions), and
-   queues a LOOKUP, which finds nothing, and a MKDIR at /dev/fuse. pyfuse3 reads them and calls
-   the handlers of `fuse.operations`, on the event loop.
+**What happens to a request**, `mkdir /mnt/netnsfs/blue`:
+
+1. The kernel checks permissions by the modes that it was told (default_permissions). It queues
+   a LOOKUP, which finds nothing, and a MKDIR at /dev/fuse. pyfuse3 reads them and calls the
+   handlers of `fuse.operations`, on the event loop.
 2. The handler finds the node of the parent (`fuse.nodes`): the root of the tree. A change is
    made on a worker thread (`fuse.pool`), as a `Job`.
 3. `tree.root.Root.mkdir` decides to whom the new name belongs (`permissions`) and calls
    `netns.names.Names.create`.
 4. There, unless a spare is at hand, unshare(2) makes the namespace. open_tree(2) makes a mount
-   of its file, open(2) the placeholder. The owner is written on it, and move_mount(2) mounts
-   the one on the other. From now on everybody sees the name, with every tool.
+   of its file, open(2) the placeholder. The owner is written on the placeholder, and
+   move_mount(2) mounts the namespace's file on it. From now on every tool sees the name.
 5. The thread goes back to its own namespace, the job ends, the event loop wakes, and the
    handler answers with the attributes of the new directory.
 
-A LOOKUP of a mounted name that is known already stays on the event loop: `Root.lookup` finds
-the directory that it made before and asks `netns.rundir` whether anything has changed since. If
-nothing has, that is one poll(2).
+A LOOKUP begins on the event loop. Where nothing has changed in the run directory since the last
+one, which is one poll(2), `Root.lookup` answers there with the directory that it made before.
+Otherwise a worker looks.
 
-**Threads.** The *event loop* runs all handlers. It must never wait for anything but requests
-and results: what the kernel has at hand is fine, a lock that others may hold is not. *Workers*
-(`netnsfs-worker`) make the calls that may wait, for at most 10 s each. They may enter a
-namespace, inside `jobs.visit()` only, and a thread that cannot come back ends. Threads of
-their own follow a symbolic link (`netnsfs-link`), make spares (`netnsfs-spares`), probe a
-mount at the start (`netnsfs-probe`), close what users have open in a namespace whose last name
-somebody removes (`netnsfs-cut`), tell whoever polls that members come and go
-(`netnsfs-population`), wait for the end of the others in a mount namespace of a
-user's own (`netnsfs-alone`), and enter a namespace for whoever may not (`netnsfs-visit`,
-`jobs.on_own_thread`). The last one (`netnsfs-events`) keeps the *teller* at work: a
-process that repeats in the mount what others do with names, so that the kernel tells who
-watches the mount (inotify(7)). `fuse.told` answers it. A thread could not do that: one that
-waits for a mount of its own process cannot be killed, and so neither could the daemon.
+**A call that may wait** begins with `may_block()`. On the event loop this raises `WouldBlock`,
+and the adapter, `fuse.operations`, makes the same call again on a worker. So **everything
+before `may_block()` runs twice**, and must do no harm when it does. (The kernel walks paths in
+the same way: first without locks, and again with them when that ends in -ECHILD.) Changes go to
+a worker at once.
 
-Before its first call that may wait, a function calls `may_block()`, which raises `WouldBlock`
-on the event loop; the adapter then makes the same call again on a worker. This is how the
-kernel walks paths: first without locks (RCU), and again with them when that ends in -ECHILD. So
-**everything before `may_block()` runs twice**, and must do no harm when it does.
+The client waits up to 30 s for a free worker, and up to 10 s for the job. Then it gets
+ETIMEDOUT, and the job ends at its next `commit()`: the point before anything that others can
+see. There it undoes what it has begun. A job that is past its `commit()` gets 10 s more.
 
-A job whose client is told ETIMEDOUT ends at its next `commit()`, the point before anything that
-others can see, and undoes what it has begun.
+**Threads.** The *event loop* runs all handlers. It waits for requests and results only: what
+the kernel has at hand is fine, a lock that others may hold is not. *Workers* make the calls
+that may wait. They are in three pools: for looks, for changes, and for files that take long to
+make. All threads but the event loop's have a name:
+
+    netnsfs-worker      a job at a time; may enter a namespace, but inside `jobs.visit()` only
+    netnsfs-visit       enters a namespace for a thread that may not (`jobs.on_own_thread`)
+    netnsfs-link        follows a symbolic link of the run directory
+    netnsfs-spares      makes spares
+    netnsfs-probe       at the start, asks whether what is at the mount point answers
+    netnsfs-cut         closes what is open in a namespace whose last name was removed
+    netnsfs-population  wakes whoever polls a list of members
+    netnsfs-alone       in a user's own mount namespace, waits until no other process is in it
+    netnsfs-events      starts the *teller*, and starts it again if it ends
+
+The teller is a process. It repeats in the mount what others do with names in the run directory,
+so that the kernel tells who watches the mount (inotify(7)). `fuse.told` answers it. A thread
+could not do that: one that waits for a mount of its own process cannot be killed, and so
+neither could the daemon.
 
 **Promised.** All state is in the kernel: the daemon can be killed at any instant, no namespace
 is lost, and the next one detaches the dead mount and sees everything. (A kill can leave a
-stale name, or both names of a rename.) No client waits for ever: each wait has a limit. No
-thread stays in a foreign namespace. No descriptor that keeps a namespace alive is kept after
-the operation or the open file that needed it. Nothing that the daemon waits for may touch its
-own mount: it would wait for itself. Each lookup shows what is true when it starts.
+stale name, or both names of a rename.) No client waits for ever. No thread stays in a foreign
+namespace: one that cannot come back ends. No descriptor that keeps a namespace alive is kept
+after the operation or the open file that needed it. Nothing that the daemon waits for touches
+its own mount. Each lookup shows what is true when it starts.
 
 **Words.**
 
@@ -72,11 +81,13 @@ own mount: it would wait for itself. Each lookup shows what is true when it star
   namespace is gone. *ID*: 64 bits, never reused. *nsid*: what one namespace calls another.
 - *run directory*: /run/netns. *Name*: an entry of it. *Placeholder*: the empty file of a name,
   which the namespace's file is mounted on. *Stale name*: one that is no network namespace.
+- *corner*: the directory .netnsfs.
 - *mark*: identity of what stands under a name at one moment. *Stamp*: an object that stays
   the same for as long as nothing in the run directory changes, for comparison only.
 - *home*: where a namespace is found: a name, or a holder.
 - *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.
+- *view*: a directory of procfs, as a thread inside of the namespace sees it: `net`, `sysctl`.
 - *spare*: a namespace that was made ahead.
 """

@@ -1,11 +1,11 @@
 """Every test runs as root, in a mount namespace of the test run's own with an empty /run and
 /mnt, against this kernel, and must leave nothing behind.
 
-The lowest room comes first: linux, netns, node, fuse, mount, system. With `-p randomly`, the
-order within a room is random. Each test begins with the run directory as the first
+The lowest folder comes first: linux, netns, node, fuse, mount, system. With `-p randomly`, the
+order within a folder is random. Each test begins with the run directory as the first
 `ip netns add` after a boot leaves it.
-Machines are lived in: no test may assume the value of a sysctl, that an nsid is free, or that
-no other process starts or ends meanwhile.
+Others use the machine too: no test may assume the value of a sysctl, that an nsid is free, or
+that no other process starts or ends meanwhile.
 """
 
 import errno
@@ -106,8 +106,8 @@ def _take_away_what_is_mounted() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    rooms = [config.rootpath / room for room in config.getini("testpaths")]
-    items.sort(key=lambda item: rooms.index(item.path.parent))
+    folders = [config.rootpath / folder for folder in config.getini("testpaths")]
+    items.sort(key=lambda item: folders.index(item.path.parent))
 
 
 def ip(*arguments: str | bytes, check: bool = True) -> subprocess.CompletedProcess[bytes]:

@@ -58,20 +58,21 @@ def _sender(caller: Caller) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A control file.
+    """A control file. One of `fixed`, `live` and `tasks` makes its content.
 
     Attributes:
         name: of the file.
         mode: permission bits.
-        fixed: content that never changes, for a namespace.
-        live: content that does, for a namespace and a descriptor of it.
-        tasks: of which tasks the content tells; not everyone may know of all.
-        tell: makes the content, for those of these tasks that the reader may know of.
-        bound: for live content, what stat(2) shows as its length, at best an upper bound;
-            without one, it makes the content.
-        write: for whoever has opened it, what carries out a command, for a descriptor of the
-            namespace.
-        guarded: it tells what only the daemon can see.
+        fixed: content that never changes, from the namespace.
+        live: content that does, from the namespace and a descriptor of it. On a worker.
+        tasks: the tasks that the content is about, from the namespace's inode number. On a
+            worker.
+        tell: the content, from those of these tasks that the reader may see.
+        bound: an upper bound of the length, for stat(2). Without one, stat(2) makes the content
+            to know its length.
+        write: from the caller who opens the file, a function that carries out a command: it
+            gets a descriptor of the namespace, and what was written.
+        guarded: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
     """
 
     name: bytes

@@ -1,6 +1,6 @@
 """The mounted tree, each test with a daemon of its own in front.
 
-The room of `netnsfs/tree` too, whose modules are tested as what one meets in the mount:
+The modules of `netnsfs/tree` are tested here too, as what one meets in the mount:
 `views`, `sysfs`, `links`, `metrics` and `topology` have a file of their name. Of the others,
 - `root`, `directories`: test_session.py
 - `namespace`, `homes`, `corner`: test_names.py

@@ -1,4 +1,4 @@
-"""What needs neither a namespace nor a mount: the command line, texts, the laws of the house.
+"""What needs neither a namespace nor a mount: the command line, texts, who imports whom.
 
 Without a file of their own name:
 - `node`: tests/fuse/test_operations.py asks a tree made of it.

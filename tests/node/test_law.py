@@ -1,4 +1,4 @@
-"""The law of the house: who may import whom."""
+"""Which package may import which."""
 
 import ast
 from pathlib import Path
@@ -28,18 +28,19 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("wing", FORBIDDEN)
-def test_no_wing_imports_what_it_may_not_know(wing: str) -> None:
-    for path in (PACKAGE / wing).glob("*.py"):
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_package_imports_what_it_may_not_know(package: str) -> None:
+    for path in (PACKAGE / package).glob("*.py"):
         known = {
             name
             for name in imports_of(path)
-            if name.startswith(FORBIDDEN[wing]) and not name.startswith(f"netnsfs.{wing}.")
+            if name.startswith(FORBIDDEN[package])
+            and not name.startswith(f"netnsfs.{package}.")
         }
         assert known == set(), path
 
 
-def test_every_module_is_in_a_wing_or_beside_them() -> None:
+def test_every_module_is_in_a_package_or_beside_them() -> None:
     folders = {path.parent.relative_to(PACKAGE).name for path in PACKAGE.rglob("*.py")}
     assert folders == {"", *FORBIDDEN}
 
@@ -62,6 +63,6 @@ def test_the_command_line_needs_no_ctypes() -> None:
     [path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"],
     ids=lambda path: path.stem,
 )
-def test_a_module_has_a_test_file_of_its_name_or_a_room_says_why_not(module: Path) -> None:
-    told = "".join(room.read_text() for room in TESTS.glob("*/conftest.py"))
+def test_a_module_has_a_test_file_of_its_name_or_a_folder_says_why_not(module: Path) -> None:
+    told = "".join(folder.read_text() for folder in TESTS.glob("*/conftest.py"))
     assert [*TESTS.glob(f"*/test_{module.stem}.py")] or f"`{module.stem}`" in told

@@ -106,5 +106,5 @@ def test_the_guide_names_what_there_is() -> None:
     assert len(named) > 10
     for path in named:
         assert (CHECKOUT / path).exists(), path
-    rooms = {path.parent.name for path in (CHECKOUT / "tests").glob("*/test_*.py")}
-    assert rooms <= set(re.findall(r"^\| `(\w+)` \|", guide.read_text(), re.MULTILINE))
+    folders = {path.parent.name for path in (CHECKOUT / "tests").glob("*/test_*.py")}
+    assert folders <= set(re.findall(r"^\| `(\w+)` \|", guide.read_text(), re.MULTILINE))
