@@ -6,20 +6,7 @@
  * kernel that runs (CO-RE), so one object serves all.
  */
 
-typedef unsigned char __u8;
-typedef unsigned short __u16;
-typedef unsigned int __u32;
-typedef unsigned long long __u64;
-typedef short __s16;
-typedef int __s32;
-typedef long long __s64;
-typedef __u16 __be16;
-typedef __u32 __be32;
-typedef __u32 __wsum;
-enum bpf_map_type { BPF_MAP_TYPE_ARRAY = 2 };
-
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
+#include "types.bpf.h"
 
 #define NULL ((void *)0)
 #define NSFS_MAGIC 0x6e736673

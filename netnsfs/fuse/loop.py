@@ -64,16 +64,6 @@ WAITING_TOGETHER = 700
 log = logging.getLogger(__name__)
 
 
-class _Nothing:
-    """An awaitable that is done already: no coroutine is made for it."""
-
-    def __await__(self) -> Iterator[None]:
-        return iter(())
-
-
-_NOTHING = _Nothing()
-
-
 class UnfairLock:
     """A lock that is taken at once if it is free, also by the task that has just left it.
 

@@ -212,7 +212,7 @@ class EnteredError(OSError):
     def __init__(self, path: bytes, ino: int, rest: list[bytes]) -> None:
         super().__init__(errno.ELOOP, "the path leads into netnsfs itself", path)
         self.ino = ino
-        self.rest = rest
+        self.rest = [name for name in rest if name not in (b"", b".")]
 
 
 def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
@@ -248,10 +248,8 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
             if target is None:
                 step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
             elif filesystem_magic(at) == _PROC_SUPER_MAGIC:
-                # Those two would lead to this thread, and not to the task that is meant. A jump
-                # adds no components, so that it need not be counted.
-                own = name in (b"self", b"thread-self")
-                step = os.open(b"%d" % pid if own else name, _STEP, dir_fd=at)
+                # It adds no components, so it need not be counted.
+                step = _jump(name, at, pid)
             else:
                 # The target is walked by the same steps: the kernel would walk it in one call.
                 links += 1
@@ -265,12 +263,18 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
             at = step
             found = statx(b"", at)
             if found.dev in avoid:
-                left = [name for name in rest[::-1] if name not in (b"", b".")]
-                raise EnteredError(path, found.ino, left)
+                raise EnteredError(path, found.ino, rest[::-1])
     except BaseException:
         os.close(at)
         raise
     return at
+
+
+def _jump(name: bytes, dir_fd: int, pid: int) -> int:
+    """Open what a link of procfs leads to."""
+    # These two would lead to this thread, and not to the task that is meant.
+    own = name in (b"self", b"thread-self")
+    return os.open(b"%d" % pid if own else name, _STEP, dir_fd=dir_fd)
 
 
 def _link_target(name: bytes, dir_fd: int) -> bytes | None:
