@@ -95,10 +95,11 @@ def is_of_nsfs(fd: int) -> bool:
 
 
 def number_in(link: bytes) -> int:
-    """The inode number in what readlink(2) gives for a file of /proc/PID/ns (namespaces(7)).
+    """The inode number in the text of a link in /proc/PID/ns (namespaces(7)).
 
     Args:
-        link: such as `net:[4026532268]` or `mnt:[4026531832]`.
+        link: such as `net:[4026532268]` or `mnt:[4026531832]`. mountinfo shows the same text as
+            the root of a mount of a namespace file.
     """
     return int(link[len(b"net:[") : -1])
 

@@ -22,7 +22,6 @@ tells a name from the same name made anew, on every kernel; mount IDs do so from
 
 import errno
 import os
-import re
 import select
 import threading
 import time
@@ -34,7 +33,7 @@ from typing import TypeVar
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_event_loop
-from netnsfs.netns.nsfs import is_of_nsfs
+from netnsfs.netns.nsfs import is_of_nsfs, number_in
 from netnsfs.permissions import Owner
 
 T = TypeVar("T")
@@ -53,9 +52,6 @@ _WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 
 # Somebody who makes and removes names all the time must not hold the reader up.
 _MOST_EVENTS = 20_000
-
-# The root of a network namespace's mount, as mountinfo shows it.
-_NET = re.compile(rb"net:\[(\d+)\]")
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -256,9 +252,9 @@ class MountedNames:
     def _read(self) -> dict[int, list[bytes]]:
         found: dict[int, list[bytes]] = {}
         for mount in self._seen_mounts():
-            number = _NET.fullmatch(mount.root) if mount.fs_type == b"nsfs" else None
-            if number:
-                found.setdefault(int(number[1]), []).append(os.path.basename(mount.target))
+            if mount.fs_type == b"nsfs" and mount.root.startswith(b"net:["):
+                names = found.setdefault(number_in(mount.root), [])
+                names.append(os.path.basename(mount.target))
         return found
 
     def _seen_mounts(self) -> Iterator[linux.Mount]:

@@ -41,7 +41,7 @@ _PID_DIGITS = 7
 _TASKS_AHEAD = 512
 # A path of PATH_MAX for each of the hierarchies that there can be.
 _CGROUP_TEXT = 1 << 17
-# In the order in which they are listed: first what most likely stays (see `of`).
+# In the order in which they are listed: first what most likely stays (see `holders_of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
 
 log = logging.getLogger(__name__)
@@ -316,7 +316,7 @@ def _escaped(path: bytes) -> bytes:
     return re.sub(rb"[\s\\#]", lambda found: b"\\%03o" % found[0][0], path)
 
 
-def of(inode: int) -> list[Holder]:
+def holders_of(inode: int) -> list[Holder]:
     """The holders of one namespace: those that most likely stay and can be opened first."""
     # Two chrooted processes of one mount namespace may tell of the same mount.
     return sorted(set(scan(inode)), key=_order)
@@ -330,7 +330,7 @@ def _order(holder: Holder) -> tuple[object, ...]:
 
 def listing(inode: int) -> bytes:
     """The holders of one namespace, one a line."""
-    return b"".join(holder.line + b"\n" for holder in of(inode))
+    return b"".join(holder.line + b"\n" for holder in holders_of(inode))
 
 
 def listing_size() -> int:

@@ -37,10 +37,8 @@ from netnsfs.tree.callers import (
     refuse_without,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.homes import Unnamed
+from netnsfs.tree.homes import RESERVED, UNNAMED, Unnamed
 
-RESERVED = b".netnsfs"
-UNNAMED = b"unnamed"
 PID = b"pid"
 _MOST_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
@@ -49,6 +47,17 @@ LARGEST_INODE = 2**32 - 1
 
 def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
     return FileNotFoundError(errno.ENOENT, why, name)
+
+
+def path_from_corner(inode: int, named: dict[int, bytes], up: bytes) -> bytes:
+    """The path of a namespace's directory, for the text of a link.
+
+    Args:
+        inode: number of the namespace.
+        named: the first name of each namespace that has one.
+        up: the path from where the link is to the corner.
+    """
+    return up + (b"../" + named[inode] if inode in named else b"%b/%d" % (UNNAMED, inode))
 
 
 def _parse_inode(name: bytes) -> int:
@@ -217,7 +226,7 @@ class PidDirectory(Directory):
             raise absent_error(
                 name, "there is no such process, or its namespace is not to be seen"
             )
-        text = b"../../" + named[inode] if inode in named else b"../unnamed/%d" % inode
+        text = path_from_corner(inode, named, b"../")
         return FixedLink((PID, name, text), text)
 
 

@@ -16,6 +16,12 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import CLOSED, ROOT, Owner
 
+RESERVED = b".netnsfs"
+"""The corner: the one name that no namespace has in the mount."""
+
+UNNAMED = b"unnamed"
+"""The directory in it of the namespaces without a name."""
+
 
 class Home(Protocol):
     """Where a namespace can be found."""
@@ -124,7 +130,7 @@ class Name:
             # The name is stale by now, or a link leads elsewhere. Here, the namespace is gone.
             if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ETIMEDOUT):
                 raise
-            raise _gone_error() from None
+            raise _absent_error() from None
 
     def is_shown(self, namespace: Namespace) -> bool:
         """See `Home.is_shown`: until its last name is removed."""
@@ -211,7 +217,7 @@ class Unnamed:
                 continue
             self._holder = holder
             return fd
-        raise _gone_error()
+        raise _absent_error()
 
     def is_shown(self, namespace: Namespace) -> bool:
         """See `Home.is_shown`: until it gets a name."""
@@ -238,12 +244,12 @@ def _require_same(fd: int, namespace: Namespace) -> int:
     try:
         # By ID: the inode number may be another namespace's by now.
         if namespace_of(fd).id != namespace.id:
-            raise _gone_error()
+            raise _absent_error()
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _gone_error() -> OSError:
+def _absent_error() -> OSError:
     return FileNotFoundError(errno.ENOENT, "the namespace is not there any more")

@@ -43,7 +43,7 @@ from netnsfs.node import (
 from netnsfs.permissions import Owner
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
-from netnsfs.tree.homes import Home
+from netnsfs.tree.homes import RESERVED, UNNAMED, Home
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
 
@@ -51,14 +51,13 @@ T = TypeVar("T")
 
 LINKS = b"links"
 _PEER = b"peer"
-_UNNAMED = (b".netnsfs", b"unnamed")
 # An interface may move all the time. After so many looks, the last one is the answer.
 _MOST_LOOKS = 10
 # A namespace that has ended stays in the table: now and then it is emptied.
 _MOST_NEIGHBOURS = 4096
 
 
-class Place(Protocol):
+class Parent(Protocol):
     """A namespace's directory."""
 
     key: Hashable
@@ -149,12 +148,10 @@ class Neighbours:
 
     Args:
         names: the run directory.
-        reserved: a name that does not count.
     """
 
-    def __init__(self, names: Names, reserved: bytes) -> None:
+    def __init__(self, names: Names) -> None:
         self._names = names
-        self._reserved = reserved
         self._known: dict[tuple[int, int], _Found] = {}
 
     def find_path(self, namespace: int, route: RouteSocket, nsid: int) -> bytes | None:
@@ -182,7 +179,7 @@ class Neighbours:
         return None
 
     def _candidates(self, known: _Found | None) -> Iterator[_Found]:
-        named = self._names.names_by_inode(without=self._reserved)
+        named = self._names.names_by_inode(without=RESERVED)
         if known and known.inode not in named:
             yield known
         for inode, name in named.items():
@@ -190,7 +187,7 @@ class Neighbours:
         seen = set(named)
         for holder in tasks.scan():
             if holder.inode not in seen:
-                path = b"/".join((*_UNNAMED, b"%d" % holder.inode))
+                path = b"/".join((RESERVED, UNNAMED, b"%d" % holder.inode))
                 opened = partial(holder.open, self._names.links.avoid)
                 yield _Found(path, holder.inode, False, opened)
 
@@ -214,39 +211,39 @@ class Shared:
         resolve: from a path below the mount point to a namespace's directory.
         stats: where it is told why a link leads nowhere.
         opened: where open files are kept.
-        closed: permission bits that directories lack.
+        dmask: permission bits that directories lack.
     """
 
     mount_point: bytes
     neighbours: Neighbours
     mounts: SysfsMounts
-    resolve: Callable[[Sequence[bytes], Caller], Place]
+    resolve: Callable[[Sequence[bytes], Caller], Parent]
     stats: Stats
     opened: OpenFiles
-    closed: int
+    dmask: int
 
 
 class LinksDirectory(Directory):
     """`links`.
 
     Args:
-        place: the namespace's directory.
+        parent: the namespace's directory.
         shared: what is the same in all.
     """
 
-    def __init__(self, place: Place, shared: Shared) -> None:
-        self.place = place
+    def __init__(self, parent: Parent, shared: Shared) -> None:
+        self.parent = parent
         self.shared = shared
-        self.key = (place.key, LINKS)
+        self.key = (parent.key, LINKS)
         self._listed: dict[bytes, int] = {}
         self._shown: tuple[Hashable, Attributes] | None = None
 
     @property
     def stamp(self) -> Hashable:
-        return self.place.stamp
+        return self.parent.stamp
 
     def attributes(self) -> Attributes:
-        owner = self.place.current_owner()
+        owner = self.parent.current_owner()
         # Who may make namespaces (dmask=) may not yet change what is in them (fmask=).
         mode = stat.S_IFDIR | owner.mode & ~0o222 | owner.write
         return Attributes(mode, seconds=0, uid=owner.uid, gid=owner.gid)
@@ -266,9 +263,9 @@ class LinksDirectory(Directory):
         Raises:
             OSError: ENOENT if that is not there any more.
         """
-        self.place.ensure_present()
+        self.parent.ensure_present()
         return self.shared.mounts.find_or_mount(
-            self.place.namespace.id, self.place.enter_namespace
+            self.parent.namespace.id, self.parent.enter_namespace
         )
 
     def list_names(self) -> list[bytes]:
@@ -289,8 +286,10 @@ class LinksDirectory(Directory):
         Raises:
             OSError: EPERM.
         """
-        if not self.place.home.public and not has_capability(caller, CAP_NET_ADMIN):
-            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.place.home.name)
+        if not self.parent.home.public and not has_capability(caller, CAP_NET_ADMIN):
+            raise PermissionError(
+                errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.home.name
+            )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         message = "ln -s makes veth pairs; other kinds are made by ip -n"
@@ -298,7 +297,7 @@ class LinksDirectory(Directory):
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         self.refuse_unprivileged(caller)
-        with _absent_is_enoent(), self.place.held_open() as fd:
+        with _absent_is_enoent(), self.parent.held_open() as fd:
             links.remove(fd, name)
 
     def rename(
@@ -309,16 +308,16 @@ class LinksDirectory(Directory):
             return super().rename(name, directory, new_name, caller)
         self.refuse_unprivileged(caller)
         directory.refuse_unprivileged(caller)
-        with _absent_is_enoent(), self.place.held_open() as fd:
+        with _absent_is_enoent(), self.parent.held_open() as fd:
             # Two directories may be of one namespace, by two names.
-            if directory.place.namespace.id == self.place.namespace.id:
+            if directory.parent.namespace.id == self.parent.namespace.id:
                 return links.rename(fd, name, new_name)
             self._refuse_leaving(name, caller)
-            with directory.place.held_open() as target:
+            with directory.parent.held_open() as target:
                 return links.move(fd, name, target, new_name)
 
     def _refuse_leaving(self, name: bytes, caller: Caller) -> None:
-        if not tasks.is_machines_own(self.place.namespace.inode):
+        if not tasks.is_machines_own(self.parent.namespace.inode):
             return
         if caller.uid != 0 or not has_capability(caller, CAP_NET_ADMIN):
             message = "only root takes an interface out of the machine's own namespace"
@@ -334,7 +333,7 @@ class LinksDirectory(Directory):
             raise PermissionError(errno.EACCES, message, target)
         for end in (self, LinksDirectory(other, self.shared)):
             end.refuse_unprivileged(caller)
-        with self.place.held_open() as fd, other.held_open() as other_fd:
+        with self.parent.held_open() as fd, other.held_open() as other_fd:
             links.join(fd, name, other_fd, other_name)
         return OneTimeLink(target)
 
@@ -350,7 +349,7 @@ class LinksDirectory(Directory):
         # Only a path that goes up is meant from the link, as those of symbolic links are.
         here = self.shared.mount_point
         if target.startswith(b".."):
-            here = os.path.join(here, own_path(self.place), LINKS)
+            here = os.path.join(here, own_path(self.parent), LINKS)
         path = os.path.relpath(
             os.path.normpath(os.path.join(here, target)), self.shared.mount_point
         )
@@ -362,10 +361,10 @@ class LinksDirectory(Directory):
         return parts[:-2], parts[-1]
 
 
-def own_path(place: Place) -> bytes:
+def own_path(parent: Parent) -> bytes:
     """The path of a namespace's directory, from the mount point on."""
-    name = place.home.name
-    return name if place.home.public else b"/".join((*_UNNAMED, name))
+    name = parent.home.name
+    return name if parent.home.public else b"/".join((RESERVED, UNNAMED, name))
 
 
 @contextmanager
@@ -398,17 +397,17 @@ class InterfaceDirectory(Directory):
     @cached_property
     def _sysfs(self) -> SysfsView:
         # Not at once: a listing has thousands.
-        place = self._directory.place
+        parent = self._directory.parent
         return SysfsView(
             self.key,
             self._name,
             self._identity,
             self._directory.sysfs_mount,
-            place.key,
-            place.is_shown,
+            parent.key,
+            parent.is_shown,
             self._directory.shared.opened,
-            place.file_attributes,
-            self._directory.shared.closed,
+            parent.file_attributes,
+            self._directory.shared.dmask,
             self.refuse_opener,
         )
 
@@ -418,7 +417,7 @@ class InterfaceDirectory(Directory):
         Raises:
             OSError: EACCES, EPERM.
         """
-        self._directory.place.refuse_opener(caller, False)
+        self._directory.parent.refuse_opener(caller, False)
         if writes:
             self._directory.refuse_unprivileged(caller)
 
@@ -458,8 +457,8 @@ class InterfaceDirectory(Directory):
             OSError: ENOENT if it is not there any more.
         """
         may_block()
-        place = self._directory.place
-        with _absent_is_enoent(), place.held_open() as fd, rtnetlink(fd) as route:
+        parent = self._directory.parent
+        with _absent_is_enoent(), parent.held_open() as fd, rtnetlink(fd) as route:
             found = links.interface(route, self._name)
             if found.ifindex != self._index():
                 raise FileNotFoundError(errno.ENOENT, "it is another interface by now")
@@ -481,12 +480,12 @@ class InterfaceDirectory(Directory):
         """Carry out what was written to one of the files."""
         assert row.write
         may_block()
-        with self._directory.place.held_open() as fd:
+        with self._directory.parent.held_open() as fd:
             row.write(fd, self._name, self._index(), command)
 
     def file_attributes(self, mode: int, size: int) -> Attributes:
         """What a file with those permission bits shows."""
-        mode, uid, gid = self._directory.place.file_attributes(mode)
+        mode, uid, gid = self._directory.parent.file_attributes(mode)
         return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 
     def refuse_unprivileged(self, caller: Caller) -> None:
@@ -502,20 +501,20 @@ class InterfaceDirectory(Directory):
             if links.peer(route, self._name) == peer:
                 break
         if path is None:
-            path = b"/".join((*_UNNAMED, b"unknown"))
+            path = b"/".join((RESERVED, UNNAMED, b"unknown"))
             error = OSError(errno.ENOENT, "the daemon cannot see the other end's namespace")
             self._directory.shared.stats.remember_refusal("readlink", self._name, error)
-        own = own_path(self._directory.place)
+        own = own_path(self._directory.parent)
         name = peer.name or b"unknown"
         # Up from the interface, from `links`, and from each part of the namespace's path.
         return b"../" * (own.count(b"/") + 3) + b"/".join((path, LINKS, name))
 
     def _namespace_path(self, route: RouteSocket, peer: links.Peer) -> bytes | None:
-        place = self._directory.place
+        parent = self._directory.parent
         if peer.nsid is None:
-            return own_path(place)
+            return own_path(parent)
         neighbours = self._directory.shared.neighbours
-        return neighbours.find_path(place.namespace.id, route, peer.nsid)
+        return neighbours.find_path(parent.namespace.id, route, peer.nsid)
 
 
 class InterfaceFile(File):

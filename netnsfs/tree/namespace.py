@@ -132,7 +132,7 @@ _WRITABLE_VIEW = b"sysctl"
 
 # In /proc/sys/net/ipv4, what has directories by interface is conf and neigh; in /proc/net,
 # several of the directories have files by interface.
-_STEADY_LEVELS = {b"net": 1, b"sysctl": 2}
+_LASTING_LEVELS = {b"net": 1, b"sysctl": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +235,6 @@ class NamespaceDirectory(Directory):
         return super().lookup(name, caller)
 
     def _make_view(self, name: bytes) -> views.View:
-        closed = self._settings.permissions.dmask
-        writable, steady = name == _WRITABLE_VIEW, _STEADY_LEVELS[name]
         return views.View(
             self.key,
             self.enter_namespace,
@@ -244,9 +242,9 @@ class NamespaceDirectory(Directory):
             self._settings.opened,
             self.is_shown,
             self.refuse_opener,
-            closed,
-            writable,
-            steady,
+            self._settings.permissions.dmask,
+            name == _WRITABLE_VIEW,
+            _LASTING_LEVELS[name],
         )
 
     def refuse_opener(self, caller: Caller, writes: bool) -> None:

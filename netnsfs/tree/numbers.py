@@ -20,16 +20,12 @@ from netnsfs.netns.nsfs import namespace_of
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
-from netnsfs.tree.corner import LARGEST_INODE, RESERVED, UNNAMED, absent_error
+from netnsfs.tree.corner import LARGEST_INODE, absent_error, path_from_corner
+from netnsfs.tree.homes import RESERVED
 
 INIT = b"init"
 # Of 64 bits.
 _MOST_DIGITS = 20
-
-
-def _path_of(inode: int, named: dict[int, bytes], up: bytes) -> bytes:
-    """The path of a namespace's directory from the corner on; `up` leads there."""
-    return up + (b"../" + named[inode] if inode in named else b"%b/%d" % (UNNAMED, inode))
 
 
 class NumberDirectory(Directory):
@@ -72,7 +68,7 @@ class NumberDirectory(Directory):
             with suppress(OSError):
                 number = self._number_under(name)
                 if number is not None:
-                    found[b"%d" % number] = name, _path_of(inode, named, b"../")
+                    found[b"%d" % number] = name, path_from_corner(inode, named, b"../")
         self._listed = found
         return [*found]
 
@@ -99,7 +95,7 @@ class NumberDirectory(Directory):
             inode = self._find_unnamed(number, named)
         if inode is None:
             raise absent_error(name, "there is no such namespace")
-        text = _path_of(inode, named, b"../")
+        text = path_from_corner(inode, named, b"../")
         return FixedLink((self.key, name, text), text)
 
     def _may_tell(self, name: bytes, caller: Caller) -> bool:
@@ -175,4 +171,4 @@ class InitLink(Link):
         inode = tasks.machines_own()
         if inode is None:
             raise absent_error(INIT, "the kernel does not let the daemon see which it is")
-        return _path_of(inode, self._names.names_by_inode(without=RESERVED), b"")
+        return path_from_corner(inode, self._names.names_by_inode(without=RESERVED), b"")

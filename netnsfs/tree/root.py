@@ -28,8 +28,6 @@ from netnsfs.stats import Stats
 from netnsfs.tree.callers import refuse_attaching
 from netnsfs.tree.corner import (
     PID,
-    RESERVED,
-    UNNAMED,
     Corner,
     LastError,
     Metrics,
@@ -40,7 +38,7 @@ from netnsfs.tree.corner import (
     absent_error,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.homes import Name
+from netnsfs.tree.homes import RESERVED, UNNAMED, Name
 from netnsfs.tree.links import Neighbours, Shared
 from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
@@ -118,18 +116,18 @@ class Root(NamesDirectory):
         )
 
     def _share_links(self, config: Config, stats: Stats) -> Shared:
-        neighbours = Neighbours(self._names, RESERVED)
+        neighbours = Neighbours(self._names)
         return Shared(
             config.mount_point,
             neighbours,
             SysfsMounts(),
-            self._resolve_place,
+            self._resolve_directory,
             stats,
             self._opened,
             config.permissions.dmask,
         )
 
-    def _resolve_place(self, path: Sequence[bytes], caller: Caller) -> NamespaceDirectory:
+    def _resolve_directory(self, path: Sequence[bytes], caller: Caller) -> NamespaceDirectory:
         """The directory of a namespace, at a path below this one.
 
         Raises:

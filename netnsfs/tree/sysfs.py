@@ -149,9 +149,9 @@ class SysfsView:
         namespace_key: of the namespace's directory.
         is_shown: whether the namespace is still to be seen where the view was found.
         opened: where its open files are kept.
-        show: from the kernel's permission bits of a file to those that it has here, and the
-            user and group ID of its owner.
-        closed: permission bits that directories lack.
+        file_attributes: from the kernel's permission bits of a file to those that it has here,
+            and the user and group ID of its owner.
+        dmask: permission bits that directories lack.
         refuse_opener: raises OSError for a caller who may not open (and write) a file
             whatever the bits say.
     """
@@ -163,8 +163,8 @@ class SysfsView:
     namespace_key: Hashable
     is_shown: Callable[[], bool]
     opened: OpenFiles
-    show: Callable[[int], tuple[int, int, int]]
-    closed: int
+    file_attributes: Callable[[int], tuple[int, int, int]]
+    dmask: int
     refuse_opener: Callable[[Caller, bool], None]
 
     def find_node(self, path: bytes) -> Node:
@@ -205,7 +205,7 @@ class _Directory(Directory):
         self._mode = mode
 
     def attributes(self) -> Attributes:
-        return Attributes(self._mode & ~0o222 & ~self._view.closed)
+        return Attributes(self._mode & ~0o222 & ~self._view.dmask)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         return self._view.find_node(self._path + b"/" + name)
@@ -254,7 +254,7 @@ class _File(File):
         self._mode = mode
 
     def attributes(self) -> Attributes:
-        mode, uid, gid = self._view.show(stat.S_IMODE(self._mode) & 0o777)
+        mode, uid, gid = self._view.file_attributes(stat.S_IMODE(self._mode) & 0o777)
         size = self.size_to_show(lambda: USUAL_SIZE)
         return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 

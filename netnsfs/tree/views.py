@@ -50,28 +50,28 @@ class View:
     Attributes:
         key: of the namespace's directory.
         enter: moves the calling thread into the namespace.
-        show: from the kernel's permission bits of a file to those that it has here, and the
-            user and group ID of its owner.
+        file_attributes: from the kernel's permission bits of a file to those that it has here,
+            and the user and group ID of its owner.
         opened: where its open files are kept.
         is_shown: whether the namespace is still to be seen where the view was found.
         refuse_opener: refuses a caller who may not open (and write) a file here, whatever its
             mode says.
-        closed: permission bits that directories lack.
+        dmask: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
-        steady: how many levels have names that come and go with kernel modules only, and not
-            with interfaces. The kernel may keep those names. One that is gone is noticed when
-            its file is opened.
+        lasting_levels: how many levels have names that come and go with kernel modules only,
+            and not with interfaces. The kernel may keep those names. One that is gone is
+            noticed when its file is opened.
     """
 
     key: Hashable
     enter: Callable[[], None]
-    show: Callable[[int], tuple[int, int, int]]
+    file_attributes: Callable[[int], tuple[int, int, int]]
     opened: OpenFiles
     is_shown: Callable[[], bool]
     refuse_opener: Callable[[Caller, bool], None]
-    closed: int
+    dmask: int
     writable: bool
-    steady: int
+    lasting_levels: int
 
     def find_node(self, path: bytes, level: int = 0) -> Node:
         """A directory, file or link of procfs, as seen in the namespace.
@@ -114,7 +114,7 @@ def _modes_in(path: bytes) -> dict[bytes, int]:
 class _Directory(Directory):
     def __init__(self, view: View, path: bytes, mode: int, level: int) -> None:
         self.key = (view.key, path)
-        self.lasting = level < view.steady
+        self.lasting = level < view.lasting_levels
         self._view = view
         self._path = path
         self._mode = mode
@@ -122,7 +122,7 @@ class _Directory(Directory):
         self._listed: dict[bytes, int] = {}
 
     def attributes(self) -> Attributes:
-        return Attributes(self._mode & ~0o222 & ~self._view.closed)
+        return Attributes(self._mode & ~0o222 & ~self._view.dmask)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         return self._view.find_node(self._path + b"/" + name, self._level + 1)
@@ -162,7 +162,7 @@ class _File(File):
     def attributes(self) -> Attributes:
         size = self.size_to_show(lambda: USUAL_SIZE)
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
-        mode, uid, gid = self._view.show(bits)
+        mode, uid, gid = self._view.file_attributes(bits)
         return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: Caller) -> Handle:

@@ -447,13 +447,13 @@ def test_a_listing_is_one_visit() -> None:
     view = views.View(
         key="here",
         enter=lambda: visits.append(""),
-        show=lambda mode: (mode, 0, 0),
+        file_attributes=lambda mode: (mode, 0, 0),
         opened=OpenFiles(),
         is_shown=lambda: True,
         refuse_opener=lambda caller, writes: None,
-        closed=0,
+        dmask=0,
         writable=True,
-        steady=2,
+        lasting_levels=2,
     )
     for path in (b"/proc/sys/net/ipv4/conf", b"/proc/sys/net/ipv4", b"/proc/thread-self/net"):
         directory = view.find_node(path)

@@ -263,10 +263,10 @@ def test_a_namespace_is_opened_by_what_holds_it(kind: str) -> None:
     inode = inode_of("a")
     with odd(kind):
         ip("netns", "del", "a")
-        for holder in tasks.of(inode):
+        for holder in tasks.holders_of(inode):
             with linux.closing(holder.open(())) as fd:
                 assert os.fstat(fd).st_ino == inode
-    wait_for(lambda: tasks.of(inode) == [])
+    wait_for(lambda: tasks.holders_of(inode) == [])
 
 
 OPEN_FILES = """
@@ -300,7 +300,7 @@ def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     assert lines == [b"file %d %b" % (process.pid, fd) for fd in fds]
     with open("/proc/self/ns/net") as own:
         opens_by_id = linux.namespace_id(own.fileno()) is not None
-    for holder in tasks.of(inode) if opens_by_id else ():
+    for holder in tasks.holders_of(inode) if opens_by_id else ():
         with linux.closing(holder.open(())) as fd:
             assert os.fstat(fd).st_ino == inode
 
