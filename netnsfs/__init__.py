@@ -89,5 +89,6 @@ its own mount. Each lookup shows what is true when it starts.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.
 - *view*: a directory of procfs, as a thread inside of the namespace sees it: `net`, `sysctl`.
-- *spare*: a namespace that was made ahead.
+- *spare*: a namespace that was made in advance.
+- *reach*: open with O_PATH, which asks no file system and has no effect.
 """

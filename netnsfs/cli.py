@@ -18,21 +18,10 @@ RUN_DIR = "/var/run/netns"
 
 IGNORED = frozenset(
     {"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail"}
-    | {
-        "dev",
-        "nodev",
-        "suid",
-        "nosuid",
-        "exec",
-        "noexec",
-        "async",
-        "sync",
-        "dirsync",
-        "_netdev",
-    }
+    | {"dev", "nodev", "suid", "nosuid", "exec", "noexec", "async", "sync", "dirsync"}
     | {"atime", "noatime", "relatime", "norelatime", "strictatime", "diratime", "nodiratime"}
     | {"lazytime", "nolazytime", "mand", "nomand", "silent", "iversion", "noiversion"}
-    | {"nosymfollow", "allow_other", "default_permissions"}
+    | {"nosymfollow", "allow_other", "default_permissions", "_netdev"}
 )
 """What mount(8) hands on from fstab(5) that means nothing here, or is so anyway."""
 
@@ -188,13 +177,15 @@ def make_parser() -> argparse.ArgumentParser:
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "
-        "has hardware. spare=N: make namespaces ahead. noviews: leave net, sysctl and links "
-        "out. ro: refuse every change. The other generic options of "
-        "mount(8) are accepted and change nothing",
+        "has hardware. spare=N: make namespaces in advance. noviews: leave net, sysctl and "
+        "links out. ro: refuse every change. The other generic options of mount(8) are "
+        "accepted and change nothing",
     )
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in front")
     parser.add_argument(
-        "-d", "--debug", action="store_true", help="stay in front and log everything"
+        "-f", "--foreground", action="store_true", help="stay in the foreground"
+    )
+    parser.add_argument(
+        "-d", "--debug", action="store_true", help="stay in the foreground and log everything"
     )
     parser.add_argument(
         "-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit"

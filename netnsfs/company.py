@@ -24,7 +24,7 @@ _RETRY_SECONDS = 1.0
 def companions() -> Iterator[int]:
     """The other processes in this mount namespace, by PID, but those that serve a netnsfs.
 
-    Two daemons that took each other, or each other's children, for company would both stay.
+    If two daemons waited for each other, or for each other's children, both would stay.
     """
     here = os.readlink("/proc/self/ns/mnt")
     for pid in filter(str.isdigit, os.listdir("/proc")):

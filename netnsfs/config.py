@@ -1,4 +1,4 @@
-"""What a run of netnsfs was asked for, and how it ends when that cannot be had."""
+"""What the command line asks for, and the failures that a user can expect."""
 
 from dataclasses import dataclass, field
 
@@ -48,7 +48,7 @@ class Config:
         keep_devices: refuse to remove one whose interfaces were moved there.
         permissions: to whom namespaces belong.
         allow_other: others than the user who mounts may look at it.
-        spare: namespaces to make ahead.
+        spare: namespaces to make in advance.
         views: show `net`, `sysctl` and `links` in each namespace.
         read_only: refuse every change.
         foreground: stay attached to the terminal.

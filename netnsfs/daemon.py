@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> int:
-    """Serve a mount, in front or in the background.
+    """Serve a mount, in the foreground or in the background.
 
     Returns:
-        The exit status of the command: in front when the mount has ended, in the
+        The exit status of the command: in the foreground when the mount has ended, in the
         background when it answers.
     """
     if config.foreground:
@@ -190,7 +190,7 @@ def _refuse_spares(config: Config) -> None:
 def _end_when_alone(config: Config) -> None:
     """End, as on a signal, when nobody is left who could see the mount, or unmount it.
 
-    In front, whoever has started it sees to it: it may be all that is in a container.
+    In the foreground, whoever has started it sees to it: it may be all that is in a container.
     """
     if linux.in_initial_user_namespace() or config.foreground:
         return

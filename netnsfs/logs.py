@@ -46,7 +46,7 @@ class SyslogHandler(logging.Handler):
 
 
 class LostReplies(logging.Filter):
-    """Takes a reply that nobody waits for any more for what it is: no error.
+    """Makes no error of a reply that nobody waits for any more, but a line for -d.
 
     The kernel knows nothing of the request by then (ENOENT): its client was killed, or the
     connection was aborted, as umount -f does.

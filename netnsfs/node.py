@@ -184,7 +184,7 @@ class Directory(Node):
         return []
 
     def listing_caller(self, caller: Caller) -> Caller:
-        """For whom a listing is: the opener, with what can be told while they wait only."""
+        """The caller to keep for a listing, with all that is to be asked while they wait."""
         return caller
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:
@@ -192,7 +192,7 @@ class Directory(Node):
         return self.lookup(name, caller)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
-        """Make a directory, with a mode that knows of the caller's umask, and return it."""
+        """Make a directory, and return it. The caller's umask is taken off the mode already."""
         raise _not_permitted(name)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:

@@ -32,7 +32,7 @@ DMASK = FMASK = 0o022
 
 
 class Owner(NamedTuple):
-    """To whom a namespace belongs.
+    """Who owns a namespace, and with which permission bits.
 
     Attributes:
         uid: user ID.
@@ -74,14 +74,16 @@ class Permissions:
     fmask: int = FMASK
 
     def default_owner(self) -> Owner:
-        """To whom a namespace belongs that was not given to anyone."""
+        """The owner of a namespace that was given to nobody."""
         return Owner(self.uid, self.gid, 0o777 & ~self.dmask, 0o222 & ~self.fmask)
 
     def owner_at_birth(self, mode: int, caller: Caller) -> Owner | None:
-        """To whom a namespace shall belong that is made with a mode (mkdir -m).
+        """The owner of a namespace that is made with a mode (mkdir -m).
+
+        A caller other than root can only make the mode stricter.
 
         Returns:
-            None if to whom any other does. Who is not root can make the mode stricter only.
+            None for the owner that any other new namespace has.
         """
         # The kernel does not tell mkdir from mkdir -m. With a dmask= other than the usual one,
         # a mode that the umask alone explains asks for nothing.
@@ -92,9 +94,9 @@ class Permissions:
         if plain or mode == usual:
             return None
         asked = delegated_owner(self.uid, self.gid, mode)
-        return (
-            asked if caller.uid == 0 else self._without_new_writers(asked, self.default_owner())
-        )
+        if caller.uid == 0:
+            return asked
+        return self._without_new_writers(asked, self.default_owner())
 
     def owner_when_given(
         self,
@@ -104,18 +106,18 @@ class Permissions:
         gid: int | None,
         caller: Caller,
     ) -> Owner:
-        """The owner of a namespace that somebody gives to somebody.
+        """The owner of a namespace after a chmod(2) or chown(2).
 
         Args:
-            before: to whom it belongs.
-            mode: permission bits that the directory shall have; None for those that it has, as
-                for the following two.
-            uid: user ID.
-            gid: group ID.
-            caller: who gives it.
+            before: the owner so far.
+            mode: the new permission bits of the directory; None, as for the other two, to leave
+                them as they are.
+            uid: the new user ID.
+            gid: the new group ID.
+            caller: who asks.
 
         Raises:
-            OSError: EPERM if it is not theirs.
+            OSError: EPERM if the namespace is not the caller's.
         """
         if caller.uid not in (0, before.uid):
             raise PermissionError(errno.EPERM, "it belongs to somebody else")

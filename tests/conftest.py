@@ -394,7 +394,7 @@ def sshfs(source: Path, target: Path, *options: str) -> Iterator[None]:
 
 @dataclass
 class Mounted:
-    """A netnsfs in front, with its log in a file."""
+    """A netnsfs in the foreground, with its log in a file."""
 
     path: Path
     process: subprocess.Popen[bytes]
@@ -435,7 +435,7 @@ def both_ways(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start netnsfs in front: start("-o", "...", at=PATH, program=[...])."""
+    """Start netnsfs in the foreground: start("-o", "...", at=PATH, program=[...])."""
     started: list[Mounted] = []
 
     def run(*arguments: str, at: Path = MNT, program: list[str] | None = None) -> Mounted:

@@ -67,7 +67,8 @@ log = logging.getLogger(__name__)
 class UnfairLock:
     """A lock that is taken at once if it is free, also by the task that has just left it.
 
-    trio's own makes a pass of the scheduler for each, and hands itself to who waits longest.
+    trio's own makes a pass of the scheduler for each, and hands itself to the task that waits
+    longest.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""What each user has of what there is for all: so that no user takes all of it.
+"""Limits for each user of what all users share, so that no user takes all of it.
 
-Each user has a limit, and all together have one. Together, because one person may have many
-user IDs (newuidmap(1)). Root has no limit: what the others may not take is root's.
+Each user has a limit, and all but root have one together, because one person may have many user
+IDs (newuidmap(1)). Root has no limit: what the others may not take is left for root.
 """
 
 import os
@@ -11,10 +11,10 @@ ROOT = 0
 
 
 class Share:
-    """How much of one thing each user has.
+    """Something that is limited, and how much of it each user has.
 
     Args:
-        code: the errno for who wants more.
+        code: the errno for a user who wants more.
         each: how much one user may have.
         together: how much all users but root may have.
     """
@@ -45,7 +45,7 @@ class Share:
             self._change(user, -amount)
 
     def correct(self, user: int, before: int, now: int) -> None:
-        """Count what a user has already, and what turned out to be more or less."""
+        """Count more or less for a user than before, whatever the limit is."""
         if user != ROOT:
             self._change(user, now - before)
 

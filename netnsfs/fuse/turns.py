@@ -14,7 +14,7 @@ from netnsfs.fuse.shares import ROOT
 
 
 class Waiting:
-    """What waits for its turn. To be derived from.
+    """What waits for its turn: a base class.
 
     Attributes:
         user: whose it is.
@@ -74,7 +74,7 @@ class Turns(Generic[W]):
         return None
 
     def leave(self, item: W) -> None:
-        """An item that was taken keeps no worker any more. May be said twice."""
+        """Take note that an item keeps no worker any more. A second call changes nothing."""
         with self._lock:
             if item.at_work:
                 item.at_work = False

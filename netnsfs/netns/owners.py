@@ -1,4 +1,4 @@
-"""To whom each name was given: kept by the kernel, on the placeholder below the name's mount.
+"""The owner of each name: kept by the kernel, on the placeholder below the name's mount.
 
 A namespace's file takes neither owner nor mode (nsfs). The empty file that it is mounted on
 does, and ends with the name. So an extended attribute of that file holds user ID, group ID and
@@ -49,11 +49,11 @@ class Owners:
         self._attribute = f"{kind}.netnsfs"
 
     def owner_of(self, name: bytes) -> Owner | None:
-        """To whom a name was given; None if to nobody, or if it does not stand.
+        """The owner of a name; None if it was given to nobody, or does not exist.
 
         Raises:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
-            OSError: it cannot be looked at. That is never taken for "to nobody": a namespace
+            OSError: it cannot be looked at. That is never taken for "nobody": a namespace
                 that was closed must not open because the daemon is short of something.
         """
         known = self._directory.known_owners()
@@ -75,7 +75,7 @@ class Owners:
         return owner
 
     def read_owner(self, placeholder: int) -> Owner | None:
-        """To whom the name of an open placeholder was given.
+        """The owner that an open placeholder tells; None if its name was given to nobody.
 
         Args:
             placeholder: a descriptor of it; O_PATH is enough.

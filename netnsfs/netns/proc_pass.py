@@ -63,7 +63,7 @@ class ProcPass:
                         pass_over(error)
 
     def _processes(self, proc: int) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Each process, and its threads but the first, which bears its number.
+        """Each process, and its threads but the first, whose number is the process's.
 
         If no task was born while the processes were listed, the number of tasks before that
         counts all threads of all that are listed. So once that many have been seen, no process

@@ -496,7 +496,7 @@ class RunDirectory:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
             os.mkdir(self.path, 0o755)
-            # mkdir(2) heeds the umask of whoever has started the daemon.
+            # mkdir(2) applies the umask of whoever has started the daemon.
             os.chmod(self.path, 0o755)
         except FileExistsError:
             pass

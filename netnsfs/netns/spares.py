@@ -1,4 +1,4 @@
-"""Network namespaces made ahead, so that mkdir is a bind mount.
+"""Network namespaces made in advance, so that mkdir is a bind mount.
 
 Making a namespace takes some hundred microseconds in the kernel, mounting its file a dozen. So
 some are made beside the use, one after another on one thread, and held by a descriptor. If the

@@ -47,7 +47,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
 
 
 def refuse_without(caller: Caller, capability: int, label: bytes) -> None:
-    """Refuse an open or a look to who has not a capability that the daemon has.
+    """Refuse an open or a look to a caller without a capability that the daemon has.
 
     Mode bits alone would let user ID 0 in without any capability.
 

@@ -62,7 +62,7 @@ class Home(Protocol):
         """Another object after each change of what `owner` returns."""
 
     def owner(self) -> Owner | None:
-        """To whom the namespace was given."""
+        """The owner of the namespace; None if it was given to nobody."""
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
         """Give it to somebody.

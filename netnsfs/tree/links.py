@@ -81,7 +81,7 @@ class Parent(Protocol):
         """A descriptor of the namespace, until the block ends."""
 
     def current_owner(self) -> Owner:
-        """To whom the namespace belongs."""
+        """The owner of the namespace."""
 
     def refuse_opener(self, caller: Caller, writes: bool) -> None:
         """Refuse whoever may not open a file of it, whatever its mode says."""
@@ -281,7 +281,7 @@ class LinksDirectory(Directory):
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
     def refuse_unprivileged(self, caller: Caller) -> None:
-        """Refuse a change to who may not make it, whatever mode and owner say.
+        """Refuse a change to a caller who may not make it, whatever mode and owner say.
 
         Raises:
             OSError: EPERM.

@@ -192,7 +192,7 @@ class NamespaceDirectory(Directory):
         return self.home.stamp()
 
     def current_owner(self) -> Owner:
-        """To whom the namespace belongs."""
+        """The owner of the namespace."""
         return self.home.owner() or self._settings.permissions.default_owner()
 
     def attributes(self) -> Attributes:

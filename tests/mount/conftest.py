@@ -1,4 +1,4 @@
-"""The mounted tree, each test with a daemon of its own in front.
+"""The mounted tree, each test with a daemon of its own in the foreground.
 
 The modules of `netnsfs/tree` are tested here too, as what one meets in the mount:
 `views`, `sysfs`, `links`, `metrics` and `topology` have a file of their name. Of the others,
