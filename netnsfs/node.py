@@ -96,7 +96,7 @@ class Node:
         """What stat(2) shows.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: it cannot be found out.
         """
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class Node:
         """What stat(2) shows. `attributes`, for a lookup, may tell a longer size.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: it cannot be found out.
         """
         return self.attributes()
 
@@ -235,7 +235,7 @@ class FixedLink(Link):
     """A link whose text is what was true when its name was looked up.
 
     Args:
-        key: what tells it from other nodes, the text included.
+        key: what distinguishes it from other nodes, the text included.
         text: what it points to.
     """
 

@@ -26,7 +26,7 @@ def is_daemon(pid: str) -> bool:
     """Whether a process serves a netnsfs in this mount namespace.
 
     Raises:
-        OSError: that cannot be told, or it has ended.
+        OSError: that cannot be found out, or it has ended.
     """
     try:
         return _serves_here(pid) and bool(_arguments(pid))

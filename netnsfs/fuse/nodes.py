@@ -4,7 +4,7 @@ The kernel knows a node by its number, and counts how often it was told of it (l
 an entry of a listing). With forget it gives counts back, and a node whose count is zero is
 dropped here.
 
-A node of the tree may wish for a number. If that number belongs to a node with another
+A node of the tree may ask for a number. If that number belongs to a node with another
 generation, the new node takes it over together with the count: the kernel retires its old
 inode, which answers EIO from then on, and the old inode's share of the count comes back with
 forgets for the same number.
@@ -23,7 +23,7 @@ from pyfuse3 import EntryAttributes
 
 from netnsfs.node import Attributes, Directory, Node
 
-# Inode numbers of namespaces, which nodes may wish for, have 32 bits.
+# Inode numbers of namespaces, which nodes may ask for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
 
 
@@ -92,7 +92,7 @@ class NodeTable:
         self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
 
     def admit(self, node: Node, name_seconds: float) -> KnownNode:
-        """Enter a node, under the number that it wishes for or a new one.
+        """Enter a node, under the number that it asks for or a new one.
 
         The caller counts the lookup.
 

@@ -129,7 +129,7 @@ def serve(
         stats: where requests are counted.
         config: where and how.
         told: what watchers know of the names in `root`.
-        mounted: called with what tells the mount from any other when it is there.
+        mounted: called with the identity of the mount when it is there.
         ready: called when the mount answers.
 
     Raises:
@@ -224,7 +224,7 @@ def _mount(config: Config) -> tuple[int, Identity]:
     """Mount what is to be served, unless another start is first.
 
     Returns:
-        The descriptor by which requests come, and what tells the mount from any other.
+        The descriptor by which requests come, and the identity of the mount.
 
     Raises:
         Failure: it cannot be mounted.

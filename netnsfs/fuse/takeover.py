@@ -41,7 +41,7 @@ class AlreadyMounted(Failure):
 
 
 class Identity(NamedTuple):
-    """What tells a mount from any other: device numbers alone are reused at once.
+    """What distinguishes a mount from any other: device numbers alone are reused at once.
 
     Before Linux 6.8, the ID of a mount is reused as well: see `is_still`.
     """

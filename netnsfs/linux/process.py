@@ -56,7 +56,7 @@ def _capabilities(task: int) -> tuple[int, ...]:
 
 
 def share_descriptors(task: int, other: int) -> bool:
-    """Whether two tasks have one descriptor table, or that cannot be told (kcmp(2))."""
+    """Whether two tasks have one descriptor table, or that cannot be found out (kcmp(2))."""
     number = _SYS_KCMP.get(os.uname().machine)
     return not number or libc.syscall(number, task, other, _KCMP_FILES, 0, 0) <= 0
 

@@ -170,7 +170,7 @@ class Names:
         """Whether a namespace is mounted under any name; those of links do not count.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: it cannot be found out.
         """
         for name in self.directory.mounted.names_of(namespace.inode):
             try:

@@ -17,7 +17,8 @@ Only a directory on a tmpfs is watched: there nothing comes in but through this 
 **What is below.** A namespace's file covers the placeholder that it is mounted on. A private
 clone of the directory's mount without the mounts in it (open_tree(2)) shows the placeholders.
 While somebody holds a placeholder open, its inode number is not given to another file. So it
-tells a name from the same name made anew, on every kernel; mount IDs do so from Linux 6.8 on.
+distinguishes a name from the same name made again, on every kernel; mount IDs do so from Linux
+6.8 on.
 """
 
 import errno
@@ -239,7 +240,7 @@ class MountedNames:
         """The names of the namespace with an inode number.
 
         Raises:
-            OSError: it cannot be told.
+            OSError: it cannot be found out.
         """
         may_block()
         with self._lock:

@@ -37,7 +37,7 @@ class Links:
 
         Args:
             link: an O_PATH descriptor of the link.
-            mark: what tells it from other links.
+            mark: what distinguishes it from other links.
 
         Raises:
             OSError: EINVAL if it leads to anything else, ETIMEDOUT if into a file system that

@@ -34,7 +34,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
         capability: its number (capabilities(7)).
 
     Raises:
-        OSError: that cannot be told.
+        OSError: that cannot be found out.
     """
     try:
         # Root of another user namespace has all capabilities, but they are for that namespace.
@@ -70,7 +70,7 @@ def may_write(owner: Owner, caller: Caller) -> bool:
     For a namespace that the request does not name to the kernel, so that it has not checked it.
 
     Raises:
-        OSError: that cannot be told.
+        OSError: that cannot be found out.
     """
     if caller.uid in (0, owner.uid):
         return caller.uid == 0 or bool(owner.write & 0o200)
@@ -116,7 +116,7 @@ def signal_rule(caller: Caller) -> Callable[[int], bool] | None:
         the caller is gone. It raises ENOENT or ESRCH if there is no such process.
 
     Raises:
-        OSError: that cannot be told.
+        OSError: that cannot be found out.
     """
     if has_capability(caller, CAP_KILL):
         return None

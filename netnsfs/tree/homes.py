@@ -44,7 +44,7 @@ class Home(Protocol):
         """Whether what was opened of it may stay open.
 
         Raises:
-            OSError: that cannot be told.
+            OSError: that cannot be found out.
         """
 
     def path_for_setns(self) -> bytes:

@@ -284,7 +284,7 @@ class NamespaceDirectory(Directory):
         """Whether the namespace is still to be seen where it was found, or under a name.
 
         Raises:
-            OSError: that cannot be told.
+            OSError: that cannot be found out.
         """
         return self.home.is_shown(self.namespace)
 

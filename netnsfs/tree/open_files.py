@@ -31,7 +31,7 @@ class Cuttable(Protocol):
         """Whether the namespace is still to be seen where it was opened.
 
         Raises:
-            OSError: that cannot be told.
+            OSError: that cannot be found out.
         """
 
     def cut(self, null: int) -> None:
@@ -88,7 +88,7 @@ class OpenFiles:
         """Cut those whose namespace is not to be seen any more where they were opened.
 
         Returns:
-            False if that could not be told of all.
+            False if that could not be found out for all.
         """
         with self._lock:
             self.rounds += 1
