@@ -212,7 +212,7 @@ class EnteredError(OSError):
     def __init__(self, path: bytes, ino: int, rest: list[bytes]) -> None:
         super().__init__(errno.ELOOP, "the path leads into netnsfs itself", path)
         self.ino = ino
-        self.rest = [name for name in rest if name not in (b"", b".")]
+        self.rest = rest
 
 
 def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
@@ -235,15 +235,11 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
         EnteredError: the path leads into `avoid`.
         OSError: ELOOP for a path with more than 40 links, else as open(2).
     """
-    # Backwards: the next component is taken from the end, and those of a link are put there.
-    rest = path.split(b"/")[::-1]
-    links = 0
+    rest, links = _components(path), 0
     at = os.open(b"/", _STEP)
     try:
         while rest:
             name = rest.pop()
-            if name in (b"", b"."):
-                continue
             target = _link_target(name, at)
             if target is None:
                 step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
@@ -255,7 +251,7 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                rest.extend(target.split(b"/")[::-1])
+                rest += _components(target)
                 if not target.startswith(b"/"):
                     continue
                 step = os.open(b"/", _STEP)
@@ -268,6 +264,11 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
         os.close(at)
         raise
     return at
+
+
+def _components(path: bytes) -> list[bytes]:
+    """The components of a path, backwards: the next one is taken from the end."""
+    return [name for name in path.split(b"/")[::-1] if name not in (b"", b".")]
 
 
 def _jump(name: bytes, dir_fd: int, pid: int) -> int:
