@@ -77,7 +77,10 @@ def check_machine() -> None:
                 "container the device",
                 EXIT_SYSTEM,
             ) from None
-        raise Failure(f"cannot open /dev/fuse: {error.strerror}", EXIT_USAGE) from None
+        # EPERM is what the device rules of a container say.
+        hint = "give the container the device" if error.errno == errno.EPERM else "see its mode"
+        message = f"cannot open /dev/fuse: {error.strerror}: {hint}"
+        raise Failure(message, EXIT_USAGE) from None
 
 
 def clear(mount_point: bytes) -> bytes:

@@ -218,6 +218,17 @@ def test_no_dev_fuse() -> None:
     assert "modprobe fuse" in done.stderr.splitlines()[-1]
 
 
+def test_a_dev_fuse_that_cannot_be_opened() -> None:
+    shell = (
+        "mount -t tmpfs t /dev; mknod -m 600 /dev/fuse c 10 229; "
+        'exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urnm "$@"'
+    )
+    hidden = ["unshare", "-m", "sh", "-c", shell, "sh", *PROGRAM, "-o", "rundir=/run/names"]
+    done = subprocess.run(hidden, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "netnsfs: cannot open /dev/fuse: Permission denied: see its mode\n"
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [("", "mount -t proc"), ("mkdir -p /proc/self/ns", "CONFIG_NET_NS")],
