@@ -116,6 +116,9 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
     if len(found.paths) > 2:
         raise Failure("at most a source and a mount point (see netnsfs --help)", EXIT_USAGE)
     *source, mount_point = found.paths or [MOUNT_POINT]
+    if not mount_point:
+        # What a script gives whose variable is not set. It must not mean the working directory.
+        raise Failure("the mount point is an empty text", EXIT_USAGE)
     given = ",".join(found.options).split(",")
     if "remount" in given:
         # Refused first, because mount(8) then gives the options that /proc/mounts shows too,
@@ -210,6 +213,7 @@ def _parse_option(option: str) -> tuple[str, Any]:
 
 
 def _parse_source(value: str) -> str:
-    if not value.isascii() or not value.isprintable():
-        raise Failure("the source must be printable ASCII", EXIT_USAGE)
+    # The kernel takes no empty one.
+    if not value or not value.isascii() or not value.isprintable():
+        raise Failure("the source must be printable ASCII, such as none", EXIT_USAGE)
     return value

@@ -90,10 +90,10 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
 
 def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
+    takeover.check_machine()
     names = Names(config.run_dir, Spares(config.spare))
     # Taken away, so that no child process can speak for us.
     tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
-    takeover.check_machine()
     # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,
     # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)

@@ -32,6 +32,10 @@ _MOST_LINKS = 40
 _MOST_SHOWN = 5
 # Of a start, where others withdraw from the same mount point.
 _MOST_TRIES = 10
+_MAY_NOT = (
+    ": give the container CAP_SYS_ADMIN, or a user namespace a mount namespace of its own "
+    "(unshare -m)"
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,8 @@ def check_machine() -> None:
         raise Failure(
             "only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=", EXIT_USAGE
         )
+    if not os.path.exists("/proc/self"):
+        raise Failure("there is no /proc: mount -t proc proc /proc", EXIT_SYSTEM)
     if not os.path.exists("/proc/self/ns/net"):
         raise Failure("this kernel has no network namespaces (CONFIG_NET_NS)", EXIT_SYSTEM)
     try:
@@ -71,7 +77,10 @@ def check_machine() -> None:
                 "container the device",
                 EXIT_SYSTEM,
             ) from None
-        raise Failure(f"cannot open /dev/fuse: {error.strerror}", EXIT_USAGE) from None
+        # EPERM is what the device rules of a container say.
+        hint = "give the container the device" if error.errno == errno.EPERM else "see its mode"
+        message = f"cannot open /dev/fuse: {error.strerror}: {hint}"
+        raise Failure(message, EXIT_USAGE) from None
 
 
 def clear(mount_point: bytes) -> bytes:
@@ -259,7 +268,9 @@ def _move_to(mount: int, mount_point: bytes) -> None:
 
 def cannot_mount(error: OSError) -> Failure:
     """The end of a start whose mount is refused by the kernel."""
-    return Failure(f"cannot mount: {error.strerror}", EXIT_MOUNT)
+    # EACCES is what an AppArmor profile says.
+    hint = _MAY_NOT if error.errno in (errno.EPERM, errno.EACCES) else ""
+    return Failure(f"cannot mount: {error.strerror}{hint}", EXIT_MOUNT)
 
 
 def _is_lowest(mount: int) -> bool:

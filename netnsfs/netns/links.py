@@ -584,7 +584,8 @@ def move(fd: int, name: bytes, target: int, new_name: bytes) -> None:
         if name == new_name:
             commit()
             return _send(route, 0, name, target)
-        # Only so that nothing is moved in vain: the kernel decides.
+        # The kernel decides, but only after the move, which takes the interface down and its
+        # addresses away.
         _refuse_taken(there, new_name)
         commit()
         _move_and_rename(route, there, found, (fd, target), new_name)
@@ -592,9 +593,12 @@ def move(fd: int, name: bytes, target: int, new_name: bytes) -> None:
 
 
 def _refuse_taken(route: RouteSocket, name: bytes) -> None:
-    with suppress(OSError):
+    try:
+        # By alternative names too: the kernel takes those for taken.
         route.ask(_RTM_GETLINK, _LINK_QUESTION + _named(name))
-        raise FileExistsError(errno.EEXIST, "there is such an interface already", name)
+    except OSError:
+        return
+    raise FileExistsError(errno.EEXIST, "there is such an interface already", name)
 
 
 def _send(

@@ -354,8 +354,9 @@ class LinksDirectory(Directory):
             os.path.normpath(os.path.join(here, target)), self.shared.mount_point
         )
         parts = path.split(b"/")
-        # NAME/links/INTERFACE, or .netnsfs/unnamed/INODE/links/INTERFACE.
-        if len(parts) not in (3, 5) or parts[-2] != LINKS or parts[0] == b"..":
+        # NAME/links/INTERFACE, .netnsfs/init/links/INTERFACE, or
+        # .netnsfs/unnamed/INODE/links/INTERFACE.
+        if len(parts) not in (3, 4, 5) or parts[-2] != LINKS or parts[0] == b"..":
             message = "expected NAME/links/INTERFACE, from the mount point on"
             raise OSError(errno.EINVAL, message, target)
         return parts[:-2], parts[-1]

@@ -139,6 +139,9 @@ class Root(NamesDirectory):
                 found = self._find_name(name)
             case [corner, kind, name] if (corner, kind) == (RESERVED, UNNAMED):
                 found = self._unnamed.lookup(name, caller)
+            case _:
+                if beyond := self._follow_number(path, caller):
+                    return self._resolve_place(beyond, caller)
         if isinstance(found, NamespaceDirectory):
             return found
         raise absent_error(b"/".join(path), "there is no such namespace")
@@ -313,7 +316,7 @@ class Root(NamesDirectory):
                 above, link = [corner], self._corner.lookup(kind, caller)
             case [corner, kind, number, *rest] if corner == RESERVED:
                 above, directory = [corner, kind], self._corner.lookup(kind, caller)
-                if not isinstance(directory, NumberDirectory):
+                if not isinstance(directory, NumberDirectory | PidDirectory):
                     return []
                 link = directory.lookup(number, caller)
             case _:

@@ -201,6 +201,33 @@ def test_ways_to_say_where_the_other_end_is(mnt: Mounted, spaces: tuple[Path, Pa
         assert names_in("a") == ["lo"]
 
 
+def test_the_other_end_by_a_link_of_the_corner(spaces: tuple[Path, Path], spawn: Spawn) -> None:
+    a, b = spaces
+    pid = spawn("nsenter", f"--net={b}/ns", "sleep", "100").pid
+    wait_for(lambda: (b / "pids").read_text() == f"{pid}\n")
+    for way in (
+        f"inode/{(b / 'inode').read_text().strip()}",
+        f"id/{(b / 'id').read_text().strip()}",
+        f"pid/{pid}",
+    ):
+        os.symlink(f".netnsfs/{way}/links/y", a / "links/x")
+        assert os.readlink(a / "links/x/peer") == "../../../b/links/y"
+        (a / "links/x").rmdir()
+    for wrong in ("inode/1", "id/1", "pid/0", "nsid/x", "nothing", "unnamed"):
+        way = f".netnsfs/{wrong}/links/y"
+        assert error_of(os.symlink, way, a / "links/x") == "ENOENT", wrong
+    assert names_in("a") == names_in("b") == ["lo"]
+
+
+@pytest.mark.machine
+def test_a_pair_to_the_machines_own_namespace(mnt: Mounted, foo: Path) -> None:
+    os.symlink(".netnsfs/init/links/nfs9", foo / "links/out")
+    try:
+        assert (foo / "links/out/peer").samefile(mnt / ".netnsfs/init/links/nfs9")
+    finally:
+        (foo / "links/out").rmdir()
+
+
 def test_a_pair_to_a_namespace_without_a_name(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     process = spawn("unshare", "-n", "sleep", "100")
     own = os.readlink("/proc/self/ns/net")

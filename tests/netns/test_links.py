@@ -303,6 +303,21 @@ def test_a_move_replaces_nothing(spaces: tuple[int, int], new: bytes) -> None:
     assert names_in("b") == {"lo", new.decode()}
 
 
+@pytest.mark.parametrize("new", [b"v0", b"taken", b"an-alternative"])
+def test_a_refused_move_changes_nothing(spaces: tuple[int, int], new: bytes) -> None:
+    links.join(spaces[0], b"v0", spaces[1], b"v0" if new == b"v0" else b"taken")
+    if new == b"an-alternative":
+        ip("-n", "b", "link", "property", "add", "dev", "taken", "altname", new)
+    index = index_of(spaces[0], b"v0")
+    links.set_up(spaces[0], b"v0", index, True)
+    links.change_addresses(spaces[0], b"v0", index, b"+10.0.0.1/24")
+    ip("-n", "a", "route", "add", "10.9.0.0/16", "via", "10.0.0.2")
+    before = shown("a", "link"), shown("a", "route")
+    assert error_of(links.move, spaces[0], b"v0", spaces[1], new) == "EEXIST"
+    assert (shown("a", "link"), shown("a", "route")) == before
+    assert texts(spaces[0], b"v0") == [b"10.0.0.1/24"]
+
+
 def test_a_move_goes_back_if_its_name_is_taken_at_the_last_moment(
     spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

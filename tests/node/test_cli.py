@@ -62,6 +62,9 @@ def test_relative_paths_are_made_absolute(
         (["a", "b", "c"], "source"),
         (["--nope"], "--nope"),
         (["häßlich", "/a"], "ASCII"),
+        (["", "/a"], "ASCII"),
+        ([""], "mount point"),
+        (["none", ""], "mount point"),
         (["-o"], "-o"),
     ],
 )

@@ -218,12 +218,39 @@ def test_no_dev_fuse() -> None:
     assert "modprobe fuse" in done.stderr.splitlines()[-1]
 
 
+def test_a_dev_fuse_that_cannot_be_opened() -> None:
+    shell = (
+        "mount -t tmpfs t /dev; mknod -m 600 /dev/fuse c 10 229; "
+        'exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urnm "$@"'
+    )
+    hidden = ["unshare", "-m", "sh", "-c", shell, "sh", *PROGRAM, "-o", "rundir=/run/names"]
+    done = subprocess.run(hidden, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "netnsfs: cannot open /dev/fuse: Permission denied: see its mode\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [("", "mount -t proc"), ("mkdir -p /proc/self/ns", "CONFIG_NET_NS")],
+)
+def test_another_proc(made: str, told: str) -> None:
+    """In a chroot without a procfs, and on a kernel without network namespaces."""
+    shell = f'mount -t tmpfs t /proc; {made}\nexec "$@"'
+    hidden = ["unshare", "-m", "sh", "-c", shell, "sh", *PROGRAM]
+    done = subprocess.run(hidden, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert told in done.stderr
+
+
 def test_mount_refused_by_the_kernel() -> None:
     # A user namespace without a mount namespace of its own may not mount.
     command = ["unshare", "-Ur", *PROGRAM, "-f"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 32
-    assert done.stderr.splitlines()[-1].startswith("netnsfs: cannot mount: ")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("netnsfs: cannot mount: Operation not permitted: ")
+    assert "CAP_SYS_ADMIN" in last
     assert "Traceback" not in done.stderr
 
 
