@@ -121,6 +121,12 @@ extern struct task_struct *bpf_iter_task_next(struct bpf_iter_task *) __weak __k
 extern void bpf_iter_task_destroy(struct bpf_iter_task *) __weak __ksym;
 extern void bpf_rcu_read_lock(void) __weak __ksym;
 extern void bpf_rcu_read_unlock(void) __weak __ksym;
+extern void *bpf_rdonly_cast(const void *, __u32) __weak __ksym;
+
+/* The same pointer, but not trusted. For each pointer that is read by way of one that it trusts,
+ * the verifier goes through all names of the kernel's types, which takes milliseconds. */
+#define DISTRUST(pointer, type) \
+	(bpf_rdonly_cast ? bpf_rdonly_cast(pointer, bpf_core_type_id_kernel(type)) : (pointer))
 
 char terms[] SEC("license") = "Dual MIT/GPL";
 
@@ -192,7 +198,7 @@ static __always_inline int describe(struct task_struct *task, struct task_record
 		return 0;
 	record->pid = task->tgid;
 	record->tid = task->pid;
-	read_namespaces(task, record);
+	read_namespaces(DISTRUST(task, struct task_struct), record);
 	return is_wanted(record->inode);
 }
 
