@@ -72,11 +72,13 @@ _OF_INTERFACE = frozenset(
     }
 )
 _OF_STATE = frozenset({_IFLA_IFNAME, _IFLA_STATS64, _IFLA_CARRIER})
+_OF_INFORMATION = frozenset({_IFLA_INFO_KIND})
 # linux/veth.h
 _VETH_INFO_PEER = 1
 # linux/if_addr.h
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+_OF_ADDRESS = frozenset({_IFA_ADDRESS, _IFA_LOCAL})
 # linux/if.h, linux/if_arp.h
 _IFF_UP = 1
 _ARPHRD_LOOPBACK = 772
@@ -354,7 +356,7 @@ def _interface(body: bytes) -> Interface:
 
 
 def _kind(hardware: int, information: bytes) -> bytes:
-    kind = attributes(information, 0, (_IFLA_INFO_KIND,)).get(_IFLA_INFO_KIND)
+    kind = attributes(information, 0, _OF_INFORMATION).get(_IFLA_INFO_KIND)
     if kind is not None:
         return kind.rstrip(b"\0")
     # What rtnetlink can make tells its kind. Loopback and hardware tell none.
@@ -368,7 +370,7 @@ def _number(told: dict[int, bytes], kind: int) -> int | None:
 
 def _address(body: bytes) -> Address:
     family, length, _, _, index = _ADDRESS.unpack_from(body)
-    told = attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
+    told = attributes(body, _ADDRESS.size, _OF_ADDRESS)
     # Of a point-to-point connection, IFA_ADDRESS is the other end.
     packed = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS, b"")
     return Address(family, packed, length, index, body)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -84,7 +84,7 @@ class Reading(NamedTuple):
         inode: number of the namespace.
         sockets: open sockets of all kinds.
         protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
-        states: the state of each interface, by its labels.
+        states: the labels of each interface, and its state.
         overflows: how often a queue of connections to be accepted was full.
         connections: tracked connections; None where none are tracked.
     """
@@ -93,7 +93,7 @@ class Reading(NamedTuple):
     inode: int
     sockets: int
     protocols: dict[str, int]
-    states: dict[str, links.State]
+    states: list[tuple[str, links.State]]
     overflows: int
     connections: int | None
 
@@ -110,8 +110,12 @@ def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) ->
         OSError: the machine lacks what it takes to look.
     """
     may_block()
-    families = _all_families(names, stats, shown)
-    return "".join(chain.from_iterable(map(_lines, families))).encode()
+    # The text of thousands of namespaces takes megabytes: it is there once, and not in pieces
+    # besides.
+    text = BytesIO()
+    for family in _all_families(names, stats, shown):
+        text.write("".join(_lines(family)).encode())
+    return text.getvalue()
 
 
 def _lines(family: Family) -> Iterator[str]:
@@ -194,7 +198,7 @@ def _all_families(
 
 
 def _device_families(readings: Sequence[Reading]) -> Iterator[Family]:
-    states = [state for reading in readings for state in reading.states.items()]
+    states = [state for reading in readings for state in reading.states]
     for column, (counter, meaning) in enumerate(_DEVICE_COUNTERS):
         yield Family(
             "counter",
@@ -278,10 +282,10 @@ def _read_inside(name: bytes, fd: int) -> Reading:
         route = RouteSocket()
     label = _label("namespace", _label_text(name))
     with route:
-        states = {
-            f"{_label('device', _label_text(state.name))},{label}": state
+        states = [
+            (f"{_label('device', _label_text(state.name))},{label}", state)
             for state in links.states(route)
-        }
+        ]
     used, protocols = _parse_sockets(sockets)
     return Reading(
         label=label,
