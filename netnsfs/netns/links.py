@@ -51,6 +51,7 @@ _IFLA_IFNAME = 3
 _IFLA_LINK = 5
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
+_IFLA_STATS64 = 23
 _IFLA_NET_NS_FD = 28
 _IFLA_EXT_MASK = 29
 _IFLA_CARRIER = 33
@@ -70,11 +71,14 @@ _OF_INTERFACE = frozenset(
         _IFLA_LINK_NETNSID,
     }
 )
+_OF_STATE = frozenset({_IFLA_IFNAME, _IFLA_STATS64, _IFLA_CARRIER})
+_OF_INFORMATION = frozenset({_IFLA_INFO_KIND})
 # linux/veth.h
 _VETH_INFO_PEER = 1
 # linux/if_addr.h
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
+_OF_ADDRESS = frozenset({_IFA_ADDRESS, _IFA_LOCAL})
 # linux/if.h, linux/if_arp.h
 _IFF_UP = 1
 _ARPHRD_LOOPBACK = 772
@@ -82,11 +86,15 @@ _ARPHRD_LOOPBACK = 772
 _LINK = struct.Struct("=BxHiII")
 # struct ifaddrmsg: family, length of the prefix, flags, scope, index.
 _ADDRESS = struct.Struct("=BBBBI")
+# struct rtnl_link_stats64: packets, bytes, errors and drops, each received and sent, and what
+# was missed.
+_COUNTERS = struct.Struct("=8Q56xQ")
 _NUMBER = struct.Struct("=i")
 _LENGTHS = {socket.AF_INET: 32, socket.AF_INET6: 128}
-# Without it, each answer has the interface's counters in it, which nobody reads here.
+# Without it, each answer has the interface's counters in it.
 _MASK = attribute(_IFLA_EXT_MASK, _NUMBER.pack(_RTEXT_FILTER_SKIP_STATS))
-_LINK_QUESTION = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _MASK
+_COUNTERS_QUESTION = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+_LINK_QUESTION = _COUNTERS_QUESTION + _MASK
 
 _EXPECTED = "expected +ADDRESS/LENGTH or -ADDRESS/LENGTH, several with blanks between"
 
@@ -158,22 +166,24 @@ class Address(NamedTuple):
 
 
 class State(NamedTuple):
-    """An interface, and what another question tells of it.
+    """How an interface is, and what it has done.
 
     Attributes:
-        interface: the interface.
+        name: its name.
+        up: it is set up (IFF_UP).
+        connected: it is up, and there is somebody at the other end.
+        counters: bytes, packets, errors and drops, received and then sent: the columns of
+            /proc/net/dev, proc_pid_net(5).
         addresses: how many it has.
         speed: in bytes per second; None if it is not connected or has none.
     """
 
-    interface: Interface
+    name: bytes
+    up: bool
+    connected: bool
+    counters: tuple[int, ...]
     addresses: int
     speed: int | None
-
-    @property
-    def connected(self) -> bool:
-        """It is up, and there is somebody at the other end."""
-        return self.interface.up and self.interface.carrier
 
 
 class Peer(NamedTuple):
@@ -266,15 +276,42 @@ def states(route: RouteSocket) -> list[State]:
     question = _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     told = route.dump(_RTM_GETADDR, question, _ADDRESS.unpack_from)
     count = Counter(index for family, _, _, _, index in told if family in _LENGTHS)
-    return [State(link, count[link.ifindex], _speed(route, link)) for link in interfaces(route)]
+    seen = sorted(route.dump(_RTM_GETLINK, _COUNTERS_QUESTION, _indexed))
+    return [_state(route, body, count[index]) for index, body in seen]
 
 
-def _speed(route: RouteSocket, link: Interface) -> int | None:
-    if not (link.up and link.carrier):
-        return None
-    speed = linux.interface_speed(route.fileno(), link.name)
-    # From Mbit/s.
-    return None if speed is None else speed * 125_000
+def _indexed(body: bytes) -> tuple[int, bytes]:
+    return _LINK.unpack_from(body)[2], body
+
+
+def _state(route: RouteSocket, body: bytes, count: int) -> State:
+    up = bool(_LINK.unpack_from(body)[3] & _IFF_UP)
+    told = attributes(body, _LINK.size, _OF_STATE)
+    name = told[_IFLA_IFNAME].rstrip(b"\0")
+    connected = up and told.get(_IFLA_CARRIER) == b"\1"
+    speed = linux.interface_speed(route.fileno(), name) if connected else None
+    # What was missed counts as dropped in /proc/net/dev (net/core/net-procfs.c).
+    packets, sent, size, sent_size, errors, sent_errors, drops, sent_drops, missed = (
+        _COUNTERS.unpack_from(told[_IFLA_STATS64])
+    )
+    return State(
+        name=name,
+        up=up,
+        connected=connected,
+        counters=(
+            size,
+            packets,
+            errors,
+            drops + missed,
+            sent_size,
+            sent,
+            sent_errors,
+            sent_drops,
+        ),
+        addresses=count,
+        # From Mbit/s.
+        speed=None if speed is None else speed * 125_000,
+    )
 
 
 def peer(route: RouteSocket, name: bytes) -> Peer:
@@ -319,7 +356,7 @@ def _interface(body: bytes) -> Interface:
 
 
 def _kind(hardware: int, information: bytes) -> bytes:
-    kind = attributes(information, 0, (_IFLA_INFO_KIND,)).get(_IFLA_INFO_KIND)
+    kind = attributes(information, 0, _OF_INFORMATION).get(_IFLA_INFO_KIND)
     if kind is not None:
         return kind.rstrip(b"\0")
     # What rtnetlink can make tells its kind. Loopback and hardware tell none.
@@ -333,7 +370,7 @@ def _number(told: dict[int, bytes], kind: int) -> int | None:
 
 def _address(body: bytes) -> Address:
     family, length, _, _, index = _ADDRESS.unpack_from(body)
-    told = attributes(body, _ADDRESS.size, (_IFA_ADDRESS, _IFA_LOCAL))
+    told = attributes(body, _ADDRESS.size, _OF_ADDRESS)
     # Of a point-to-point connection, IFA_ADDRESS is the other end.
     packed = told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS, b"")
     return Address(family, packed, length, index, body)

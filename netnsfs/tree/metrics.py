@@ -1,17 +1,22 @@
 """Counters of every named namespace, in the Prometheus text format.
 
 One pass over the processes of the machine counts the members of all namespaces, and one
-thread goes from namespace to namespace and reads a few small files in each.
-prometheus_client writes the text; it is imported at the first use, because it is big.
+thread goes from namespace to namespace, asks for its interfaces and reads a few small files.
+
+Why not prometheus_client, which the tests read and compare the text with: it looks at each
+label of each sample again, and so needs as long to write as all the rest takes, for a format
+of three kinds of lines.
 
 Label values are text and names need not be: a byte that is not UTF-8 is written as \\xNN, and
 a backslash of a name is doubled, so that no two names look the same.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -23,32 +28,36 @@ from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 
 # /proc/net is that of the first thread, which never leaves the daemon's namespace.
-_OWN_NET = b"/proc/thread-self/net/"
-_CONNECTIONS = b"/proc/sys/net/netfilter/nf_conntrack_count"
+_SOCKETS = b"/proc/thread-self/net/sockstat"
+_SOCKETS6 = b"/proc/thread-self/net/sockstat6"
+_STATISTICS = b"/proc/thread-self/net/netstat"
+_CONNECTIONS = b"/proc/thread-self/net/stat/nf_conntrack"
+_CONNECTIONS_COUNT = b"/proc/sys/net/netfilter/nf_conntrack_count"
 
-# Columns of /proc/net/dev, proc_pid_net(5).
+# In the order of `links.State.counters`.
 _DEVICE_COUNTERS = (
-    (0, "receive_bytes", "Bytes received by an interface."),
-    (1, "receive_packets", "Packets received by an interface."),
-    (2, "receive_errors", "Errors of an interface in receiving."),
-    (3, "receive_drops", "Packets that an interface has received and dropped."),
-    (8, "transmit_bytes", "Bytes sent by an interface."),
-    (9, "transmit_packets", "Packets sent by an interface."),
-    (10, "transmit_errors", "Errors of an interface in sending."),
-    (11, "transmit_drops", "Packets that an interface was to send and has dropped."),
+    ("receive_bytes", "Bytes received by an interface."),
+    ("receive_packets", "Packets received by an interface."),
+    ("receive_errors", "Errors of an interface in receiving."),
+    ("receive_drops", "Packets that an interface has received and dropped."),
+    ("transmit_bytes", "Bytes sent by an interface."),
+    ("transmit_packets", "Packets sent by an interface."),
+    ("transmit_errors", "Errors of an interface in sending."),
+    ("transmit_drops", "Packets that an interface was to send and has dropped."),
 )
 
 _DEVICE_GAUGES: tuple[tuple[str, str, Callable[[links.State], float | None]], ...] = (
-    ("up", "Whether an interface is set up.", lambda state: state.interface.up),
+    ("up", "Whether an interface is set up.", lambda state: state.up),
     ("carrier", "Whether an interface is up and connected.", lambda state: state.connected),
     ("speed_bytes", "Speed of an interface in bytes per second.", lambda state: state.speed),
     ("addresses", "Addresses of an interface.", lambda state: state.addresses),
 )
 
 # FRAG counts fragments, and UDPLITE is a protocol that nobody uses.
-_NO_SOCKETS = ("FRAG", "UDPLITE")
+_IN_USE = re.compile(rb"^(TCP|UDP|RAW)6?: inuse (\d+)", re.MULTILINE)
 
-_Sample = tuple[Sequence[str], float]
+# The labels as they are written, and the value.
+_Sample = tuple[str, float]
 
 
 class Family(NamedTuple):
@@ -57,15 +66,13 @@ class Family(NamedTuple):
     Attributes:
         kind: "counter" or "gauge".
         name: without the suffix that the format asks for.
-        help: a sentence.
-        labels: their names.
-        samples: the labels' values, and the value.
+        help: a sentence, without a backslash.
+        samples: labels and values.
     """
 
     kind: str
     name: str
     help: str
-    labels: Sequence[str]
     samples: Sequence[_Sample]
 
 
@@ -73,22 +80,20 @@ class Reading(NamedTuple):
     """What one look into a namespace tells.
 
     Attributes:
-        label: its name.
+        label: its name, as a label.
         inode: number of the namespace.
-        devices: the columns of /proc/net/dev, by interface.
         sockets: open sockets of all kinds.
         protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
-        states: the state of each interface, by its label.
+        states: the labels of each interface, and its state.
         overflows: how often a queue of connections to be accepted was full.
         connections: tracked connections; None where none are tracked.
     """
 
     label: str
     inode: int
-    devices: dict[str, list[int]]
     sockets: int
     protocols: dict[str, int]
-    states: dict[str, links.State]
+    states: list[tuple[str, links.State]]
     overflows: int
     connections: int | None
 
@@ -105,24 +110,38 @@ def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) ->
         OSError: the machine lacks what it takes to look.
     """
     may_block()
-    from prometheus_client import Metric, generate_latest
-    from prometheus_client.openmetrics.exposition import ALLOWUTF8
-    from prometheus_client.registry import Collector
+    # The text of thousands of namespaces takes megabytes: it is there once, and not in pieces
+    # besides.
+    text = BytesIO()
+    for family in _all_families(names, stats, shown):
+        text.write("".join(_lines(family)).encode())
+    return text.getvalue()
 
-    class Pass(Collector):
-        def collect(self) -> Iterator[Metric]:
-            for family in _all_families(names, stats, shown):
-                metric = Metric(family.name, family.help, family.kind)
-                # The format wants the suffix in the sample, and not in the name of the metric.
-                sample = family.name + ("_total" if family.kind == "counter" else "")
-                for values, value in family.samples:
-                    metric.add_sample(
-                        sample, dict(zip(family.labels, values, strict=True)), value
-                    )
-                yield metric
 
-    # No name needs any escaping, and this is the quickest kind.
-    return generate_latest(Pass(), escaping=ALLOWUTF8)
+def _lines(family: Family) -> Iterator[str]:
+    name = family.name + ("_total" if family.kind == "counter" else "")
+    yield f"# HELP {name} {family.help}\n# TYPE {name} {family.kind}\n"
+    for labels, value in family.samples:
+        shown = f"{{{labels}}}" if labels else ""
+        yield f"{name}{shown} {_number_text(value)}\n"
+
+
+def _number_text(value: float) -> str:
+    """A number as Go writes it: with an exponent from a million on."""
+    # Most are 0.
+    if not value:
+        return "0.0"
+    text = repr(float(value))
+    whole, _, fraction = text.partition(".")
+    if len(whole) <= 6:
+        return text
+    mantissa = f"{whole[0]}.{whole[1:]}{fraction}".rstrip("0.")
+    return f"{mantissa}e+{len(whole) - 1:02}"
+
+
+def _label(name: str, value: str) -> str:
+    escaped = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return f'{name}="{escaped}"'
 
 
 def _all_families(
@@ -134,30 +153,27 @@ def _all_families(
     readings = [
         reading for name in seen if (reading := on_own_thread(_read_namespace, names, name))
     ]
-    yield Family("gauge", "netnsfs_names", "Names.", (), [((), len(listed))])
+    yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
     yield from _spare_families(names.spares)
     inside = tasks.counts()
     yield Family(
         "gauge",
         "netnsfs_member_processes",
         "Processes with at least one thread in the namespace.",
-        ["namespace"],
-        [([reading.label], inside[reading.inode]) for reading in readings],
+        [(reading.label, inside[reading.inode]) for reading in readings],
     )
     yield Family(
         "gauge",
         "netnsfs_sockets_used",
         "Open sockets of all kinds.",
-        ["namespace"],
-        [([reading.label], reading.sockets) for reading in readings],
+        [(reading.label, reading.sockets) for reading in readings],
     )
     yield Family(
         "gauge",
         "netnsfs_sockets_in_use",
         "Sockets in use, by protocol, IPv6 and IPv4 together.",
-        ["namespace", "protocol"],
         [
-            ([reading.label, protocol], number)
+            (f'{reading.label},protocol="{protocol}"', number)
             for reading in readings
             for protocol, number in reading.protocols.items()
         ],
@@ -166,16 +182,14 @@ def _all_families(
         "counter",
         "netnsfs_tcp_listen_overflows",
         "Connections that were refused because a queue to be accepted was full.",
-        ["namespace"],
-        [([reading.label], reading.overflows) for reading in readings],
+        [(reading.label, reading.overflows) for reading in readings],
     )
     yield Family(
         "gauge",
         "netnsfs_conntrack_entries",
         "Connections that are tracked.",
-        ["namespace"],
         [
-            ([reading.label], reading.connections)
+            (reading.label, reading.connections)
             for reading in readings
             if reading.connections is not None
         ],
@@ -184,57 +198,54 @@ def _all_families(
 
 
 def _device_families(readings: Sequence[Reading]) -> Iterator[Family]:
-    for column, counter, meaning in _DEVICE_COUNTERS:
+    states = [state for reading in readings for state in reading.states]
+    for column, (counter, meaning) in enumerate(_DEVICE_COUNTERS):
         yield Family(
             "counter",
             f"netnsfs_network_{counter}",
             meaning,
-            ["namespace", "device"],
-            [
-                ([reading.label, device], columns[column])
-                for reading in readings
-                for device, columns in reading.devices.items()
-            ],
+            [(labels, state.counters[column]) for labels, state in states],
         )
     for gauge, meaning, value in _DEVICE_GAUGES:
         yield Family(
             "gauge",
             f"netnsfs_network_{gauge}",
             meaning,
-            ["namespace", "device"],
             [
-                ([reading.label, device], number)
-                for reading in readings
-                for device, state in reading.states.items()
+                (labels, number)
+                for labels, state in states
                 if (number := value(state)) is not None
             ],
         )
 
 
 def _own_families(stats: Stats) -> Iterator[Family]:
-    build = [([version("netnsfs")], 1)]
-    yield Family("gauge", "netnsfs_build_info", "The version.", ["version"], build)
+    build = [(_label("version", version("netnsfs")), 1)]
+    yield Family("gauge", "netnsfs_build_info", "The version.", build)
     yield Family(
         "gauge",
         "netnsfs_start_time_seconds",
         "When the file system was started, seconds since the epoch.",
-        (),
-        [((), stats.began)],
+        [("", stats.began)],
     )
     # Copies, because the event loop goes on counting.
     yield Family(
         "counter",
         "netnsfs_requests",
         "Requests of the kernel to the file system.",
-        ["operation"],
-        [([operation], count) for operation, count in sorted(stats.requests.copy().items())],
+        [
+            (_label("operation", operation), count)
+            for operation, count in sorted(stats.requests.copy().items())
+        ],
     )
     yield Family(
         "counter",
         "netnsfs_request_errors",
         "Requests that were refused.",
-        ["operation", "errno"],
-        sorted(stats.errors.copy().items()),
+        [
+            (f"{_label('errno', code)},{_label('operation', operation)}", count)
+            for (operation, code), count in sorted(stats.errors.copy().items())
+        ],
     )
 
 
@@ -246,12 +257,10 @@ def _is_shown(shown: Callable[[bytes], bool], name: bytes) -> bool:
 
 
 def _spare_families(spares: Spares) -> Iterator[Family]:
-    held = [((), len(spares))]
-    yield Family("gauge", "netnsfs_spares", "Namespaces made ahead.", (), held)
-    taken = [(["hit"], spares.hits), (["miss"], spares.misses)]
-    yield Family(
-        "counter", "netnsfs_spares_taken", "Namespaces wanted of them.", ["result"], taken
-    )
+    held = [("", len(spares))]
+    yield Family("gauge", "netnsfs_spares", "Namespaces made ahead.", held)
+    taken = [(_label("result", "hit"), spares.hits), (_label("result", "miss"), spares.misses)]
+    yield Family("counter", "netnsfs_spares_taken", "Namespaces wanted of them.", taken)
 
 
 def _read_namespace(names: Names, name: bytes) -> Reading | None:
@@ -266,66 +275,68 @@ def _read_inside(name: bytes, fd: int) -> Reading:
     # Entered only now: the thread that follows a link starts in the namespace of this one.
     with visit():
         linux.setns(fd, linux.CLONE_NEWNET)
-        devices = _read_file(b"dev")
-        sockets = _read_file(b"sockstat") + _read_file(b"sockstat6")
-        overflows = _parse_overflows(_read_file(b"netstat"))
-        connections = _read_file(_CONNECTIONS)
+        sockets = _read_file(_SOCKETS) + _read_file(_SOCKETS6)
+        overflows = _parse_overflows(_read_file(_STATISTICS))
+        connections = _count_connections()
         # The socket stays in the namespace when the thread has left it.
         route = RouteSocket()
+    label = _label("namespace", _label_text(name))
     with route:
-        states = {_label_text(state.interface.name): state for state in links.states(route)}
+        states = [
+            (f"{_label('device', _label_text(state.name))},{label}", state)
+            for state in links.states(route)
+        ]
     used, protocols = _parse_sockets(sockets)
     return Reading(
-        label=_label_text(name),
+        label=label,
         inode=os.fstat(fd).st_ino,
-        devices=_parse_devices(devices),
         sockets=used,
         protocols=protocols,
         states=states,
         overflows=overflows,
-        connections=int(connections) if connections else None,
+        connections=connections,
     )
 
 
-def _read_file(name: bytes) -> bytes:
-    # A kernel without IPv6 has no sockstat6, one that tracks no connections no count of them.
+def _read_file(path: bytes) -> bytes:
+    # A kernel without IPv6 has no sockstat6, and one that tracks no connections tells of none.
     try:
-        fd = os.open(os.path.join(_OWN_NET, name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return b""
     try:
-        return b"".join(iter(lambda: os.read(fd, 1 << 16), b""))
+        # One read gets the first record whole (fs/seq_file.c), and what is wanted is there.
+        return os.read(fd, 1 << 16)
     finally:
         os.close(fd)
 
 
-def _parse_devices(table: bytes) -> dict[str, list[int]]:
-    """The columns of each interface, from /proc/net/dev."""
-    found = {}
-    for line in table.split(b"\n")[2:-1]:
-        # No name has a colon or white space in it (dev_valid_name, net/core/dev.c).
-        device, _, columns = line.partition(b":")
-        found[_label_text(device.lstrip(b" "))] = [int(column) for column in columns.split()]
-    return found
+def _count_connections() -> int | None:
+    # A lookup in /proc/sys takes the longer the more namespaces there are, for what is below
+    # /proc/sys/net is in one hash chain for all of them. But not all kernels have the other.
+    _, _, numbers = _read_file(_CONNECTIONS).partition(b"\n")
+    if numbers:
+        return int(numbers.split(b" ", 1)[0], 16)
+    count = _read_file(_CONNECTIONS_COUNT)
+    return int(count) if count else None
 
 
 def _parse_sockets(tables: bytes) -> tuple[int, dict[str, int]]:
     """All sockets, and those in use by protocol, from /proc/net/sockstat and sockstat6."""
-    used, protocols = 0, dict[str, int]()
-    for line in tables.splitlines():
-        protocol, what, count, *_ = line.decode().split()
-        if what == "used":
-            used = int(count)
-        elif not protocol.startswith(_NO_SOCKETS):
-            kind = protocol.removesuffix(":").removesuffix("6")
-            protocols[kind] = protocols.get(kind, 0) + int(count)
-    return used, protocols
+    protocols = dict[str, int]()
+    for protocol, count in _IN_USE.findall(tables):
+        kind = protocol.decode()
+        protocols[kind] = protocols.get(kind, 0) + int(count)
+    # "sockets: used 4"
+    return int(tables.split(None, 3)[2]), protocols
 
 
 def _parse_overflows(tables: bytes) -> int:
     """ListenOverflows of /proc/net/netstat: a line of names, then one of numbers."""
-    lines = [line.split() for line in tables.splitlines() if line.startswith(b"TcpExt:")]
-    return int(dict(zip(*lines, strict=True)).get(b"ListenOverflows", 0)) if lines else 0
+    names, _, numbers = tables.partition(b"\n")
+    before, found, _ = names.partition(b" ListenOverflows ")
+    column = before.count(b" ") + 1
+    return int(numbers.split(b" ", column + 1)[column]) if found else 0
 
 
 def _label_text(name: bytes) -> str:

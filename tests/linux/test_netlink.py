@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import apart, error_of
+from hypothesis import given
+from hypothesis import strategies as st
 
 from netnsfs import linux
 from netnsfs.linux import netlink
@@ -55,6 +57,25 @@ def test_attributes_are_padded_and_read_back() -> None:
 @pytest.mark.parametrize("broken", [b"", b"\0", b"\0\0\0\0", b"\xff\xff\0\0", b"\3\0\1\0" * 3])
 def test_broken_attributes_end(broken: bytes) -> None:
     attributes(broken)
+
+
+# Few kinds and short values, so that many are of one length and not of one layout.
+ATTRIBUTES = st.lists(
+    st.tuples(st.sampled_from([1, 2, 0x8003]), st.binary(max_size=9)), max_size=4
+)
+
+
+@given(st.lists(ATTRIBUTES, max_size=9), st.binary(max_size=3), st.integers(0, 8))
+def test_messages_of_one_length_are_told_apart(
+    messages: list[list[tuple[int, bytes]]], rest: bytes, start: int
+) -> None:
+    # The second time, their layouts are known.
+    for told in messages * 2:
+        body = bytes(start) + b"".join(attribute(*each) for each in told) + rest
+        values = {kind & 0xFF: value for kind, value in told}
+        assert attributes(body, start) == values
+        wanted = {kind: value for kind, value in values.items() if kind != 2}
+        assert attributes(body, start, frozenset({1, 3})) == wanted
 
 
 def test_a_question_has_an_answer(routes: tuple[RouteSocket, RouteSocket]) -> None:

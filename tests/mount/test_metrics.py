@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from conftest import RUN, Mounted, error_of, ip
+from prometheus_client import Metric, generate_latest
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -137,6 +140,35 @@ def _name_of(label: str) -> bytes:
         )
         for part in parts
     )
+
+
+class Read(Collector):
+    """Metrics that were read from a text."""
+
+    def __init__(self, text: bytes) -> None:
+        self._metrics = list(text_string_to_metric_families(text.decode()))
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def test_the_text_is_as_prometheus_client_writes_it(mnt: Mounted, foo: Path) -> None:
+    odd = mnt / 'qu"o\\ted\n'
+    odd.mkdir()
+    ip("-n", "foo", "link", "set", "lo", "up")
+    subprocess.run(["ip", "netns", "exec", "foo", sys.executable, "-c", MANY_BYTES], check=True)
+    text = (mnt / ".netnsfs/metrics").read_bytes()
+    assert b'receive_bytes_total{device="lo",namespace="foo"} 1.' in text
+    assert text == generate_latest(Read(text), escaping=ALLOWUTF8)
+    odd.rmdir()
+
+
+MANY_BYTES = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as held:
+    for _ in range(20):
+        held.sendto(bytes(60_000), ("127.0.0.1", 9))
+"""
 
 
 def test_requests_and_errors_of_the_file_system(mnt: Mounted, foo: Path) -> None:
