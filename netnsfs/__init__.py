@@ -12,7 +12,8 @@ knows nothing of ours** (tests/node/test_law.py).
                                 (what each user may have of all that: `shares`, `listings`,
                                 and `turns`, in which workers serve users)
     node                        the vocabulary between the two: Directory, File, Link, Handle
-    tree/                       what the mount shows, and to whom
+    tree/                       what the mount shows, and to whom (`allowance`: how long a user
+                                may keep others waiting)
     netns/                      what network namespaces are: names, owners, members, holders
     jobs                        one call on a worker thread; entering a namespace; giving up
     stats                       requests counted, and why the last refused change failed

@@ -8,6 +8,7 @@ import errno
 import stat
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -31,6 +32,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
+from netnsfs.tree.allowance import Allowance
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
@@ -51,9 +53,22 @@ def _one_a_line(numbers: list[int]) -> bytes:
     return b"".join(b"%d\n" % number for number in numbers)
 
 
+SIGNALLING_RATE = 0.1
+"""How many seconds each user, but root, may take for signals in a second, in the long run."""
+
+# The kernel keeps a file locked while it is written. So root waits for whoever writes the same.
+_signalling = Allowance(signals.SECONDS, SIGNALLING_RATE)
+
+
 def _sender(caller: Caller) -> Command:
     may_block()
-    return partial(signals.send, may_signal=signal_rule(caller))
+    rule, user = signal_rule(caller), caller.uid
+
+    def send(fd: int, text: bytes) -> None:
+        with _signalling.spent_by(user) if rule else nullcontext():
+            signals.send(fd, text, rule)
+
+    return send
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +87,7 @@ class Row:
         write: for whoever has opened it, what carries out a command, for a descriptor of the
             namespace.
         guarded: it tells what only the daemon can see.
+        costly: see `File.costly`.
     """
 
     name: bytes
@@ -83,6 +99,7 @@ class Row:
     bound: Callable[[], int] | None = None
     write: Callable[[Caller], Command] | None = None
     guarded: bool = False
+    costly: bool = False
 
 
 NAMESPACE = {
@@ -111,7 +128,14 @@ NAMESPACE = {
             live=lambda ns, fd: nsid.read_nsid(fd),
             write=lambda caller: nsid.assign_nsid,
         ),
-        Row(b"kill", mode=0o200, live=lambda ns, fd: b"", bound=lambda: 0, write=_sender),
+        Row(
+            b"kill",
+            mode=0o200,
+            live=lambda ns, fd: b"",
+            bound=lambda: 0,
+            write=_sender,
+            costly=True,
+        ),
     )
 }
 
@@ -442,6 +466,7 @@ class ControlFile(File):
         self.key = (directory.key, row.name)
         self.label = row.name
         self.writable = row.write is not None
+        self.costly = row.costly
 
     def attributes(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)
