@@ -7,14 +7,16 @@ knowledge lives.
 import errno
 import stat
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import may_block
+from netnsfs.jobs import asked_at, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
@@ -177,6 +179,20 @@ class Settings:
     population: Population = field(default_factory=Population)
 
 
+class _List(NamedTuple):
+    """A list of tasks that was made.
+
+    Attributes:
+        began: when that began (time.monotonic).
+        told: for which user; None for one who may know of all tasks.
+        made: it, and whether there are any tasks.
+    """
+
+    began: float
+    told: int | None
+    made: tuple[bytes, bool]
+
+
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
 # a namespace that gets another name needs a node that differs at least in this.
 _generations = count(1)
@@ -209,6 +225,7 @@ class NamespaceDirectory(Directory):
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
         self.subject = namespace.id
+        self._lists: dict[bytes, _List] = {}
 
     @property
     def stamp(self) -> Hashable:
@@ -337,11 +354,27 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
         """
-        assert row.tasks
         may_block()
         with self.held_open():
-            found = row.tasks(self.namespace.inode)
-        return row.tell([task for task in found if viewer.may_see(task)]), bool(found)
+            return self._make_list(row, viewer)
+
+    def length_of_tasks(self, row: Row) -> int:
+        """The length of such a list, for somebody who may know of all tasks."""
+        return len(self._make_list(row, None)[0])
+
+    def _make_list(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+        """A list, shared by all who had asked for it when it was begun, as in `SharedText`."""
+        assert row.tasks
+        told = None if viewer is None or viewer.sees_all else viewer.uid
+        latest = self._lists.get(row.name)
+        if latest and latest.told == told and latest.began >= asked_at():
+            return latest.made
+        began = time.monotonic()
+        found = row.tasks(self.namespace.inode)
+        shown = [task for task in found if viewer is None or viewer.may_see(task)]
+        made = row.tell(shown), bool(found)
+        self._lists[row.name] = _List(began, told, made)
+        return made
 
     def is_populated(self) -> bool:
         """Whether a process is inside, whoever may know of it.
@@ -484,11 +517,10 @@ class ControlFile(File):
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""
-        assert self._row.tasks
         if not tasks.is_cheap():
             return bound
         # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
-        return len(self._row.tell(self._row.tasks(self._directory.namespace.inode)))
+        return self._directory.length_of_tasks(self._row)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
