@@ -15,7 +15,8 @@ knows nothing of ours** (tests/node/test_law.py).
     tree/                       what the mount shows, and to whom (`allowance`: how long a user
                                 may keep others waiting)
     netns/                      what network namespaces are: names, owners, members, holders
-    jobs                        one call on a worker thread; entering a namespace; giving up
+    jobs                        one call on a worker thread; entering a namespace; giving up;
+                                results that many share
     stats                       requests counted, and why the last refused change failed
     linux/                      system calls that Python does not have
 

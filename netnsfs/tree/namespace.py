@@ -7,16 +7,15 @@ knowledge lives.
 import errno
 import stat
 import threading
-import time
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import asked_at, may_block
+from netnsfs.jobs import SharedResult, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
@@ -179,20 +178,6 @@ class Settings:
     population: Population = field(default_factory=Population)
 
 
-class _List(NamedTuple):
-    """A list of tasks that was made.
-
-    Attributes:
-        began: when that began (time.monotonic).
-        told: for which user; None for one who may know of all tasks.
-        made: it, and whether there are any tasks.
-    """
-
-    began: float
-    told: int | None
-    made: tuple[bytes, bool]
-
-
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
 # a namespace that gets another name needs a node that differs at least in this.
 _generations = count(1)
@@ -225,7 +210,8 @@ class NamespaceDirectory(Directory):
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
         self.subject = namespace.id
-        self._lists: dict[bytes, _List] = {}
+        self._lists: defaultdict[bytes, SharedResult[tuple[bytes, bool]]]
+        self._lists = defaultdict(SharedResult)
 
     @property
     def stamp(self) -> Hashable:
@@ -363,18 +349,14 @@ class NamespaceDirectory(Directory):
         return len(self._make_list(row, None)[0])
 
     def _make_list(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
-        """A list, shared by all who had asked for it when it was begun, as in `SharedText`."""
-        assert row.tasks
         told = None if viewer is None or viewer.sees_all else viewer.uid
-        latest = self._lists.get(row.name)
-        if latest and latest.told == told and latest.began >= asked_at():
-            return latest.made
-        began = time.monotonic()
+        return self._lists[row.name].get(partial(self._look_at_tasks, row, viewer), told)
+
+    def _look_at_tasks(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+        assert row.tasks
         found = row.tasks(self.namespace.inode)
         shown = [task for task in found if viewer is None or viewer.may_see(task)]
-        made = row.tell(shown), bool(found)
-        self._lists[row.name] = _List(began, told, made)
-        return made
+        return row.tell(shown), bool(found)
 
     def is_populated(self) -> bool:
         """Whether a process is inside, whoever may know of it.
