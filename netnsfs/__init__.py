@@ -10,9 +10,11 @@ which rules hold.
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
-    tree/                       what the mount shows, and to whom
+    tree/                       what the mount shows, and to whom (`allowance`: how long a user
+                                may keep others waiting)
     netns/                      what network namespaces are: names, owners, members, holders
-    jobs                        one call on a worker thread; entering a namespace; giving up
+    jobs                        one call on a worker thread; entering a namespace; giving up;
+                                results that many share
     stats                       requests counted, and why the last refused change failed
     linux/                      system calls that Python does not have
 

@@ -24,7 +24,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 from netnsfs import linux
@@ -144,6 +144,32 @@ def may_block() -> None:
 def asked_at() -> float:
     """When the job was asked for that this thread runs (time.monotonic); else now."""
     return _local.job.asked if _local.job else time.monotonic()
+
+
+class SharedResult(Generic[T]):
+    """What takes long to make, and is shared by all who had asked for it when it was begun.
+
+    So many who ask at the same time cost as much as two. (What was begun earlier may lack what
+    has changed before somebody asked.) For any thread; nobody waits for another.
+    """
+
+    def __init__(self) -> None:
+        self._latest: tuple[float, Hashable, T] | None = None
+
+    def get(self, make: Callable[[], T], key: Hashable = None) -> T:
+        """The latest result, if it is recent enough, or a new one.
+
+        Args:
+            make: makes it.
+            key: with another one, it is another result. Only the latest is kept.
+        """
+        latest = self._latest
+        if latest and latest[0] >= asked_at() and latest[1] == key:
+            return latest[2]
+        began = time.monotonic()
+        made = make()
+        self._latest = began, key, made
+        return made
 
 
 def commit() -> None:

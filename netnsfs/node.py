@@ -267,7 +267,7 @@ class File(Node):
 
     Attributes:
         writable: truncate(2) to 0 is welcome.
-        costly: its content takes long to make, and is the same for many.
+        costly: its content takes long to make, and is the same for many; or a write takes long.
     """
 
     label = b""

@@ -121,10 +121,11 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: what the mount point is.
-        looks: where calls that can take long are made.
-        changes: the same for calls that change something, so that no crowd of readers keeps
-            them waiting.
-        costly: the same for files that take long to make.
+        names: where calls are made that can take long while the kernel keeps a file or
+            directory locked, so that no crowd of readers keeps others from it.
+        looks: the same for what the kernel locks nothing for.
+        changes: the same for calls that change something.
+        costly: the same for files that take long to make, or to write.
         ready: called when the kernel has accepted the mount.
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
@@ -137,6 +138,7 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         root: Directory,
+        names: Pool,
         looks: Pool,
         changes: Pool,
         costly: Pool,
@@ -147,6 +149,7 @@ class Operations(pyfuse3.Operations):
         told: Told,
     ) -> None:
         super().__init__()
+        self._names = names
         self._looks = looks
         self._changes = changes
         self._costly = costly
@@ -215,6 +218,13 @@ class Operations(pyfuse3.Operations):
 
     # Calls of the tree, here or on a worker
 
+    async def _call_locked(self, user: int, function: Callable[..., T], *args: object) -> T:
+        """Call what the kernel keeps a file or directory locked for, from all users."""
+        try:
+            return function(*args)
+        except WouldBlock:
+            return await self._names.run_for(user, function, *args)
+
     async def _call_tree(self, user: int, function: Callable[..., T], *args: object) -> T:
         try:
             return function(*args)
@@ -225,11 +235,17 @@ class Operations(pyfuse3.Operations):
         return self._costly if file.costly else self._looks
 
     async def _make_change(
-        self, user: int, name: bytes, function: Callable[..., T], *args: object
+        self,
+        user: int,
+        name: bytes,
+        function: Callable[..., T],
+        *args: object,
+        costly: bool = False,
     ) -> T:
         """Call what changes something, and remember why it failed if it does."""
+        pool = self._costly if costly else self._changes
         try:
-            return await self._changes.run_for(user, function, *args)
+            return await pool.run_for(user, function, *args)
         except OSError as error:
             self.stats.remember_refusal(function.__name__, name, error)
             raise
@@ -243,20 +259,23 @@ class Operations(pyfuse3.Operations):
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
-        taken = await self._call_tree(user, node.attributes)
+        taken = await self._call_locked(user, node.attributes)
         if node.key not in self._by_key and node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
-            await self._call_tree(user, node.ensure_present)
+            await self._call_locked(user, node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
         known.take_attributes(taken, stamp)
         return known
 
-    async def _refresh_attributes(self, user: int, known: KnownNode) -> EntryAttributes:
+    async def _refresh_attributes(
+        self, user: int, known: KnownNode, locked: bool = False
+    ) -> EntryAttributes:
         """A known node's attributes as they are now."""
         stamp = known.node.stamp
-        taken = await self._call_tree(user, known.node.exact_attributes)
+        call = self._call_locked if locked else self._call_tree
+        taken = await call(user, known.node.exact_attributes)
         known.take_attributes(taken, stamp)
         return known.attributes
 
@@ -276,7 +295,7 @@ class Operations(pyfuse3.Operations):
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
-                node = await self._looks.run_for(ctx.uid, directory.lookup, name, ctx)
+                node = await self._names.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
                 known = await self._admit(ctx.uid, node, directory)
@@ -381,7 +400,7 @@ class Operations(pyfuse3.Operations):
         with self._letting_go():
             found = None
             with suppress(FileNotFoundError):
-                found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+                found = await self._call_locked(ctx.uid, directory.lookup, name, ctx)
             self._keep(found)
             return await self._introduce(directory, self._told.find(name, found), ctx)
 
@@ -410,7 +429,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._told.refuse_told(name)
         with self._letting_go():
-            found = await self._call_tree(ctx.uid, directory.lookup, name, ctx)
+            found = await self._call_locked(ctx.uid, directory.lookup, name, ctx)
             entry = await self._introduce(directory, found, ctx)
         self._told.note_made(name, found.subject)
         return entry
@@ -431,7 +450,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(ctx.uid, known)
+        before = await self._refresh_attributes(ctx.uid, known, locked=True)
         _refuse_other_fields(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -448,7 +467,7 @@ class Operations(pyfuse3.Operations):
         await self._make_change(
             ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
         )
-        return await self._refresh_attributes(ctx.uid, known)
+        return await self._refresh_attributes(ctx.uid, known, locked=True)
 
     @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -483,7 +502,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            names = await self._call_tree(listing.user, listing.directory.list_names)
+            names = await self._call_locked(listing.user, listing.directory.list_names)
             self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
@@ -513,7 +532,7 @@ class Operations(pyfuse3.Operations):
         name = listing.names[index]
         # Names come and go between list and lookup.
         try:
-            node = await self._call_tree(
+            node = await self._call_locked(
                 listing.user, listing.directory.lookup_listed, name, listing.caller
             )
             return await self._admit(listing.user, node, listing.directory)
@@ -614,7 +633,8 @@ class Operations(pyfuse3.Operations):
     @_shielded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _ = self._find_file(fh)
-        return await self._make_change(user, file.label, handle.write, buf, off)
+        change = self._make_change
+        return await change(user, file.label, handle.write, buf, off, costly=file.costly)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1

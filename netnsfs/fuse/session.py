@@ -88,7 +88,7 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 # More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
 # share the interpreter.
 CHANGES = 4
-LOOKS = 4
+LOOKS = NAMES = 4
 # One for root.
 COSTLY = 2
 
@@ -154,12 +154,12 @@ async def _serve(
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
         loop = LoopThread()
         cleanup.callback(loop.close)
-        looks, changes, costly = (
-            _open_pool(limit, loop, cleanup) for limit in (LOOKS, CHANGES, COSTLY)
+        names, looks, changes, costly = (
+            _open_pool(limit, loop, cleanup) for limit in (NAMES, LOOKS, CHANGES, COSTLY)
         )
         texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
         operations = Operations(
-            root, looks, changes, costly, ready, stats, _share_files(), texts, told
+            root, names, looks, changes, costly, ready, stats, _share_files(), texts, told
         )
         if config.debug:
             trace(operations)

@@ -2,12 +2,13 @@
 
 First come, first served would let one user with a thousand jobs keep all others waiting. So
 there is a queue for each user, and workers take from one after the other. One worker is kept
-for root: however long the jobs of others take, root's do not wait for them.
+for root: however long the jobs of others take, root's do not wait for them. One more is kept
+from each user, if there are so many: a single user's long jobs keep no other user waiting.
 """
 
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import Generic, TypeVar
 
 from netnsfs.fuse.shares import ROOT
@@ -40,10 +41,12 @@ class Turns(Generic[W]):
 
     def __init__(self, for_others: int) -> None:
         self._for_others = for_others
+        self._for_each = max(1, for_others - 1)
         self._lock = threading.Lock()
         self._by_user: dict[int, deque[W]] = {}
         self._order: deque[int] = deque()
-        self._at_work = 0
+        # How many workers each user keeps, but for root.
+        self._at_work: Counter[int] = Counter()
         # True for each item that can be taken, False to end a worker. What is in the queue but
         # may not be taken yet has no token, and is counted instead.
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -78,7 +81,8 @@ class Turns(Generic[W]):
         with self._lock:
             if item.at_work:
                 item.at_work = False
-                self._at_work -= item.user != ROOT
+                if item.user != ROOT:
+                    self._at_work -= Counter({item.user: 1})
                 if self._without_token:
                     self._without_token -= 1
                     self._tokens.put(True)
@@ -87,9 +91,14 @@ class Turns(Generic[W]):
         for _ in range(len(self._order)):
             user = self._order[0]
             self._order.rotate(-1)
-            if user == ROOT or self._at_work < self._for_others:
+            if user == ROOT or self._may_keep_one_more(user):
                 return self._take_of(user)
         return None
+
+    def _may_keep_one_more(self, user: int) -> bool:
+        return self._at_work[user] < self._for_each and (
+            self._at_work.total() < self._for_others
+        )
 
     def _take_of(self, user: int) -> W:
         items = self._by_user[user]
@@ -99,5 +108,6 @@ class Turns(Generic[W]):
             # It was the first, and is the last by now.
             self._order.pop()
         item.at_work = True
-        self._at_work += user != ROOT
+        if user != ROOT:
+            self._at_work[user] += 1
         return item

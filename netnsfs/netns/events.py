@@ -80,9 +80,13 @@ def keep_telling(place: Place, told: Told) -> None:
     pause = _PAUSE_SECONDS
     while True:
         started = time.monotonic()
-        if _tell(place, told) == events_child.UNKNOWN:
-            log.warning("the kernel tells no watcher of the mount what others do")
-            return
+        try:
+            if _tell(place, told) == events_child.UNKNOWN:
+                log.warning("the kernel tells no watcher of the mount what others do")
+                return
+        except OSError as error:
+            # The machine is short of something (processes, descriptors, memory), for now.
+            log.warning("watchers of the mount are told late: %s", error.strerror)
         lasted = time.monotonic() - started > _MOST_PAUSE_SECONDS
         pause = _PAUSE_SECONDS if lasted else min(2 * pause, _MOST_PAUSE_SECONDS)
         time.sleep(pause)

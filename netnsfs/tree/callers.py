@@ -138,16 +138,19 @@ class Viewer:
 
     Args:
         caller: who, waiting for an answer.
+
+    Attributes:
+        sees_all: they may know of every process.
     """
 
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
         # Now: when a listing is read, the caller may be gone, and its number another's.
-        self._sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
+        self.sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
 
     def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
-        return self._sees_all or _owner_of_task(pid) == self.uid
+        return self.sees_all or _owner_of_task(pid) == self.uid
 
 
 def _proc_hides_tasks() -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 from weakref import WeakSet
 
 from netnsfs import linux
-from netnsfs.jobs import asked_at, may_block
+from netnsfs.jobs import SharedResult, may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -253,9 +253,8 @@ class LastError(File):
 class SharedText(File):
     """A text about all namespaces, which takes long to make and is the same for many.
 
-    A text is shared by all who had asked for it when it was begun, so that many readers cost
-    as much as two. Each open file keeps its text, which can be long: nobody but root may have
-    more than a few.
+    So a text is shared. Each open file keeps its text, which can be long: nobody but root may
+    have more than a few.
     """
 
     costly = True
@@ -264,7 +263,10 @@ class SharedText(File):
     def __init__(self, names: Names, permissions: Permissions) -> None:
         self._names = names
         self._permissions = permissions
-        self._latest: dict[bool, tuple[float, bytes]] = {}
+        # With and without what is closed to some.
+        self._texts: dict[bool, SharedResult[bytes]] = {
+            sees_all: SharedResult() for sees_all in (True, False)
+        }
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
     def attributes(self) -> Attributes:
@@ -275,7 +277,7 @@ class SharedText(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         refuse_writing(flags)
         may_block()
-        # Two texts, and not one for each user: with and without what is closed to some.
+        # Two texts, and not one for each user.
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
@@ -287,14 +289,8 @@ class SharedText(File):
 
     def _current_text(self, sees_all: bool) -> bytes:
         may_block()
-        began, text = self._latest.get(sees_all, (0.0, b""))
-        # A text that was begun earlier may lack what has changed before the caller asked.
-        if began < asked_at():
-            began = time.monotonic()
-            shown = None if sees_all else self._is_open_to_all
-            text = self.render(shown)
-            self._latest[sees_all] = began, text
-        return text
+        shown = None if sees_all else self._is_open_to_all
+        return self._texts[sees_all].get(partial(self.render, shown))
 
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
         """The text.

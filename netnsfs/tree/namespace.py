@@ -7,13 +7,15 @@ knowledge lives.
 import errno
 import stat
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
 from netnsfs import linux
-from netnsfs.jobs import may_block
+from netnsfs.jobs import SharedResult, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
@@ -31,6 +33,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
+from netnsfs.tree.allowance import Allowance
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
@@ -51,9 +54,22 @@ def _one_a_line(numbers: list[int]) -> bytes:
     return b"".join(b"%d\n" % number for number in numbers)
 
 
+SIGNALLING_RATE = 0.1
+"""How many seconds each user, but root, may take for signals in a second, in the long run."""
+
+# The kernel keeps a file locked while it is written. So root waits for whoever writes the same.
+_signalling = Allowance(signals.SECONDS, SIGNALLING_RATE)
+
+
 def _sender(caller: Caller) -> Command:
     may_block()
-    return partial(signals.send, may_signal=signal_rule(caller))
+    rule, user = signal_rule(caller), caller.uid
+
+    def send(fd: int, text: bytes) -> None:
+        with _signalling.spent_by(user) if rule else nullcontext():
+            signals.send(fd, text, rule)
+
+    return send
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,7 @@ class Row:
         write: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         guarded: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        costly: see `File.costly`.
     """
 
     name: bytes
@@ -84,6 +101,7 @@ class Row:
     bound: Callable[[], int] | None = None
     write: Callable[[Caller], Command] | None = None
     guarded: bool = False
+    costly: bool = False
 
 
 NAMESPACE = {
@@ -112,7 +130,14 @@ NAMESPACE = {
             live=lambda ns, fd: nsid.read_nsid(fd),
             write=lambda caller: nsid.assign_nsid,
         ),
-        Row(b"kill", mode=0o200, live=lambda ns, fd: b"", bound=lambda: 0, write=_sender),
+        Row(
+            b"kill",
+            mode=0o200,
+            live=lambda ns, fd: b"",
+            bound=lambda: 0,
+            write=_sender,
+            costly=True,
+        ),
     )
 }
 
@@ -186,6 +211,8 @@ class NamespaceDirectory(Directory):
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
         self.subject = namespace.id
+        self._lists: defaultdict[bytes, SharedResult[tuple[bytes, bool]]]
+        self._lists = defaultdict(SharedResult)
 
     @property
     def stamp(self) -> Hashable:
@@ -312,11 +339,23 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
         """
-        assert row.tasks
         may_block()
         with self.held_open():
-            found = row.tasks(self.namespace.inode)
-        return row.tell([task for task in found if viewer.may_see(task)]), bool(found)
+            return self._make_list(row, viewer)
+
+    def length_of_tasks(self, row: Row) -> int:
+        """The length of such a list, for somebody who may know of all tasks."""
+        return len(self._make_list(row, None)[0])
+
+    def _make_list(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+        told = None if viewer is None or viewer.sees_all else viewer.uid
+        return self._lists[row.name].get(partial(self._look_at_tasks, row, viewer), told)
+
+    def _look_at_tasks(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+        assert row.tasks
+        found = row.tasks(self.namespace.inode)
+        shown = [task for task in found if viewer is None or viewer.may_see(task)]
+        return row.tell(shown), bool(found)
 
     def is_populated(self) -> bool:
         """Whether a process is inside, whoever may know of it.
@@ -441,6 +480,7 @@ class ControlFile(File):
         self.key = (directory.key, row.name)
         self.label = row.name
         self.writable = row.write is not None
+        self.costly = row.costly
 
     def attributes(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)
@@ -458,11 +498,10 @@ class ControlFile(File):
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""
-        assert self._row.tasks
         if not tasks.is_cheap():
             return bound
         # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
-        return len(self._row.tell(self._row.tasks(self._directory.namespace.inode)))
+        return self._directory.length_of_tasks(self._row)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory

@@ -141,7 +141,7 @@ class Root(NamesDirectory):
                 found = self._unnamed.lookup(name, caller)
             case _:
                 if beyond := self._follow_number(path, caller):
-                    return self._resolve_place(beyond, caller)
+                    return self._resolve_directory(beyond, caller)
         if isinstance(found, NamespaceDirectory):
             return found
         raise absent_error(b"/".join(path), "there is no such namespace")

@@ -556,7 +556,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         unbounded = Share(errno.EMFILE, 1 << 60, 1 << 60)
         operations = fuse.Operations(
-            root, pool, pool, pool, lambda: None, stats, unbounded, unbounded, Told()
+            root, pool, pool, pool, pool, lambda: None, stats, unbounded, unbounded, Told()
         )
         made = Requests(operations)
         try:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import select
 import stat
 import threading
@@ -114,11 +115,14 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopThread()
-    pool = Pool(1, 5, 5, loop)
+    names, looks, changes, costly = pools = [Pool(1, 5, 5, loop) for _ in range(4)]
     files = Share(errno.EMFILE, FILES, 2 * FILES)
     texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
-    yield fuse.Operations(root, pool, pool, pool, lambda: None, Stats(), files, texts, Told())
-    pool.close()
+    yield fuse.Operations(
+        root, names, looks, changes, costly, lambda: None, Stats(), files, texts, Told()
+    )
+    for pool in pools:
+        pool.close()
     loop.close()
 
 
@@ -595,4 +599,55 @@ async def test_a_user_waits_for_so_many(ops: fuse.Operations, root: Root) -> Non
         assert await code(ops.lookup(1, b"a", nobody)) == "EAGAIN"
         nursery.start_soon(ops.lookup, 1, b"a", CTX)
         await trio.testing.wait_all_tasks_blocked()
+        release.set()
+
+
+async def test_readers_do_not_keep_a_directory_locked(ops: fuse.Operations, root: Root) -> None:
+    release = threading.Event()
+
+    def wait() -> bytes:
+        elsewhere()
+        release.wait()
+        return b"abc"
+
+    def find() -> Node:
+        elsewhere()
+        return Leaf("b", lambda: b"abc")
+
+    root.nodes[b"a"] = lambda: Leaf("a", wait)
+    root.nodes[b"b"] = find
+    nobody = asked_by(65534)
+    inode = (await ops.lookup(1, b"a", nobody)).st_ino
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ops.open, inode, 0, nobody)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(4):
+            assert (await ops.lookup(1, b"b", nobody)).st_ino
+        release.set()
+
+
+async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
+    ops: fuse.Operations, root: Root
+) -> None:
+    release = threading.Event()
+
+    def run(data: bytes) -> None:
+        elsewhere()
+        release.wait()
+
+    class Slow(Leaf):
+        costly = True
+
+        def open(self, flags: int, caller: Caller) -> Handle:
+            return Snapshot(flags, bytes, run=run)
+
+    root.nodes[b"a"] = lambda: Slow("a", bytes)
+    nobody = asked_by(65534)
+    inode = (await ops.lookup(1, b"a", nobody)).st_ino
+    fh = (await ops.open(inode, os.O_WRONLY, nobody)).fh
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ops.write, fh, 0, b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(4):
+            assert await code(ops.mkdir(1, b"b", 0o755, nobody)) == "EPERM"
         release.set()

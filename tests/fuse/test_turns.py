@@ -56,6 +56,26 @@ def test_others_leave_a_worker_to_root(turns: Turns[Item]) -> None:
     assert {*taken, *got[1:]} == {*others}
 
 
+def test_a_user_leaves_a_worker_to_others() -> None:
+    turns: Turns[Item] = Turns(for_others=3)
+    for number in range(3):
+        turns.put(Item(1, number))
+    first, _ = taken = [take(turns), take(turns)]
+    assert [item.number for item in taken] == [0, 1]
+    other = Item(2)
+    got: list[Item] = []
+    worker = threading.Thread(target=lambda: got.extend(take(turns) for _ in range(2)))
+    worker.start()
+    turns.put(other)
+    wait_for(lambda: got)
+    assert got == [other]
+    # The one that the other gives up is not for the first either.
+    turns.leave(other)
+    turns.leave(first)
+    worker.join(20)
+    assert [item.number for item in got[1:]] == [2]
+
+
 def test_a_worker_ends(turns: Turns[Item]) -> None:
     turns.put(Item(1))
     turns.put_end()

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -308,6 +309,23 @@ def test_a_teller_that_is_killed_is_followed_by_another(mnt: Mounted, watcher: W
     ip("netns", "del", "blue")
     wait_for(lambda: len(watcher.heard) == 4)
     assert tellers(mnt) != [teller]
+
+
+def test_a_teller_is_started_once_there_is_what_it_takes(
+    mnt: Mounted, watcher: Watcher
+) -> None:
+    [teller] = tellers(mnt)
+    pid = mnt.process.pid
+    # Those that are open stay so.
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, before[1]))
+    os.kill(teller, signal.SIGKILL)
+    wait_for(lambda: "told late" in mnt.messages())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    ip("netns", "add", "blue")
+    wait_for(lambda: watcher.is_told("+blue"))
+    ip("netns", "del", "blue")
+    watcher.expect("+blue", "-blue")
 
 
 @pytest.mark.parametrize("through", ["the mount", "the directory"])

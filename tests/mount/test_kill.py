@@ -128,6 +128,19 @@ def test_an_owner_signals_their_own(mnt: Mounted, foo: Path, spawn: Spawn) -> No
     assert {member.wait(30) for member in (theirs, roots)} == {-signal.SIGTERM}
 
 
+def test_an_owner_keeps_root_from_it_for_seconds_only(foo: Path, spawn: Spawn) -> None:
+    os.chown(foo, ALICE, ALICE)
+    ids = (f"--reuid={ALICE}", f"--regid={ALICE}", "--clear-groups")
+    # There is always somebody new.
+    fork = ("sh", "-c", "while :; do (:); done")
+    for _ in range(4):
+        spawn("nsenter", f"--net={foo}/ns", "setpriv", *ids, *fork)
+    again = f"[write('{foo}/kill', '0') for _ in range(1000000)]"
+    # One that takes too long ends by itself.
+    assert "EAGAIN" in as_user(ALICE, ALICE, again, again, again)
+    assert as_user(0, 0, f"write('{foo}/kill', 'KILL')") == [""]
+
+
 def test_what_counts_is_who_has_opened_it(foo: Path, spawn: Spawn) -> None:
     member = inside(spawn, foo)
     os.chown(foo, ALICE, ALICE)

@@ -8,9 +8,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import LONG, MNT, RUN, USER_MODE_LINUX, Mounted, Start, error_of, resident
+from conftest import (
+    LONG,
+    MNT,
+    RUN,
+    USER_MODE_LINUX,
+    Mounted,
+    Start,
+    error_of,
+    ip,
+    resident,
+    wait_for,
+)
+
+from netnsfs.config import Config
+from netnsfs.jobs import Job
+from netnsfs.netns.names import Names
+from netnsfs.node import File, Handle
+from netnsfs.stats import Stats
+from netnsfs.tree.namespace import NamespaceDirectory
+from netnsfs.tree.root import Root
 
 STORM_SECONDS = 60 if LONG else 0
 FEWEST = 7
@@ -114,6 +134,34 @@ def test_a_storm_of_readers_keeps_root_from_nothing(
     # The long form is for a machine that has nothing else to do.
     judge = max if LONG else statistics.median
     assert max(judge(them) for them in taken.values()) < 0.5
+
+
+@pytest.mark.parametrize("name", [b"pids", b"tids", b"cgroups"])
+def test_readers_who_asked_before_it_was_begun_share_a_list(
+    name: bytes, spawn: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    ip("netns", "add", "foo")
+    root = Root(Names(bytes(RUN)), Stats(), Config(b"/mnt/nowhere"))
+    caller = SimpleNamespace(pid=os.getpid(), uid=0, umask=0)
+    directory = root.lookup(b"foo", caller)
+    assert isinstance(directory, NamespaceDirectory)
+    file = directory.lookup(name, caller)
+    assert isinstance(file, File)
+
+    def ask() -> Job[Handle]:
+        return Job(file.open, os.O_RDONLY, caller)
+
+    def answer(job: Job[Handle]) -> bytes:
+        job.run()
+        return job.result().read(1 << 20, 0)
+
+    first, second = ask(), ask()
+    assert answer(first) == b""
+    inside = spawn("ip", "netns", "exec", "foo", "sleep", "60")
+    wait_for(lambda: Path(f"/proc/{inside.pid}/comm").read_text() == "sleep\n")
+    assert answer(second) == b""
+    assert answer(ask()) != b""
+    ip("netns", "del", "foo")
 
 
 def test_descriptors_of_a_user_are_not_those_of_root(start: Start) -> None:

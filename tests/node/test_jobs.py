@@ -7,7 +7,7 @@ import pytest
 from conftest import error_of
 
 from netnsfs import jobs, linux
-from netnsfs.jobs import Abandoned, Job
+from netnsfs.jobs import Abandoned, Job, SharedResult
 
 
 def own() -> str:
@@ -102,3 +102,19 @@ def test_a_machine_without_threads_is_told_of(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     assert error_of(jobs.on_own_thread, own) == "EAGAIN"
+
+
+def test_who_asked_before_it_was_begun_shares_a_result() -> None:
+    shared: SharedResult[object] = SharedResult()
+    first, second, other = (Job(shared.get, object, key) for key in (1, 1, 2))
+    results = []
+    for job in (first, second, other):
+        job.run()
+        results.append(job.result())
+    assert results[0] is results[1]
+    assert results[2] not in results[:2]
+    # By now, a new one is asked for; so it is without a job.
+    late: Job[object] = Job(shared.get, object, 2)
+    late.run()
+    assert late.result() not in results
+    assert shared.get(object, 2) not in results

@@ -10,6 +10,7 @@ from netnsfs import cli
 from netnsfs.config import Config
 from netnsfs.fuse import listings, loop, session
 from netnsfs.netns import names as netns
+from netnsfs.netns import signals
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
 from netnsfs.tree import homes, links, metrics, root
@@ -84,5 +85,7 @@ def test_the_page_tells_the_limits() -> None:
         f"Open files: {session.FILES_EACH:,} each",
         f"{listings.LISTINGS_EACH:,} each, {listings.LISTINGS_TOGETHER:,} together",
         f"{session.TEXT_EACH >> 20} MiB each, {session.TEXT_TOGETHER >> 20} MiB together",
+        f"{signals.SECONDS:.0f} seconds of work at once, "
+        f"of which {files.SIGNALLING_RATE} come back each second",
     ):
         assert limit in section

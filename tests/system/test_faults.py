@@ -55,7 +55,7 @@ OPERATIONS: dict[str, tuple[Callable[[], object], set[str]]] = {
 """What is done, and the names that there are then; "old" is what there is before."""
 
 
-@pytest.fixture(params=["loop", "worker", "looker"])
+@pytest.fixture(params=["loop", "worker", "finder", "looker"])
 def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
     return tracing.workers(mnt).get(request.param, mnt.process.pid)
 

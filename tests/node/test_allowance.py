@@ -1,0 +1,41 @@
+"""How long each user may keep others waiting."""
+
+import time
+from contextlib import suppress
+
+import pytest
+
+from netnsfs.tree.allowance import Allowance
+
+ALICE, BOB = 1001, 1002
+
+
+def spend(allowance: Allowance, user: int, seconds: float) -> None:
+    with allowance.spent_by(user):
+        time.sleep(seconds)
+
+
+def test_who_has_taken_all_is_refused() -> None:
+    allowance = Allowance(0.05, 0.0001)
+    spend(allowance, ALICE, 0.03)
+    spend(allowance, ALICE, 0.03)
+    for _ in range(2):
+        with pytest.raises(BlockingIOError):
+            spend(allowance, ALICE, 0)
+    spend(allowance, BOB, 0)
+
+
+def test_what_fails_counts_as_well() -> None:
+    allowance = Allowance(0.01, 0.0001)
+    with suppress(KeyError), allowance.spent_by(ALICE):
+        time.sleep(0.02)
+        raise KeyError
+    with pytest.raises(BlockingIOError):
+        spend(allowance, ALICE, 0)
+
+
+def test_it_comes_back() -> None:
+    allowance = Allowance(0.01, 1)
+    spend(allowance, ALICE, 0.02)
+    time.sleep(0.05)
+    spend(allowance, ALICE, 0)
