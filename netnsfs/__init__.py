@@ -52,8 +52,9 @@ see. There it undoes what it has begun. A job that is past its `commit()` gets 1
 
 **Threads.** The *event loop* runs all handlers. It waits for requests and results only: what
 the kernel has at hand is fine, a lock that others may hold is not. *Workers* make the calls
-that may wait. They are in three pools: for looks, for changes, and for files that take long to
-make. All threads but the event loop's have a name:
+that may wait. They are in four pools: for looks while the kernel keeps a directory or file
+locked, for other looks, for changes, and for files that take long to make or to write. All
+threads but the event loop's have a name:
 
     netnsfs-worker      a job at a time; may enter a namespace, but inside `jobs.visit()` only
     netnsfs-visit       enters a namespace for a thread that may not (`jobs.on_own_thread`)

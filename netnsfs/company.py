@@ -51,12 +51,16 @@ def _parent_of(pid: str) -> str:
 
 def wait_until_alone() -> None:
     """Wait until no other process is in this mount namespace."""
-    for pid in iter(lambda: next(companions(), 0), 0):
+    while True:
         try:
+            pid = next(companions(), None)
+            if pid is None:
+                return
             with linux.closing(os.pidfd_open(pid)) as process:
                 end = select.poll()
                 end.register(process, select.POLLIN)
                 end.poll(_LOOK_SECONDS * 1000)
         except OSError:
-            # It has just ended, or /proc is that of another PID namespace.
+            # It has just ended, or /proc is that of another PID namespace, or the machine is
+            # short of something.
             time.sleep(_RETRY_SECONDS)
