@@ -215,7 +215,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher)
                 looks += 1
             names.remove(name.encode())
             failed.extend([name] if not error_of(os.stat, mnt / name) else [])
-        assert looks > 1000
+        assert looks > 2 * number
     finally:
         ended.set()
         thread.join()
