@@ -533,7 +533,7 @@ class RunDirectory:
 
         If names are mounted already, then in both, and each removal must reach both.
         """
-        parent = next((m for m in linux.mounts() if m.id == top.parent), None)
+        parent = linux.mount_with_id(top.parent)
         if parent is None or parent.peers != top.peers:
             return False
         return not any(m.target.startswith(self.path + b"/") for m in linux.mounts())
