@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, RUN, USER_MODE_LINUX, Mounted, Start, error_of, ip, wait_for
+from conftest import CHECKOUT, RUN, Mounted, Start, error_of, ip, needs_btf, wait_for
 
 from netnsfs import linux
 from netnsfs.netns.population import LINGER_SECONDS
@@ -28,7 +28,7 @@ needs_probes = [
     pytest.mark.skipif(
         not linux.in_initial_user_namespace(), reason="probes are not for a user namespace"
     ),
-    pytest.mark.skipif(USER_MODE_LINUX, reason="user-mode Linux has no BTF"),
+    needs_btf,
 ]
 
 THREAD_GOES_IN_AND_OUT = """
