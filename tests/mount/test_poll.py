@@ -13,7 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, RUN, Mounted, Start, error_of, ip, needs_btf, wait_for
+from conftest import (
+    CHECKOUT,
+    RUN,
+    Mounted,
+    Start,
+    error_of,
+    ip,
+    needs_btf,
+    python_in,
+    wait_for,
+)
 
 from netnsfs import linux
 from netnsfs.netns.population import LINGER_SECONDS
@@ -332,12 +342,12 @@ class TestTold:
             end(process)
             assert file.wait() == CHANGED
 
-    def test_many_users_and_names(self, mnt: Mounted, spawn: Spawn) -> None:
+    def test_many_users_and_names(self, mnt: Mounted, spawn: Spawn, checkout: Path) -> None:
         names = [f"n{i}" for i in range(20)]
         for name in names:
             (mnt / name).mkdir()
         paths = [str(mnt / name / "pids") for name in names]
-        command = [sys.executable, "-c", POLLER, *paths]
+        command = [python_in(checkout), "-c", POLLER, *paths]
         pollers = [
             spawn(*command, stdout=subprocess.PIPE, user=user, group=user)
             for user in (0, 0, 12345, 12345, 12346)
