@@ -391,8 +391,9 @@ class TestTold:
         storm = "for i in $(seq 500); do /bin/true; done"
         for where in ([], ["ip", "netns", "exec", "bar"]):
             subprocess.run([*where, "sh", "-c", storm], check=True)
-        # The heartbeat, every half of a second, wakes it, and ip-netns(8) changes a mount.
-        assert switches(pid) - before < 100
+        # The heartbeat, every half of a second, wakes it, and ip-netns(8) changes a mount; none
+        # of the thousand processes does.
+        assert switches(pid) - before < 500
         (mnt / "bar").rmdir()
 
     def test_a_storm_inside(self, foo: Path, pids: Open, spawn: Spawn) -> None:
