@@ -58,7 +58,7 @@ kills_forks = pytest.mark.skipif(
     USER_MODE_LINUX and os.uname().release.startswith("6.12."),
     reason="user-mode Linux 6.12 panics where a fork is killed",
 )
-"""For what kills many processes that fork. The new one's memory is given back before it is one."""
+"""For what kills processes while they fork."""
 
 IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
 
