@@ -54,6 +54,12 @@ needs_btf = pytest.mark.skipif(
 )
 """For what is done in the kernel, by BPF. User-mode Linux has no BTF."""
 
+kills_forks = pytest.mark.skipif(
+    USER_MODE_LINUX and os.uname().release.startswith("6.12."),
+    reason="user-mode Linux 6.12 panics where a fork is killed",
+)
+"""For what kills processes while they fork."""
+
 IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
 
 HOLD_THREAD = """

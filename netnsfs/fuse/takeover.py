@@ -175,8 +175,7 @@ def _detach_dead(mount_point: bytes) -> bool:
 
 def _mount_of(fd: int) -> linux.Mount | None:
     """The mount that a file is on, None if it has been detached."""
-    number = linux.mount_number(fd)
-    return next((mount for mount in linux.mounts() if mount.id == number), None)
+    return linux.mount_with_id(linux.mount_number(fd))
 
 
 def _refuse_alive(top: linux.Mount, fd: int) -> None:

@@ -77,6 +77,7 @@ from netnsfs.linux.mounts import (
     mount,
     mount_at,
     mount_number,
+    mount_with_id,
     mounts,
     move_mount,
     namespace_mounts,

@@ -181,24 +181,34 @@ def mounts(pid: str = "self") -> Iterator[Mount]:
         OSError: there is no such process, or the kernel does not let us see.
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
-        for line in lines:
-            # A path may have any byte but these escaped ones: blank, tab, newline, backslash, #
-            # (fs/proc_namespace.c). So a split at all white space would be wrong.
-            fields = line.rstrip(b"\n").split(b" ")
-            # Any number of optional fields ends with this mark.
-            dash = fields.index(b"-", 6)
-            major, _, minor = fields[2].partition(b":")
-            yield Mount(
-                id=int(fields[0]),
-                parent=int(fields[1]),
-                dev=int(major) << 32 | int(minor),
-                root=_unescape(fields[3]),
-                target=_unescape(fields[4]),
-                peers=next((f for f in fields[6:dash] if f.startswith(b"shared:")), b""),
-                fs_type=fields[dash + 1],
-                source=_unescape(fields[dash + 2]),
-                options=fields[dash + 3],
-            )
+        yield from map(_mount_of_line, lines)
+
+
+def mount_with_id(number: int) -> Mount | None:
+    """The mount with an ID of mountinfo, or None if this mount namespace has none such."""
+    start = b"%d " % number
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return next((_mount_of_line(line) for line in lines if line.startswith(start)), None)
+
+
+def _mount_of_line(line: bytes) -> Mount:
+    # A path may have any byte but these escaped ones: blank, tab, newline, backslash, #
+    # (fs/proc_namespace.c). So a split at all white space would be wrong.
+    fields = line.rstrip(b"\n").split(b" ")
+    # Any number of optional fields ends with this mark.
+    dash = fields.index(b"-", 6)
+    major, _, minor = fields[2].partition(b":")
+    return Mount(
+        id=int(fields[0]),
+        parent=int(fields[1]),
+        dev=int(major) << 32 | int(minor),
+        root=_unescape(fields[3]),
+        target=_unescape(fields[4]),
+        peers=next((f for f in fields[6:dash] if f.startswith(b"shared:")), b""),
+        fs_type=fields[dash + 1],
+        source=_unescape(fields[dash + 2]),
+        options=fields[dash + 3],
+    )
 
 
 def namespace_mounts(task: bytes) -> Iterator[tuple[int, bytes]]:
@@ -234,8 +244,8 @@ def mount_at(path: bytes) -> Mount | None:
     """
     with closing(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
         # The ID of statx(2) may be the unique one, which mountinfo does not show.
-        number = mount_number(fd)
-    return next((m for m in mounts() if m.id == number and m.target == path), None)
+        found = mount_with_id(mount_number(fd))
+    return found if found and found.target == path else None
 
 
 def mount_number(fd: int) -> int:

@@ -491,7 +491,11 @@ class RunDirectory:
             # The lock that `ip netns add` takes for the same purpose (iproute2 975c4944).
             with linux.locked(self.path, LOCK_SECONDS):
                 self._make_shared()
-        self._prepared_mount = linux.statx(self.path).mount
+        prepared = linux.statx(self.path).mount
+        # A lower ID may be given to the next mount. Then this is looked at each time: the
+        # directory's line of mountinfo comes before those of its names.
+        if prepared >= linux.FIRST_UNIQUE_MOUNT:
+            self._prepared_mount = prepared
 
     def _make_directory(self) -> None:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -526,7 +530,7 @@ class RunDirectory:
 
         If names are mounted already, then in both, and each removal must reach both.
         """
-        others = list(linux.mounts())
-        return any(m.id == top.parent and m.peers == top.peers for m in others) and not any(
-            m.target.startswith(self.path + b"/") for m in others
-        )
+        parent = linux.mount_with_id(top.parent)
+        if parent is None or parent.peers != top.peers:
+            return False
+        return not any(m.target.startswith(self.path + b"/") for m in linux.mounts())

@@ -69,7 +69,11 @@ def _best() -> Pass:
     try:
         return KernelPass()
     except OSError as error:
-        log.info("members and holders are looked for in /proc: %s", error.strerror)
+        message = (
+            "members and holders are looked for in /proc, which takes longer, "
+            "and poll(2) tells nothing of members: %s"
+        )
+        log.info(message, error.strerror)
         return ProcPass()
 
 

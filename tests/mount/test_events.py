@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -216,7 +217,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher)
                 looks += 1
             names.remove(name.encode())
             failed.extend([name] if not error_of(os.stat, mnt / name) else [])
-        assert looks > 1000
+        assert looks > 2 * number
     finally:
         ended.set()
         thread.join()
@@ -466,16 +467,18 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
             thread.join()
         told = settled(hearing.told)
     agree()
-    log = {line for maker in at_work for line in maker.log}
-    assert set(told) <= log
+    changes = Counter(line for maker in at_work for line in maker.log)
+    assert set(told) <= set(changes)
     last: dict[str, str] = {}
     for line in told:
         assert last.get(line[1:], "-") != line[0], line
         last[line[1:]] = line[0]
     assert set(last.values()) == {"-"}
-    # What has changed once more by the time of the look is told of too.
+    # What has changed once more by the time of the look is told of too, unless it has changed
+    # back before that.
     for number in contradicted:
-        assert any(line[1:] == told[number][1:] for line in told[number + 1 :])
+        line, later = told[number], told[number + 1 :]
+        assert any(other[1:] == line[1:] for other in later) or told.count(line) < changes[line]
     for maker in at_work:
         of_maker = [line for line in told if line in set(maker.log)]
         if maker.log[0].startswith("+mount"):

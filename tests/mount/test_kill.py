@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import USER_MODE_LINUX, Mounted, error_of, wait_for
+from conftest import USER_MODE_LINUX, Mounted, error_of, kills_forks, wait_for
 from users import DROP, as_user
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -44,6 +44,7 @@ def test_all_members_and_nobody_else(mnt: Mounted, foo: Path, spawn: Spawn) -> N
     assert last_error(mnt) == "ok\n"
 
 
+@kills_forks
 @pytest.mark.usefixtures("both_ways")
 def test_those_that_fork_and_those_that_move_in(foo: Path) -> None:
     kinds = ("forking", str(MANY), "outside", "10", "moving", "20")

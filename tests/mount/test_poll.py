@@ -13,7 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, RUN, USER_MODE_LINUX, Mounted, Start, error_of, ip, wait_for
+from conftest import (
+    CHECKOUT,
+    RUN,
+    Mounted,
+    Start,
+    error_of,
+    ip,
+    needs_btf,
+    python_in,
+    wait_for,
+)
 
 from netnsfs import linux
 from netnsfs.netns.population import LINGER_SECONDS
@@ -28,7 +38,7 @@ needs_probes = [
     pytest.mark.skipif(
         not linux.in_initial_user_namespace(), reason="probes are not for a user namespace"
     ),
-    pytest.mark.skipif(USER_MODE_LINUX, reason="user-mode Linux has no BTF"),
+    needs_btf,
 ]
 
 THREAD_GOES_IN_AND_OUT = """
@@ -334,12 +344,12 @@ class TestTold:
             end(process)
             assert file.wait() == CHANGED
 
-    def test_many_users_and_names(self, mnt: Mounted, spawn: Spawn) -> None:
+    def test_many_users_and_names(self, mnt: Mounted, spawn: Spawn, checkout: Path) -> None:
         names = [f"n{i}" for i in range(20)]
         for name in names:
             (mnt / name).mkdir()
         paths = [str(mnt / name / "pids") for name in names]
-        command = [sys.executable, "-c", POLLER, *paths]
+        command = [python_in(checkout), "-c", POLLER, *paths]
         pollers = [
             spawn(*command, stdout=subprocess.PIPE, user=user, group=user)
             for user in (0, 0, 12345, 12345, 12346)
@@ -383,8 +393,9 @@ class TestTold:
         storm = "for i in $(seq 500); do /bin/true; done"
         for where in ([], ["ip", "netns", "exec", "bar"]):
             subprocess.run([*where, "sh", "-c", storm], check=True)
-        # The heartbeat, every half of a second, wakes it, and ip-netns(8) changes a mount.
-        assert switches(pid) - before < 100
+        # The heartbeat, every half of a second, wakes it, and ip-netns(8) changes a mount; none
+        # of the thousand processes does.
+        assert switches(pid) - before < 500
         (mnt / "bar").rmdir()
 
     def test_a_storm_inside(self, foo: Path, pids: Open, spawn: Spawn) -> None:

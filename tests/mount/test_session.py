@@ -361,9 +361,13 @@ def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
 
 
 @pytest.mark.usefixtures("refused_bpf")
-def test_a_size_is_enough_where_it_is_not_known(foo: Path) -> None:
+def test_a_size_is_enough_where_it_is_not_known(mnt: Mounted, foo: Path) -> None:
     for name in ("pids", "tids", "cgroups"):
         assert os.stat(foo / name).st_size > 0
+    # What is missing and why, in one line.
+    told = [line for line in mnt.messages().splitlines() if "poll(2)" in line]
+    assert len(told) == 1
+    assert "looked for in /proc" in told[0]
 
 
 def test_content_is_fixed_at_open_and_taken_anew_at_offset_0(foo: Path, spawn: Spawn) -> None:

@@ -245,6 +245,19 @@ def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Nam
         subprocess.run(["mount", "--make-private", "/run"], check=True)
 
 
+def test_a_directory_that_is_mounted_anew_is_made_shared_anew(names: Names) -> None:
+    names.create(b"a")
+    names.remove(b"a")
+    # Before Linux 6.8, the new mount has the ID of the old one.
+    subprocess.run(["umount", RUN], check=True)
+    subprocess.run(["mount", "--bind", "--make-private", RUN, RUN], check=True)
+    names.create(b"a")
+    top = linux.mount_at(bytes(RUN))
+    names.remove(b"a")
+    assert top is not None
+    assert top.peers
+
+
 def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
     # What a kill in the middle leaves.
     no_run_directory()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from conftest import RUN, USER_MODE_LINUX, ip, wait_for
+from conftest import RUN, ip, needs_btf, wait_for
 
 from netnsfs import linux
 from netnsfs.netns.population import Population
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(
         not linux.in_initial_user_namespace(), reason="probes are not for a user namespace"
     ),
-    pytest.mark.skipif(USER_MODE_LINUX, reason="user-mode Linux has no BTF"),
+    needs_btf,
 ]
 
 Spawn = Callable[..., subprocess.Popen[bytes]]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import HOLD_THREAD, RUN, USER_MODE_LINUX, error_of, ip, wait_for
+from conftest import HOLD_THREAD, RUN, USER_MODE_LINUX, error_of, ip, kills_forks, wait_for
 
 from netnsfs import linux
 from netnsfs.jobs import expendable, visit
@@ -139,6 +139,7 @@ def test_nobody_is_signalled_in_the_machines_own_namespace(foo: Path) -> None:
     assert error_of(send, Path("/proc/self/ns/net"), b"0") == "EPERM"
 
 
+@kills_forks
 def test_those_that_fork_do_not_get_away(foo: Path) -> None:
     with forkers(foo, "forking", str(MANY), "outside", "20"):
         send(foo, b"KILL")
@@ -148,6 +149,7 @@ def test_those_that_fork_do_not_get_away(foo: Path) -> None:
         assert not members(foo)
 
 
+@kills_forks
 def test_those_that_move_in_meanwhile(foo: Path) -> None:
     def is_empty() -> bool:
         send(foo, b"TERM")
@@ -158,6 +160,7 @@ def test_those_that_move_in_meanwhile(foo: Path) -> None:
         wait_for(is_empty)
 
 
+@kills_forks
 def test_it_ends_where_new_ones_keep_coming(foo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "SECONDS", 0.5)
     with forkers(foo, "breeding", "10", "outside", "5"):
