@@ -430,7 +430,7 @@ def test_help_needs_little() -> None:
 
 def test_a_start_needs_little(start: Start) -> None:
     mounted = start(program=[*IMPORTS, "-f", str(MNT)])
-    late = {"prometheus_client", "pyroute2", "asyncio", "multiprocessing"}
+    late = {"asyncio", "multiprocessing"}
     assert imported(mounted.messages()) & late == set()
     # From the command to the answer, on a processor of its own; twice what it was.
     assert processor_seconds(mounted) < (3 if USER_MODE_LINUX else 0.5)
