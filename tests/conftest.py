@@ -191,6 +191,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.01)
 
 
+def unmount_idle(target: Path) -> None:
+    """umount(8) of what a daemon, or its teller, may be looking at just now."""
+    wait_for(lambda: not subprocess.run(["umount", "-q", target], check=False).returncode)
+
+
 def settled(measure: Callable[[], T]) -> T:
     """What is measured when it has not changed for half a second.
 

@@ -27,6 +27,7 @@ from conftest import (
     ip,
     settled,
     type_at,
+    unmount_idle,
     wait_for,
 )
 
@@ -270,7 +271,7 @@ def test_another_run_directory_is_compared(start: Start) -> None:
         wait_for(lambda: watcher.is_told("+blue", "+red"))
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", RUN], check=True)
         wait_for(lambda: sorted(watcher.told()[2:]) == ["-blue", "-red"])
-        subprocess.run(["umount", RUN], check=True)
+        unmount_idle(RUN)
         wait_for(lambda: sorted(watcher.told()[4:]) == ["+blue", "+red"])
         for name in ("blue", "red"):
             (mounted / name).rmdir()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, error_of, ip, wait_for
+from conftest import MNT, RUN, Mounted, Start, error_of, ip, unmount_idle, wait_for
 from users import DROP, TRY, as_user
 
 from netnsfs import linux
@@ -948,7 +948,7 @@ def test_a_refused_chown_is_explained(mnt: Mounted) -> None:
 def test_a_second_name_of_a_placeholder_is_no_way_around_it(mnt: Mounted) -> None:
     os.mkdir(mnt / "a", 0o700)
     (mnt / "a").stat()
-    subprocess.run(["umount", RUN / "a"], check=True)
+    unmount_idle(RUN / "a")
     os.link(RUN / "a", RUN / "b")
     (RUN / "a").unlink()
     linux.mount(b"/proc/self/ns/net", bytes(RUN / "b"), linux.MS_BIND)
@@ -976,7 +976,7 @@ def test_what_nobody_can_read_is_closed_until_root_says_whose(
     mnt: Mounted, value: bytes
 ) -> None:
     (mnt / "foo").mkdir()
-    subprocess.run(["umount", RUN / "foo"], check=True)
+    unmount_idle(RUN / "foo")
     os.setxattr(RUN / "foo", "trusted.netnsfs", value)
     linux.mount(b"/proc/self/ns/net", bytes(RUN / "foo"), linux.MS_BIND)
     assert owner(mnt / "foo") == (0, 0, 0)

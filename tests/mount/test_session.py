@@ -28,6 +28,7 @@ from conftest import (
     no_more_mounts,
     resident,
     sshfs,
+    unmount_idle,
     wait_for,
 )
 
@@ -578,7 +579,7 @@ def test_run_directory_full(mnt: Mounted) -> None:
         for name in made:
             (mnt / name).rmdir()
     finally:
-        subprocess.run(["umount", RUN], check=True)
+        unmount_idle(RUN)
 
 
 # Permission
@@ -626,7 +627,7 @@ def test_every_change_is_seen_at_once(mnt: Mounted, start: Start) -> None:
     (RUN / "b").touch(mode=0)
     subprocess.run(["mount", "--bind", "/proc/self/ns/net", RUN / "b"], check=True)
     assert os.listdir(mnt / "b")
-    subprocess.run(["umount", RUN / "b"], check=True)
+    unmount_idle(RUN / "b")
     assert stat.S_IMODE(os.stat(mnt / "b").st_mode) == 0
     (RUN / "b").unlink()
     assert error_of(os.stat, second / "b") == "ENOENT"

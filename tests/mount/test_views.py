@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import RUN, Mounted, Start, error_of, ip, settled, wait_for
+from conftest import RUN, Mounted, Start, error_of, ip, settled, unmount_idle, wait_for
 from usage import MOST_THREADS, Usage, descriptors
 
 from netnsfs.netns.names import Names
@@ -303,7 +303,7 @@ def is_cut(fd: int) -> bool:
 
 
 def remove_by_hand(foo: Path) -> None:
-    subprocess.run(["umount", RUN / "foo"], check=True)
+    unmount_idle(RUN / "foo")
     (RUN / "foo").unlink()
 
 

@@ -24,6 +24,7 @@ from conftest import (
     python_in,
     type_at,
     unmount,
+    unmount_idle,
     wait_for,
 )
 
@@ -98,7 +99,7 @@ def test_rundir(start: Start, tmp_path: Path) -> None:
     assert os.stat(tmp_path / "run/foo").st_ino == os.stat(mounted / "foo").st_ino
     assert ip("netns", "list").stdout == b""
     (mounted / "foo").rmdir()
-    subprocess.run(["umount", tmp_path / "run"], check=True)
+    unmount_idle(tmp_path / "run")
 
 
 # Errors that a user can hit
