@@ -218,32 +218,22 @@ class Operations(pyfuse3.Operations):
 
     # Calls of the tree, here or on a worker
 
-    async def _call_locked(self, user: int, function: Callable[..., T], *args: object) -> T:
-        """Call what the kernel keeps a file or directory locked for, from all users."""
+    async def _call_tree(
+        self, pool: Pool, user: int, function: Callable[..., T], *args: object
+    ) -> T:
+        """Call it at once or, if it would block, in a pool."""
         try:
             return function(*args)
         except WouldBlock:
-            return await self._names.run_for(user, function, *args)
-
-    async def _call_tree(self, user: int, function: Callable[..., T], *args: object) -> T:
-        try:
-            return function(*args)
-        except WouldBlock:
-            return await self._looks.run_for(user, function, *args)
+            return await pool.run_for(user, function, *args)
 
     def _pool_for(self, file: File) -> Pool:
         return self._costly if file.costly else self._looks
 
     async def _make_change(
-        self,
-        user: int,
-        name: bytes,
-        function: Callable[..., T],
-        *args: object,
-        costly: bool = False,
+        self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
     ) -> T:
         """Call what changes something, and remember why it failed if it does."""
-        pool = self._costly if costly else self._changes
         try:
             return await pool.run_for(user, function, *args)
         except OSError as error:
@@ -259,10 +249,10 @@ class Operations(pyfuse3.Operations):
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
-        taken = await self._call_locked(user, node.attributes)
+        taken = await self._call_tree(self._names, user, node.attributes)
         if node.key not in self._by_key and node.number in self._by_number:
             # A late answer about a dead namespace must not take the number from a live one.
-            await self._call_locked(user, node.ensure_present)
+            await self._call_tree(self._names, user, node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
@@ -270,12 +260,11 @@ class Operations(pyfuse3.Operations):
         return known
 
     async def _refresh_attributes(
-        self, user: int, known: KnownNode, locked: bool = False
+        self, pool: Pool, user: int, known: KnownNode
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
         stamp = known.node.stamp
-        call = self._call_locked if locked else self._call_tree
-        taken = await call(user, known.node.exact_attributes)
+        taken = await self._call_tree(pool, user, known.node.exact_attributes)
         known.take_attributes(taken, stamp)
         return known.attributes
 
@@ -311,7 +300,9 @@ class Operations(pyfuse3.Operations):
         directory = self._find_directory(parent_inode)
         if self._is_teller(parent_inode, ctx):
             return await self._mkdir_for_teller(directory, name, ctx)
-        node = await self._make_change(ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx)
+        node = await self._make_change(
+            self._changes, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+        )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_made(name, node.subject)
@@ -323,7 +314,7 @@ class Operations(pyfuse3.Operations):
         if self._is_teller(parent_inode, ctx):
             self._told.refuse_standing(name)
         else:
-            await self._make_change(ctx.uid, name, directory.rmdir, name, ctx)
+            await self._make_change(self._changes, ctx.uid, name, directory.rmdir, name, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_removed(name)
 
@@ -332,7 +323,9 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
-        node = await self._make_change(ctx.uid, name, directory.symlink, name, target, ctx)
+        node = await self._make_change(
+            self._changes, ctx.uid, name, directory.symlink, name, target, ctx
+        )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_made(name, node.subject)
@@ -352,7 +345,9 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EINVAL)
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
-        await self._make_change(ctx.uid, name_old, old.rename, name_old, into, name_new, ctx)
+        await self._make_change(
+            self._changes, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+        )
         subject = None
         if parent_inode_old == pyfuse3.ROOT_INODE:
             subject = self._told.note_removed(name_old)
@@ -400,7 +395,7 @@ class Operations(pyfuse3.Operations):
         with self._letting_go():
             found = None
             with suppress(FileNotFoundError):
-                found = await self._call_locked(ctx.uid, directory.lookup, name, ctx)
+                found = await self._call_tree(self._names, ctx.uid, directory.lookup, name, ctx)
             self._keep(found)
             return await self._introduce(directory, self._told.find(name, found), ctx)
 
@@ -429,7 +424,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._told.refuse_told(name)
         with self._letting_go():
-            found = await self._call_locked(ctx.uid, directory.lookup, name, ctx)
+            found = await self._call_tree(self._names, ctx.uid, directory.lookup, name, ctx)
             entry = await self._introduce(directory, found, ctx)
         self._told.note_made(name, found.subject)
         return entry
@@ -438,7 +433,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(ctx.uid, self._by_number[inode])
+        return await self._refresh_attributes(self._looks, ctx.uid, self._by_number[inode])
 
     @_shielded
     async def setattr(
@@ -450,7 +445,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(ctx.uid, known, locked=True)
+        before = await self._refresh_attributes(self._names, ctx.uid, known)
         _refuse_other_fields(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -465,16 +460,16 @@ class Operations(pyfuse3.Operations):
         if ctx.uid not in (0, before.st_uid):
             raise FUSEError(errno.EPERM)
         await self._make_change(
-            ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+            self._changes, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
         )
-        return await self._refresh_attributes(ctx.uid, known, locked=True)
+        return await self._refresh_attributes(self._names, ctx.uid, known)
 
     @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(ctx.uid, node.target_for, ctx)
+        return await self._call_tree(self._looks, ctx.uid, node.target_for, ctx)
 
     @_shielded
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -502,7 +497,9 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            names = await self._call_locked(listing.user, listing.directory.list_names)
+            names = await self._call_tree(
+                self._names, listing.user, listing.directory.list_names
+            )
             self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
@@ -532,8 +529,8 @@ class Operations(pyfuse3.Operations):
         name = listing.names[index]
         # Names come and go between list and lookup.
         try:
-            node = await self._call_locked(
-                listing.user, listing.directory.lookup_listed, name, listing.caller
+            node = await self._call_tree(
+                self._names, listing.user, listing.directory.lookup_listed, name, listing.caller
             )
             return await self._admit(listing.user, node, listing.directory)
         except OSError as error:
@@ -633,8 +630,8 @@ class Operations(pyfuse3.Operations):
     @_shielded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _ = self._find_file(fh)
-        change = self._make_change
-        return await change(user, file.label, handle.write, buf, off, costly=file.costly)
+        pool = self._costly if file.costly else self._changes
+        return await self._make_change(pool, user, file.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1
@@ -662,7 +659,7 @@ class Operations(pyfuse3.Operations):
         if poll_handle is not None:
             self._pollers[fh] = poll_handle
         wake = functools.partial(self._wake_later, trio.lowlevel.current_trio_token(), fh)
-        changed = await self._call_tree(ctx.uid, handle.poll, wake)
+        changed = await self._call_tree(self._looks, ctx.uid, handle.poll, wake)
         return _READY | _CHANGED if changed else _READY
 
     def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:
