@@ -42,6 +42,8 @@ _FSCONFIG_CMD_RECONFIGURE = 7
 _OPEN_TREE_CLONE = 1
 # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 _MOVE_MOUNT_FLAGS = 4 | 0x40
+# Of a detachment, where others detach what is on top.
+_MOST_TRIES = 20
 # What mountinfo shows as the root of a mount of a namespace's file.
 _NET_ROOT = re.compile(rb"net:\[(\d+)\]")
 # struct mount_attr: set, clear, propagation, user namespace.
@@ -130,6 +132,7 @@ def detach(fd: int) -> bool:
         False if it was detached already, or may not be (umount2(2), EINVAL).
     """
     detached = False
+    tries_left = _MOST_TRIES
     # The path leads to what is mounted on top, if anything is: the first calls take that.
     while True:
         try:
@@ -139,8 +142,12 @@ def detach(fd: int) -> bool:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            return detached
-        detached = True
+            # EINVAL is also what was on top if somebody else has just detached it.
+            if not tries_left or mount_with_id(mount_number(fd)) is None:
+                return detached
+            tries_left -= 1
+        else:
+            detached = True
 
 
 def forget_unused(target: bytes) -> None:

@@ -153,3 +153,27 @@ def test_a_clone_lacks_what_is_mounted_below(place: Path) -> None:
     (place / "x/covering").touch()
     with linux.closing(linux.open_tree(bytes(place))) as clone:
         assert os.listdir(f"/proc/self/fd/{clone}/x") == []
+
+
+def test_a_mount_is_detached_although_what_is_on_top_goes_meanwhile(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = place / "target"
+    target.mkdir()
+    umount = linux.umount
+
+    def umount_while_another_does(path: bytes, flags: int) -> None:
+        monkeypatch.undo()
+        # What umount2(2) does, and between its two steps another process detaches the same.
+        with linux.closing(os.open(target, os.O_PATH)) as top:
+            umount(path, flags)
+            umount(b"/proc/self/fd/%d" % top, flags)
+
+    with linux.closing(linux.new_mount(b"tmpfs", {}, 0)) as mount:
+        with linux.closing(os.open(target, os.O_PATH)) as top:
+            linux.move_mount(mount, top)
+        subprocess.run(["mount", "-t", "tmpfs", "upper", target], check=True)
+        monkeypatch.setitem(linux.detach.__globals__, "umount", umount_while_another_does)
+        assert linux.detach(mount)
+        assert linux.mount_with_id(linux.mount_number(mount)) is None
+    assert mounted_below(place) == []

@@ -63,10 +63,11 @@ def hits(mounted: Mounted) -> int:
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """All sysctls, and the devices."""
+    """All sysctls of the namespace, and the devices."""
     found = {"dev": (directory / "net/dev").read_bytes()}
     for top, _, files in os.walk(directory / "sysctl"):
-        for file in files:
+        # One list for the whole machine, which other programs may change.
+        for file in set(files) - {"tcp_allowed_congestion_control"}:
             path = Path(top, file)
             try:
                 found[str(path.relative_to(directory))] = path.read_bytes()
