@@ -180,9 +180,9 @@ def make_parser() -> argparse.ArgumentParser:
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "
-        "has hardware. spare=N: make namespaces in advance. noviews: leave net, sysctl and "
-        "links out. ro: refuse every change. The other generic options of mount(8) are "
-        "accepted and change nothing",
+        "hardware, or the like, was moved into. spare=N: make N namespaces in advance "
+        f"(at most {MOST_SPARES}). noviews: leave net, sysctl and links out. ro: refuse every "
+        "change. The other generic options of mount(8) are accepted and change nothing",
     )
     parser.add_argument(
         "-f", "--foreground", action="store_true", help="stay in the foreground"

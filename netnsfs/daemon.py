@@ -167,7 +167,7 @@ def _warn_if_blind() -> None:
     if not linux.in_initial_pid_namespace():
         log.warning(
             "this is not the machine's PID namespace: processes outside of it are not seen, "
-            "and pids and tids fail where only such may be inside"
+            "and pids, tids, cgroups and kill fail where only such may be inside"
         )
 
 
