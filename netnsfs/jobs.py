@@ -24,11 +24,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from netnsfs import linux
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -239,3 +240,23 @@ def on_own_thread(function: Callable[..., T], *args: object) -> T:
 
     start_thread(run, "netnsfs-visit").join()
     return job.result()
+
+
+def each_on_own_thread(function: Callable[[A], T], arguments: Iterable[A]) -> list[T]:
+    """`on_own_thread` for each argument, on one thread as long as that comes home.
+
+    To start a thread takes as long as a visit.
+    """
+    results = []
+    left = iter(arguments)
+
+    def call_until_stranded() -> bool:
+        for argument in left:
+            results.append(function(argument))
+            if _local.stranded:
+                return True
+        return False
+
+    while on_own_thread(call_until_stranded):
+        pass
+    return results

@@ -20,7 +20,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import may_block, on_own_thread, visit
+from netnsfs.jobs import each_on_own_thread, may_block, visit
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
@@ -150,9 +150,8 @@ def _all_families(
     yield from _own_families(stats)
     listed = names.list_names()
     seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
-    readings = [
-        reading for name in seen if (reading := on_own_thread(_read_namespace, names, name))
-    ]
+    found = each_on_own_thread(partial(_read_namespace, names), seen)
+    readings = [reading for reading in found if reading]
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
     yield from _spare_families(names.spares)
     inside = tasks.counts()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.config import one_line
-from netnsfs.jobs import may_block
+from netnsfs.jobs import each_on_own_thread, may_block
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
@@ -57,21 +57,28 @@ class Survey:
         self._ends: dict[tuple[int, int, bytes, bytes], list[int]] = defaultdict(list)
 
     def visit(self, source: Source) -> None:
-        """Look into a namespace.
+        """Look into a namespace, unless it has ended meanwhile: then it is not in the picture.
 
         Raises:
-            OSError: it is gone, or cannot be looked into.
+            OSError: the machine lacks what it takes to look.
         """
-        with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
-            found = {link.ifindex: link for link in links.interfaces(route)}
-            addresses: dict[int, list[str]] = defaultdict(list)
-            for address in links.addresses(route):
-                addresses[address.ifindex].append(address.text.decode())
-            self.spaces.append(Space(source, found, addresses))
-            number = len(self.spaces) - 1
-            for link in found.values():
-                if link.link_nsid is not None:
-                    self._match_end(route, number, link, link.link_nsid)
+        try:
+            with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
+                self._look(source, route)
+        except OSError as error:
+            if error.errno in linux.SHORTAGE:
+                raise
+
+    def _look(self, source: Source, route: RouteSocket) -> None:
+        found = {link.ifindex: link for link in links.interfaces(route)}
+        addresses: dict[int, list[str]] = defaultdict(list)
+        for address in links.addresses(route):
+            addresses[address.ifindex].append(address.text.decode())
+        self.spaces.append(Space(source, found, addresses))
+        number = len(self.spaces) - 1
+        for link in found.values():
+            if link.link_nsid is not None:
+                self._match_end(route, number, link, link.link_nsid)
 
     def _match_end(self, route: RouteSocket, number: int, link: Interface, nsid: int) -> None:
         if (number, nsid) in self.neighbours:
@@ -154,13 +161,7 @@ def render(names: Names, reserved: bytes, shown: Callable[[bytes], bool] | None)
     """
     may_block()
     survey = Survey()
-    for source in _sources(names, reserved, shown):
-        try:
-            survey.visit(source)
-        except OSError as error:
-            # It has ended meanwhile, and so is not part of the picture.
-            if error.errno in linux.SHORTAGE:
-                raise
+    each_on_own_thread(survey.visit, _sources(names, reserved, shown))
     survey.ask_about_the_rest()
     return "".join(_graph(survey)).encode()
 

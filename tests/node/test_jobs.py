@@ -1,5 +1,6 @@
 """Jobs that may lose their caller, and threads that may leave their namespace."""
 
+import errno
 import os
 import threading
 
@@ -94,6 +95,25 @@ def test_on_a_thread_that_may_leave_no_other_is_made() -> None:
     thread.start()
     thread.join()
     assert [job.result()] == idents
+
+
+def test_one_thread_makes_several_calls_as_long_as_it_comes_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[str] = []
+
+    def visit(number: int) -> int:
+        starts.append(own())
+        leave()
+        return threading.get_native_id()
+
+    def fail(fd: int, nstype: int) -> None:
+        raise PermissionError(errno.EPERM, "")
+
+    assert len(set(jobs.each_on_own_thread(visit, range(3)))) == 1
+    monkeypatch.setattr(linux, "setns", fail)
+    assert len(set(jobs.each_on_own_thread(visit, range(3)))) == 3
+    assert starts == [own()] * 6
 
 
 def test_a_machine_without_threads_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
