@@ -66,7 +66,7 @@ QUEUE_SECONDS = 30.0
 GRACE_SECONDS = 2.0
 """How long requests in flight may go on after a signal to stop."""
 
-HEARTBEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.6
 """How long a blocked read of /dev/fuse can stop the process."""
 
 SWITCH_SECONDS = 0.0002

@@ -393,8 +393,8 @@ class TestTold:
         storm = "for i in $(seq 500); do /bin/true; done"
         for where in ([], ["ip", "netns", "exec", "bar"]):
             subprocess.run([*where, "sh", "-c", storm], check=True)
-        # The heartbeat, every half of a second, wakes it, and ip-netns(8) changes a mount; none
-        # of the thousand processes does.
+        # The heartbeat wakes it, and ip-netns(8) changes a mount; none of the thousand
+        # processes does.
         assert switches(pid) - before < 500
         (mnt / "bar").rmdir()
 
