@@ -64,9 +64,9 @@ def attached(tid: int, *expressions: str) -> Iterator[None]:
             process.send_signal(signal.SIGINT)
 
 
-def calls(tid: int, operation: Callable[[], object]) -> list[Call]:
+def calls(tid: int, operation: Callable[[], object], *expressions: str) -> list[Call]:
     """What a thread calls during an operation."""
-    with attached(tid):
+    with attached(tid, *expressions):
         operation()
     found = re.findall(r"^(\w+)(\(.*)$", LOG.read_text(), re.MULTILINE)
     LOG.unlink()

@@ -487,10 +487,10 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        directory = self._find_directory(inode)
+        directory, known = self._find_directory(inode), self._by_number[inode]
         fh = next(self._unused_handles)
-        caller = directory.listing_caller(ctx)
-        self._listings.add(fh, Listing(self._by_number[inode], directory, caller, ctx.uid))
+        caller = await self._call_tree(self._names, ctx.uid, directory.listing_caller, ctx)
+        self._listings.add(fh, Listing(known, directory, caller, ctx.uid))
         return fh
 
     @_shielded
@@ -512,15 +512,14 @@ class Operations(pyfuse3.Operations):
                 if replied:
                     break
                 raise
-            if known is None:
-                continue
-            name = listing.names[index]
-            if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
-                self._nodes.drop_unused(known)
-                break
-            known.lookups += index >= 2
-            replied = True
-            if time.monotonic() > end:
+            if known is not None:
+                name = listing.names[index]
+                if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
+                    self._nodes.drop_unused(known)
+                    break
+                known.lookups += index >= 2
+                replied = True
+            if replied and time.monotonic() > end:
                 break
 
     async def _find_listed(self, listing: Listing, index: int) -> KnownNode | None:
@@ -610,8 +609,8 @@ class Operations(pyfuse3.Operations):
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
         pool = self._pool_for(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
-        # The text may be a new one.
-        length = opened.handle.length
+        # The text may be a new one. Another read of the same file may have told so already.
+        opened, length = self._find_file(fh), opened.handle.length
         self._texts.correct(opened.user, opened.length, length)
         self._handles[fh] = opened._replace(length=length)
         return data

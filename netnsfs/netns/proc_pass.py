@@ -17,6 +17,7 @@ import sys
 from collections.abc import Container, Iterator
 
 from netnsfs import linux
+from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import nsfs_device, number_in, open_reached
 from netnsfs.netns.passes import NAMESPACE_FILE, SOCKET, TUN, Descriptor, Task
 from netnsfs.netns.spares import is_spare
@@ -219,9 +220,28 @@ def _sockets(sockets: list[list[Descriptor]], inode: int) -> Iterator[Descriptor
 
 def load() -> tuple[int, int]:
     """The number of tasks on the machine, and the last PID given (proc_loadavg(5))."""
-    with open("/proc/loadavg", "rb") as file:
-        fields = file.read().split()
+    fields = numbers_in(b"/proc/loadavg")
     return int(fields[3].partition(b"/")[2]), int(fields[4])
+
+
+def numbers_in(path: bytes) -> list[bytes]:
+    """The fields of a short file of procfs, which stays open: reading it waits for nothing."""
+    return os.pread(_keep_open(path), 256, 0).split()
+
+
+def _keep_open(path: bytes) -> int:
+    kept = _kept_open.get(path)
+    if kept is None:
+        # Whoever lists a directory keeps it locked, for as long as they like.
+        may_block()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        kept = _kept_open.setdefault(path, fd)
+        if kept != fd:
+            os.close(fd)
+    return kept
+
+
+_kept_open: dict[bytes, int] = {}
 
 
 def pass_over(error: OSError) -> None:

@@ -34,7 +34,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import nsfs
 from netnsfs.netns.kernel_pass import KernelPass
 from netnsfs.netns.passes import NAMESPACE_FILE, Descriptor, Pass
-from netnsfs.netns.proc_pass import ProcPass, load, pass_over
+from netnsfs.netns.proc_pass import ProcPass, load, numbers_in, pass_over
 
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
@@ -350,6 +350,5 @@ def holders_size() -> int:
 
     Tasks, open files and mounts, with room for files that are shared by several processes.
     """
-    with open("/proc/sys/fs/file-nr", "rb") as file:
-        files = int(file.read().split()[0])
+    files = int(numbers_in(b"/proc/sys/fs/file-nr")[0])
     return listing_size() * 4 + files * 64

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 
 from netnsfs import linux
+from netnsfs.jobs import may_block
 from netnsfs.node import Caller
 from netnsfs.permissions import Owner
 
@@ -36,6 +37,8 @@ def has_capability(caller: Caller, capability: int) -> bool:
     Raises:
         OSError: that cannot be found out.
     """
+    # Whoever lists /proc keeps it locked, for as long as they like.
+    may_block()
     try:
         # Root of another user namespace has all capabilities, but they are for that namespace.
         if os.readlink(f"/proc/{caller.pid}/ns/user") != os.readlink("/proc/self/ns/user"):
@@ -150,7 +153,10 @@ class Viewer:
 
     def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
-        return self.sees_all or _owner_of_task(pid) == self.uid
+        if self.sees_all:
+            return True
+        may_block()
+        return _owner_of_task(pid) == self.uid
 
 
 def _proc_hides_tasks() -> bool:

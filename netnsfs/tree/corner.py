@@ -198,36 +198,55 @@ class PidDirectory(Directory):
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._listed: dict[int, bytes] = {}
+        # The first name of each namespace, and the namespace of each process.
+        self._listed: tuple[dict[int, bytes], dict[bytes, int | None]] = {}, {}
 
     def attributes(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
     def list_names(self) -> list[bytes]:
         may_block()
-        self._listed = self._names.names_by_inode(without=RESERVED)
-        return [b"self", *(pid for pid in os.listdir(b"/proc") if pid.isdigit())]
+        named = self._names.names_by_inode(without=RESERVED)
+        inodes = {
+            pid: tasks.namespace_of_task(pid) for pid in os.listdir(b"/proc") if pid.isdigit()
+        }
+        self._listed = named, inodes
+        return [b"self", *inodes]
 
     def listing_caller(self, caller: Caller) -> Caller:
         return Viewer(caller)
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:
-        return self._link_to_task(name, caller, self._listed)
+        named, inodes = self._listed
+        pid = _pid_of(name, caller)
+        # A thread is not listed.
+        if pid not in inodes:
+            return self.lookup(name, caller)
+        return _link_to_task(name, inodes[pid], _as_viewer(caller), named)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        return self._link_to_task(name, caller, self._names.names_by_inode(without=RESERVED))
-
-    def _link_to_task(self, name: bytes, caller: Caller, named: dict[int, bytes]) -> Node:
-        pid = b"%d" % caller.pid if name == b"self" else name
+        pid = _pid_of(name, caller)
         inode = tasks.namespace_of_task(pid) if pid.isdigit() else None
-        viewer = caller if isinstance(caller, Viewer) else Viewer(caller)
-        if inode is None or not viewer.may_see(int(pid)):
-            raise absent_error(
-                name, "there is no such process, or its namespace is not to be seen"
-            )
-        text = path_from_corner(inode, named, b"../")
-        return FixedLink((PID, name, text), text)
+        named = self._names.names_by_inode(without=RESERVED)
+        return _link_to_task(name, inode, _as_viewer(caller), named)
+
+
+def _pid_of(name: bytes, caller: Caller) -> bytes:
+    return b"%d" % caller.pid if name == b"self" else name
+
+
+def _as_viewer(caller: Caller) -> Viewer:
+    return caller if isinstance(caller, Viewer) else Viewer(caller)
+
+
+def _link_to_task(
+    name: bytes, inode: int | None, viewer: Viewer, named: dict[int, bytes]
+) -> Node:
+    if inode is None or not viewer.may_see(int(_pid_of(name, viewer))):
+        raise absent_error(name, "there is no such process, or its namespace is not to be seen")
+    text = path_from_corner(inode, named, b"../")
+    return FixedLink((PID, name, text), text)
 
 
 class LastError(File):

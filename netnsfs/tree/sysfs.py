@@ -19,10 +19,11 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netnsfs import linux
-from netnsfs.jobs import may_block, on_event_loop, on_own_thread, visit
+from netnsfs.jobs import may_block, on_own_thread, visit
 from netnsfs.node import (
     USUAL_SIZE,
     Attributes,
@@ -63,7 +64,7 @@ class SysfsMount:
         """What no other interface ever has: the inode number of its link in /sys/class/net.
 
         An interface keeps it under another name and in another namespace. On 64-bit machines
-        the kernel never gives it again (kernfs_ino, linux/kernfs.h). That waits for nothing.
+        the kernel never gives it again (kernfs_ino, linux/kernfs.h).
 
         Raises:
             OSError: ENOENT if there is no interface of that name.
@@ -109,12 +110,9 @@ class SysfsMounts:
             enter: moves the calling thread into it.
 
         Raises:
-            WouldBlock: on the event loop's thread, if it is not kept.
+            WouldBlock: on the event loop's thread.
         """
-        # The event loop takes no lock that a worker may hold. A look into a dictionary is one
-        # step of the interpreter, and needs none.
-        if on_event_loop() and (kept := self._kept.get(namespace)):
-            return kept
+        # Whoever lists a directory of the same sysfs keeps it locked, for as long as they like.
         may_block()
         with self._lock:
             found = self._kept.get(namespace)
@@ -183,7 +181,8 @@ class SysfsView:
 
     def list_names(self, path: bytes = b"") -> list[bytes]:
         """What is in a directory of sysfs."""
-        return os.listdir(self.current_mount().path(self.name + b"/" + path))
+        mount = self.current_mount()
+        return os.listdir(mount.path(self.name + b"/" + path))
 
     def current_mount(self) -> SysfsMount:
         """The mount, if the name is that interface's.
@@ -265,8 +264,14 @@ class _File(File):
         self._view.refuse_opener(caller, opened_for_writing(flags))
         opened = self._view.opened
         since = opened.rounds
-        path = self._view.current_mount().path(self._view.name + b"/" + self._path)
-        handle = _Open(self._view, open_file(path, flags & os.O_ACCMODE), flags)
+        mount = self._view.current_mount()
+        path = mount.path(self._view.name + b"/" + self._path)
+        with ExitStack() as undo:
+            file = undo.enter_context(open_file(path, flags & os.O_ACCMODE))
+            # The name may have become another interface's meanwhile.
+            self._view.current_mount()
+            handle = _Open(self._view, file, flags)
+            undo.pop_all()
         opened.add(handle, since)
         return handle
 

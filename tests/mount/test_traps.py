@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MNT, Mounted, Start, error_of, type_at, wait_for
+from tracing import calls
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 SLOWFS = Path(__file__).parent.parent / "slowfs.py"
@@ -131,7 +132,7 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.getdents64.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
-directory, file = os.open("/run/netns", os.O_RDONLY), os.open(sys.argv[1], os.O_RDONLY)
+directory, file = os.open(sys.argv[1], os.O_RDONLY), os.open(sys.argv[2], os.O_RDONLY)
 end = time.monotonic() + 4
 while time.monotonic() < end:
     at = libc.mmap(None, 4096, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, file, 0)
@@ -141,11 +142,13 @@ while time.monotonic() < end:
     libc.munmap(at, 4096)
 """
 WRITER = """
-import os, time
+import contextlib, os, sys, time
 end = time.monotonic() + 4
 while time.monotonic() < end:
-    os.close(os.open("/run/netns/other", os.O_CREAT | os.O_EXCL, 0))
-    os.unlink("/run/netns/other")
+    # In /proc and /sys nothing can be made, but to be refused takes the lock as well.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        os.close(os.open(sys.argv[1] + "/other", os.O_CREAT | os.O_EXCL, 0))
+        os.unlink(sys.argv[1] + "/other")
 """
 CLIENT = """
 import os, sys, time
@@ -155,18 +158,24 @@ while time.monotonic() < end:
     assert "foo" in os.listdir(sys.argv[1])
     os.mkdir(sys.argv[1] + "/new")
     os.rmdir(sys.argv[1] + "/new")
+    # A process that is new is in no cache.
+    corner = [sys.argv[1] + "/.netnsfs/" + each for each in ("pid", "init/links")]
+    os.waitpid(os.posix_spawn("/bin/ls", ["ls", *corner], {}), 0)
 """
 
 
 @pytest.mark.machine
-def test_who_lists_the_names_into_a_file_of_ours_stops_nobody(
-    start: Start, spawn: Spawn, fusectl: Path
+@pytest.mark.parametrize("listed", ["/run/netns", "/proc", "/sys/class/net"])
+def test_who_lists_a_directory_into_a_file_of_ours_stops_nobody(
+    start: Start, spawn: Spawn, fusectl: Path, listed: str
 ) -> None:
     mounted = start("-o", "spare=8")
     (mounted / "foo").mkdir()
     at, device = str(mounted.path), os.stat(mounted.path).st_dev
-    scripts = (LISTER, f"{at}/foo/inode"), (WRITER, ""), (CLIENT, at)
-    running = [spawn(sys.executable, "-c", script, path) for script, path in scripts]
+    scripts = (LISTER, listed, f"{at}/foo/inode"), (WRITER, listed), (CLIENT, at)
+    running = [
+        spawn(sys.executable, "-c", *script, stdout=subprocess.DEVNULL) for script in scripts
+    ]
     try:
         assert [process.wait(20) for process in running] == [0, 0, 0]
     except subprocess.TimeoutExpired:
@@ -174,6 +183,42 @@ def test_who_lists_the_names_into_a_file_of_ours_stops_nobody(
         (fusectl / str(os.minor(device)) / "abort").write_text("1")
         raise
     (mounted / "foo").rmdir()
+
+
+LOOK_AT_ALL = """
+for each in . a a/net a/sysctl a/links a/links/lo .netnsfs .netnsfs/*/; do
+    ls -l $each
+done
+cat a/* a/net/dev a/sysctl/ipv4/ip_forward a/links/lo/* .netnsfs/*
+readlink a/ns a/links/*/* .netnsfs/init .netnsfs/pid/1 .netnsfs/id/1
+mkdir b && mv b c && chmod 700 c && ln -s c/links/x a/links/x && mv a/links/x c/links/y
+echo 0 > c/sysctl/ipv4/ip_forward
+rmdir c/links/y c
+ls -l .netnsfs/init/ .netnsfs/init/links/ .netnsfs/init/links/lo/
+true
+"""
+
+
+def test_the_event_loop_walks_no_path_that_may_wait(mnt: Mounted) -> None:
+    (mnt / "a").mkdir()
+
+    def look_at_all() -> None:
+        for user in (0, 65534):
+            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+            shell = [*command, "sh", "-c", LOOK_AT_ALL]
+            done = subprocess.run(shell, check=True, cwd=mnt.path, capture_output=True)
+            assert b"lo:" in done.stdout
+
+    # What stays open is opened.
+    look_at_all()
+    # With "", it is about an open file.
+    walks = [
+        call.shown
+        for call in calls(mnt.process.pid, look_at_all, "trace=%file,getdents64")
+        if "RESOLVE_CACHED" not in call.shown and '""' not in call.shown
+    ]
+    assert walks == []
+    (mnt / "a").rmdir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
