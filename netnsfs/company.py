@@ -44,9 +44,9 @@ def _serves(pid: str) -> bool:
 
 
 def _parent_of(pid: str) -> str:
-    with open(f"/proc/{pid}/stat") as file:
-        # After the name, which may have any character in it (proc_pid_stat(5)).
-        return file.read().rpartition(")")[2].split()[1]
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # After the name, which may have any byte in it (proc_pid_stat(5)).
+        return file.read().rpartition(b")")[2].split()[1].decode()
 
 
 def wait_until_alone() -> None:

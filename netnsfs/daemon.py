@@ -183,7 +183,7 @@ def _warn_if_closed(config: Config) -> None:
 
 def _refuse_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
-        message = "spare= needs the machine's initial network namespace: leave it out"
+        message = "spare= needs the machine's initial network and user namespaces: leave it out"
         raise Failure(message, EXIT_USAGE)
 
 

@@ -126,7 +126,9 @@ class Population:
         """See `Watch.renew`."""
         may_block()
         with self._lock:
-            if self._probes and inode not in self._renewed:
+            # Whoever asks may have given it up meanwhile.
+            wanted = inode in self._watches and inode not in self._renewed
+            if self._probes and wanted:
                 self._probes.watch(_NUMBER.pack(inode))
                 self._renewed.add(inode)
 

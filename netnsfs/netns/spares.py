@@ -77,9 +77,13 @@ log = logging.getLogger(__name__)
 
 
 def spares_possible() -> bool:
-    """Whether what a new namespace copies can be seen: only in the initial one."""
-    # Not in any other namespace (net/core/sysctl_net_core.c).
-    return os.path.exists(_NET + "core/netdev_budget")
+    """Whether a new namespace copies from here, and the thread that makes one can come back.
+
+    That is so in the initial network namespace, if this user namespace owns it.
+    """
+    with open("/proc/self/ns/net", "rb") as own:
+        # The file is in no other namespace (net/core/sysctl_net_core.c).
+        return linux.is_owned_here(own.fileno()) and os.path.exists(_NET + "core/netdev_budget")
 
 
 def is_spare(flags: int) -> bool:

@@ -10,9 +10,10 @@ any mount namespace. lsns(8) looks at leaders, descriptors, sockets (from util-l
 and its own mounts; here it is all of them.
 
 Not found are descriptors that are in flight in a unix socket or registered in an io_uring,
-mounts of a mount namespace that no task is in, and what belongs to processes that the kernel
-does not let us look at. The daemon's own descriptors are left out: it keeps none. So are the
-spares of any netnsfs: nobody has made them yet.
+mounts of a mount namespace that no task is in, some of those of one whose tasks are all
+chrooted, to more than a few directories, and what belongs to processes that the kernel does
+not let us look at. The daemon's own descriptors are left out: it keeps none. So are the spares
+of any netnsfs: nobody has made them yet.
 
 A process may swap its descriptors while they are looked at. So nothing is opened that has not
 been seen, through an O_PATH descriptor, to be a namespace's file; all else is for a child
@@ -41,6 +42,8 @@ _PID_DIGITS = 7
 _TASKS_AHEAD = 512
 # A path of PATH_MAX for each of the hierarchies that there can be.
 _CGROUP_TEXT = 1 << 17
+# Of a mount namespace in which all tasks are chrooted, how many of their roots are looked at.
+_MOST_ROOTS = 8
 # In the order in which they are listed: first what most likely stays (see `holders_of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
 
@@ -292,20 +295,51 @@ def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
 
 def _mounts(way: Pass, inode: int) -> Iterator[Holder]:
     # The mounts of our own mount namespace have paths that need no /proc/PID/root.
-    seen = {nsfs.number_in(os.readlink(b"/proc/self/ns/mnt"))}
+    own = nsfs.number_in(os.readlink(b"/proc/self/ns/mnt"))
     yield from _mounts_of(b"self", b"", inode)
+    inside: dict[int, list[int]] = defaultdict(list)
     for task, mount_namespace in way.mount_namespaces():
-        if mount_namespace in seen:
-            continue
-        root = b"/proc/%d/root" % task
-        # A task may end at any moment, or be closed to us.
+        if mount_namespace != own:
+            inside[mount_namespace].append(task)
+    for tasks in inside.values():
+        yield from _mounts_inside(tasks, inode)
+
+
+def _mounts_inside(tasks: list[int], inode: int) -> list[Holder]:
+    """The mounts of a mount namespace that the tasks in it see.
+
+    A chrooted task sees only those below its root. So another one is looked for first. If all
+    are chrooted, a few roots are looked at: a user can have thousands, beside thousands of
+    mounts.
+    """
+    chrooted: dict[bytes, list[int]] = defaultdict(list)
+    for task in tasks:
+        # A task may end at any moment, be closed to us, or have a path that is too long.
+        root = b""
         try:
-            yield from _mounts_of(b"%d" % task, root, inode)
-            # If its root is another directory, it sees only the mounts below that.
-            if os.readlink(root) == b"/":
-                seen.add(mount_namespace)
+            root = os.readlink(b"/proc/%d/root" % task)
+            if root == b"/":
+                return _mounts_seen_by(task, inode)
         except OSError as error:
             pass_over(error)
+        chrooted[root].append(task)
+    # From an outer one, what is below the inner ones is seen too.
+    roots = sorted(chrooted, key=len)[:_MOST_ROOTS]
+    return [found for root in roots for found in _mounts_seen_by_any(chrooted[root], inode)]
+
+
+def _mounts_seen_by_any(tasks: list[int], inode: int) -> list[Holder]:
+    """What the first of these tasks sees that has not ended."""
+    for task in tasks:
+        try:
+            return _mounts_seen_by(task, inode)
+        except OSError as error:
+            pass_over(error)
+    return []
+
+
+def _mounts_seen_by(task: int, inode: int) -> list[Holder]:
+    return list(_mounts_of(b"%d" % task, b"/proc/%d/root" % task, inode))
 
 
 def _mounts_of(task: bytes, root: bytes, inode: int) -> Iterator[Holder]:
@@ -322,7 +356,7 @@ def _escaped(path: bytes) -> bytes:
 
 def holders_of(inode: int) -> list[Holder]:
     """The holders of one namespace: those that most likely stay and can be opened first."""
-    # Two chrooted processes of one mount namespace may tell of the same mount.
+    # A namespace may be mounted several times at one place.
     return sorted(set(scan(inode)), key=_order)
 
 

@@ -86,6 +86,25 @@ def test_it_works_again_after_a_rest(inode: int) -> None:
         wait_for(lambda: not is_at_work())
 
 
+def test_one_that_is_renewed_after_it_is_closed_hides_no_later_one(inode: int) -> None:
+    population, told = Population(), threading.Event()
+    late = population.watch(inode, told.set)
+    other = population.watch(os.stat("/proc/self/ns/net").st_ino, told.set)
+    assert late
+    assert other
+    late.close()
+    wait_for(lambda: inode not in population._watches)
+    late.renew()
+    other.close()
+    wait_for(lambda: not is_at_work())
+    watch = population.watch(inode, told.set)
+    assert watch
+    watch.renew()
+    ip("netns", "exec", "a", "true")
+    assert told.wait(20)
+    watch.close()
+
+
 def test_our_own_visits_are_not_told(inode: int) -> None:
     population, told = Population(), threading.Event()
     watch = population.watch(inode, told.set)

@@ -241,10 +241,11 @@ def test_spares_end_with_the_daemon(start: Start) -> None:
     assert os.listdir(RUN) == []
 
 
-def test_without_the_machines_own_namespace_there_are_none() -> None:
+@pytest.mark.parametrize("option", ["-n", "-Urm"])
+def test_without_the_machines_own_namespaces_there_are_none(option: str) -> None:
     command = [
         "unshare",
-        "-n",
+        option,
         sys.executable,
         "-m",
         "netnsfs",
@@ -255,7 +256,7 @@ def test_without_the_machines_own_namespace_there_are_none() -> None:
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "initial network namespace" in done.stderr
+    assert "initial network and user namespaces" in done.stderr
     warning = "this is not the machine's mount namespace"
     assert len([line for line in done.stderr.splitlines() if warning not in line]) == 1
 

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -346,6 +348,57 @@ def test_a_namespace_opened_by_a_path_that_is_too_long(spawn: Spawn, tmp_path: P
     )
     assert b"fd %d %b" % (process.pid, fd) in tasks.listing(inode).splitlines()
     ip("netns", "del", "a")
+
+
+CHROOTED = """
+import os, sys, time
+sys.path[:0] = sys.argv[3:]
+from netnsfs import linux
+linux.unshare(0x20000)
+linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
+os.chdir(sys.argv[2])
+jails = [f"jail{number:02}" for number in range(20)]
+for jail in jails:
+    os.mkdir(jail)
+    open(jail + "/ns", "w").close()
+    linux.mount(sys.argv[1].encode(), jail.encode() + b"/ns", linux.MS_BIND)
+print(*jails, flush=True)
+for jail in sys.stdin.readline().split():
+    if not os.fork():
+        os.chroot(jail)
+        print(flush=True)
+        time.sleep(100)
+os.chroot(jails[0])
+print(flush=True)
+for _ in jails:
+    os.wait()
+"""
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize(("roots", "expected"), [(1, 1), (3, 3), (20, 8)])
+def test_chrooted_tasks_are_looked_at_by_their_roots(
+    spawn: Spawn, tmp_path: Path, roots: int, expected: int
+) -> None:
+    """Not one by one: each look goes through all mounts."""
+    ip("netns", "add", "a")
+    words = [str(RUN / "a"), str(tmp_path), *sys.path]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    process = spawn(sys.executable, "-c", CHROOTED, *words, **pipes)
+    assert process.stdin
+    assert process.stdout
+    jails = process.stdout.readline().split()
+    # Twenty tasks besides the first.
+    process.stdin.write(b" ".join((jails[:roots] * 20)[:20]) + b"\n")
+    process.stdin.flush()
+    for _ in range(21):
+        process.stdout.readline()
+    lines = tasks.listing(inode_of("a")).splitlines()
+    os.killpg(process.pid, signal.SIGKILL)
+    ip("netns", "del", "a")
+    assert lines.count(b"mount /run/netns/a") == 1
+    assert len(lines) == 1 + expected
+    assert all(re.fullmatch(rb"mount (/proc/\d+/root/ns|/run/netns/a)", line) for line in lines)
 
 
 def error_number(function: Callable[..., object], *arguments: object) -> int | None:

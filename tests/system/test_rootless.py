@@ -88,11 +88,15 @@ RECIPE = """
 mkdir "$HOME/home" && cd "$HOME/home" || exit
 "$0" -m netnsfs -o "rundir=$HOME/run" mnt && mkdir mnt/foo
 "$0" -m netnsfs -o "rundir=$HOME/run" other && ls other
+cp "$(command -v sleep)" "$(printf 'caf\\351')"
+"./$(printf 'caf\\351')" 2 &
 sleep 1 && ls mnt
 """
 
 
 def test_a_daemon_ends_when_it_is_alone(home: Path) -> None:
+    """Also beside a process whose name is no UTF-8."""
+
     def daemons() -> list[str]:
         commands = {
             pid: command_of(int(pid)) for pid in filter(str.isdigit, os.listdir("/proc"))
