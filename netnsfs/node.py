@@ -108,13 +108,6 @@ class Node:
         """
         return self.attributes()
 
-    def ensure_present(self) -> None:
-        """Make sure that it is still there.
-
-        Raises:
-            OSError: ENOENT.
-        """
-
     def setattr(
         self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
     ) -> None:

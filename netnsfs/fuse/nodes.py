@@ -4,10 +4,11 @@ The kernel knows a node by its number, and counts how often it was told of it (l
 an entry of a listing). With forget it gives counts back, and a node whose count is zero is
 dropped here.
 
-A node of the tree may ask for a number. If that number belongs to a node with another
-generation, the new node takes it over together with the count: the kernel retires its old
-inode, which answers EIO from then on, and the old inode's share of the count comes back with
-forgets for the same number.
+A node of the tree may ask for a number: that of its namespace, which stat(2) is to show. As
+long as somebody has the directory of a namespace open that has ended, another node may have
+that number. Requests for the two could not be told apart, and who has the old one open would
+look into the new one. So the new one gets any number. The kernel is made to ask for its
+attributes each time, and hears then of the st_ino that it should have.
 
 Nothing here waits, and all of it runs on the event loop's thread, so that no other request
 comes between reading and changing the table.
@@ -35,34 +36,44 @@ class KnownNode:
         number: the kernel's number for it.
         lookups: how often the kernel was told of it and has not forgotten it.
         stamp: the node's stamp when its attributes were last taken.
-        attributes: the attributes in the form of pyfuse3.
+        attributes: the attributes in the form of pyfuse3, with the number.
+        shown: the same for getattr, with the st_ino that stat(2) is to show.
     """
 
-    __slots__ = ("attributes", "lookups", "node", "number", "stamp")
+    __slots__ = ("attributes", "lookups", "node", "number", "shown", "stamp")
 
-    def __init__(self, node: Node, number: int, lookups: int, name_seconds: float) -> None:
+    def __init__(self, node: Node, number: int, name_seconds: float) -> None:
         self.node = node
         self.number = number
-        self.lookups = lookups
+        self.lookups = 0
         self.stamp: Hashable = None
-        self.attributes = EntryAttributes()
+        self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
         self.attributes.entry_timeout = name_seconds
+        if node.number not in (0, number):
+            self.shown = EntryAttributes()
+            self.shown.st_ino = node.number
 
     def take_attributes(self, taken: Attributes, stamp: Hashable) -> None:
         """Replace the attributes, and the stamp that they belong to."""
         self.stamp = stamp
-        entry = self.attributes
-        entry.attr_timeout = taken.seconds
-        entry.st_mode = taken.mode
-        entry.st_nlink = taken.links
-        entry.st_size = taken.size
-        entry.st_uid = taken.uid
-        entry.st_gid = taken.gid
-        entry.st_atime_ns = taken.atime_ns
-        entry.st_mtime_ns = taken.mtime_ns
-        entry.st_ctime_ns = taken.ctime_ns
+        _fill(self.attributes, taken)
+        if self.shown is not self.attributes:
+            self.attributes.attr_timeout = 0
+            _fill(self.shown, taken)
+
+
+def _fill(entry: EntryAttributes, taken: Attributes) -> None:
+    entry.attr_timeout = taken.seconds
+    entry.st_mode = taken.mode
+    entry.st_nlink = taken.links
+    entry.st_size = taken.size
+    entry.st_uid = taken.uid
+    entry.st_gid = taken.gid
+    entry.st_atime_ns = taken.atime_ns
+    entry.st_mtime_ns = taken.mtime_ns
+    entry.st_ctime_ns = taken.ctime_ns
 
 
 class _ByNumber(dict[int, KnownNode]):
@@ -86,13 +97,14 @@ class NodeTable:
 
     def __init__(self, root: Directory) -> None:
         self._unused_numbers = itertools.count(_FIRST_NUMBER)
-        self.root = KnownNode(root, pyfuse3.ROOT_INODE, 1, 0)
+        self.root = KnownNode(root, pyfuse3.ROOT_INODE, 0)
+        self.root.lookups = 1
         self.root.take_attributes(root.attributes(), root.stamp)
         self.by_number = _ByNumber({self.root.number: self.root})
         self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
 
     def admit(self, node: Node, name_seconds: float) -> KnownNode:
-        """Enter a node, under the number that it asks for or a new one.
+        """Enter a node, under the number that it asks for if that is free.
 
         The caller counts the lookup.
 
@@ -100,12 +112,10 @@ class NodeTable:
             node: a node whose key is not in the table.
             name_seconds: how long the kernel may keep its name.
         """
-        number = node.number or next(self._unused_numbers)
-        # The kernel gives back the lookups of both by the one number.
-        before = self.by_number.get(number)
-        known = KnownNode(node, number, before.lookups if before else 0, name_seconds)
-        if before:
-            del self.by_key[before.node.key]
+        number = node.number
+        if not number or number in self.by_number:
+            number = next(self._unused_numbers)
+        known = KnownNode(node, number, name_seconds)
         self.by_number[number] = self.by_key[node.key] = known
         return known
 

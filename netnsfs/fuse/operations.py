@@ -250,9 +250,6 @@ class Operations(pyfuse3.Operations):
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
         taken = await self._call_tree(self._names, user, node.attributes)
-        if node.key not in self._by_key and node.number in self._by_number:
-            # A late answer about a dead namespace must not take the number from a live one.
-            await self._call_tree(self._names, user, node.ensure_present)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
@@ -266,7 +263,7 @@ class Operations(pyfuse3.Operations):
         stamp = known.node.stamp
         taken = await self._call_tree(pool, user, known.node.exact_attributes)
         known.take_attributes(taken, stamp)
-        return known.attributes
+        return known.shown
 
     # Names
 

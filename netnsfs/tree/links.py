@@ -69,7 +69,11 @@ class Parent(Protocol):
         """See `Node.stamp`."""
 
     def ensure_present(self) -> None:
-        """See `Node.ensure_present`."""
+        """Make sure that it is still there.
+
+        Raises:
+            OSError: ENOENT.
+        """
 
     def is_shown(self) -> bool:
         """See `Home.is_shown`."""

@@ -53,12 +53,23 @@ def test_a_node_is_dropped_with_its_last_lookup(table: NodeTable) -> None:
     assert list(table.by_key) == ["root"]
 
 
-def test_a_number_passes_on_with_its_count(table: NodeTable) -> None:
+def test_a_number_that_somebody_still_has_is_only_shown(table: NodeTable) -> None:
     old = looked_up(table, Numbered("old", 7, generation=1), lookups=2)
-    new = table.admit(Numbered("new", 7, generation=2), 0)
-    assert (new.lookups, new.attributes.generation) == (2, 2)
-    assert "old" not in table.by_key
-    # What a listing still holds of the old one does not drop the new one.
-    old.lookups = 0
+    new = looked_up(table, Numbered("new", 7, generation=2))
+    assert table.by_number[7] is old
+    assert table.by_number[new.number] is new
+    new.take_attributes(new.node.attributes(), None)
+    assert (new.attributes.st_ino, new.shown.st_ino) == (new.number, 7)
+    # The kernel is to ask, and hear of that one.
+    assert new.attributes.attr_timeout == 0 < new.shown.attr_timeout
+    assert new.attributes.st_mode == new.shown.st_mode == stat.S_IFDIR | 0o755
+    table.forget([(7, 2), (new.number, 1)])
+    assert looked_up(table, Numbered("third", 7, generation=3)).number == 7
+
+
+def test_what_a_listing_still_holds_drops_nothing_else(table: NodeTable) -> None:
+    old = looked_up(table, Numbered("old", 7, generation=1))
+    table.forget([(7, 1)])
+    new = looked_up(table, Numbered("new", 7, generation=2))
     table.drop_unused(old)
     assert table.by_number[7] is new

@@ -702,7 +702,8 @@ class Machine(RuleBasedStateMachine):
         assert set(numbers) == set(visible)
         for name, space in visible.items():
             found = os.stat(self.at(index, name))
-            assert found.st_ino == numbers[name]
+            # As long as somebody has an ended namespace of that number open, it is any number.
+            assert numbers[name] == found.st_ino or numbers[name] >= 1 << 32
             assert found.st_mode == stat.S_IFDIR | (0o755 if space else 0)
             if space:
                 assert space.several or found.st_ino == space.inode
