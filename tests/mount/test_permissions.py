@@ -20,7 +20,7 @@ from users import DROP, TRY, as_user
 
 from netnsfs import linux
 from netnsfs.config import Config
-from netnsfs.jobs import never_block
+from netnsfs.jobs import Abandoned, Job, never_block
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.permissions import Owner, Permissions, delegated_owner
@@ -258,6 +258,24 @@ def test_where_it_cannot_be_kept_it_is_refused(
     names.create(b"foo")
     mark = names.entry_at(b"foo").mark
     assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "EPERM"
+    names.remove(b"foo")
+
+
+@pytest.mark.parametrize("mode", [0, 0o644])
+def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
+    names = Names(bytes(RUN))
+    names.directory.prepare()
+    (RUN / "foo").touch()
+    os.chmod(RUN / "foo", mode)
+    linux.mount(b"/proc/self/ns/net", bytes(RUN / "foo"), linux.MS_BIND)
+    job = Job(names.owners.change_owner, b"foo", names.entry_at(b"foo").mark, to_alice)
+    job.abandon()
+    job.run()
+    with pytest.raises(Abandoned):
+        job.result()
+    assert names.owners.owner_of(b"foo") is None
+    with linux.closing(names.directory.reach_placeholder(b"foo")) as placeholder:
+        assert os.fstat(placeholder).st_mode & 0o7777 == mode
     names.remove(b"foo")
 
 
