@@ -13,6 +13,7 @@ import fcntl
 import gc
 import itertools
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -210,6 +211,20 @@ def settled(measure: Callable[[], T]) -> T:
             found, since = again, time.monotonic()
             assert since < deadline, "it does not settle"
     return found
+
+
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors, and no more, until the block ends."""
+    opened = [os.open("/", os.O_PATH) for _ in range(count + 1)]
+    for fd in opened:
+        os.close(fd)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def apart(function: Callable[[], T]) -> T:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -15,7 +14,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, error_of, ip, unmount_idle, wait_for
+from conftest import (
+    MNT,
+    RUN,
+    Mounted,
+    Start,
+    error_of,
+    few_descriptors,
+    ip,
+    unmount_idle,
+    wait_for,
+)
 from users import DROP, TRY, as_user
 
 from netnsfs import linux
@@ -757,15 +766,8 @@ def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
     names.create(b"secret", delegated_owner(0, 0, 0o700))
     others.owners.owner_of(b"absent")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Of the next free descriptors, none may be used.
-    lowest = os.open("/", os.O_PATH)
-    os.close(lowest)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    with few_descriptors(0):
         assert error_of(others.owners.owner_of, b"secret") == "EMFILE"
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert others.owners.owner_of(b"secret") == delegated_owner(0, 0, 0o700)
     names.remove(b"secret")
 
