@@ -258,6 +258,15 @@ def error_of(function: Callable[..., object], *args: object) -> str:
     return ""
 
 
+def shortage_gives(function: Callable[[], object]) -> set[str]:
+    """What a call fails with, with ever more descriptors until it works."""
+    outcomes: list[str] = []
+    while "" not in outcomes:
+        with few_descriptors(len(outcomes)):
+            outcomes.append(error_of(function))
+    return set(outcomes)
+
+
 def type_at(path: Path) -> bytes:
     """The type of the file system mounted at a path, or nothing."""
     try:
