@@ -13,6 +13,7 @@ import fcntl
 import gc
 import itertools
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -212,6 +213,20 @@ def settled(measure: Callable[[], T]) -> T:
     return found
 
 
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """Let this process open so many descriptors, and no more, until the block ends."""
+    opened = [os.open("/", os.O_PATH) for _ in range(count + 1)]
+    for fd in opened:
+        os.close(fd)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def apart(function: Callable[[], T]) -> T:
     """Call it on a thread of its own."""
     found: list[T] = []
@@ -241,6 +256,15 @@ def error_of(function: Callable[..., object], *args: object) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return ""
+
+
+def shortage_gives(function: Callable[[], object]) -> set[str]:
+    """What a call fails with, with ever more descriptors until it works."""
+    outcomes: list[str] = []
+    while "" not in outcomes:
+        with few_descriptors(len(outcomes)):
+            outcomes.append(error_of(function))
+    return set(outcomes)
 
 
 def type_at(path: Path) -> bytes:

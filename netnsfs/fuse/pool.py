@@ -131,7 +131,7 @@ class Pool:
                 await self._wait_longer(job, done)
         finally:
             if not done.is_set():
-                job.abandoned = True
+                job.abandon()
                 queued.lost = job.started
                 self._lost += queued.lost
                 if queued.lost:

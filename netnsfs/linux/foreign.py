@@ -39,8 +39,8 @@ _CHILD = [sys.executable, "-I", "-S", os.path.abspath(foreign_child.__file__)]
 _NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
 
 _lock = threading.Lock()
-# Children that were killed and have not ended, and a pidfd of each.
-_lost: dict[int, int] = {}
+# Children that were killed and have not ended.
+_lost: set[int] = set()
 
 
 def namespaces_of_files(files: Sequence[tuple[int, int]]) -> list[int | None]:
@@ -157,23 +157,26 @@ def _child(what: str, channel: int, *arguments: str) -> Iterator[int]:
         file_actions=[(os.POSIX_SPAWN_DUP2, channel, 0), *_NULL],
         setsigmask=(),
     )
-    child = os.pidfd_open(pid)
+    child = -1
     try:
+        child = os.pidfd_open(pid)
         yield child
     finally:
-        # No waitpid(2) without a limit: what hangs in close(2) does not end, killed or not.
-        signal.pidfd_send_signal(child, signal.SIGKILL)
-        _ready(child, _KILL_SECONDS)
+        os.kill(pid, signal.SIGKILL)
+        # There may have been no descriptor for it.
+        if child >= 0:
+            _ready(child, _KILL_SECONDS)
+            os.close(child)
         with _lock:
-            _lost[pid] = child
+            _lost.add(pid)
             _forget_ended()
 
 
 def _forget_ended() -> None:
-    for pid, child in list(_lost.items()):
-        if _ready(child, 0):
-            os.waitpid(pid, 0)
-            os.close(_lost.pop(pid))
+    for pid in list(_lost):
+        # Not without a limit: what hangs in close(2) does not end, killed or not.
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            _lost.remove(pid)
 
 
 def _ready(child: int, seconds: float, *others: int) -> bool:

@@ -121,8 +121,13 @@ class _Names:
         changed.pop(self._reserved, None)
         return changed
 
-    def stands(self, name: bytes) -> bool:
-        """Whether a name stands, and is not about to become a namespace."""
+    def stands(self, name: bytes, stood: bool) -> bool:
+        """Whether a name stands, and is not about to become a namespace.
+
+        Args:
+            name: the name.
+            stood: watchers know it, and it has not gone since: a file is not waited for.
+        """
         try:
             found = linux.statx(b"%b/%b" % (self._path, name))
         except FileNotFoundError:
@@ -131,7 +136,7 @@ class _Names:
         now = time.monotonic()
         since = self._unsettled.setdefault(name, now)
         bare = found.dev != self._nsfs and not stat.S_ISLNK(found.mode)
-        if bare and now < since + SETTLE_SECONDS:
+        if bare and not stood and now < since + SETTLE_SECONDS:
             return False
         del self._unsettled[name]
         return True
@@ -282,7 +287,7 @@ def _tell(
     """Tell of changes. False if the mount is not to be reached."""
     news = []
     for name, went in changed.items():
-        stands = names.stands(name)
+        stands = names.stands(name, stood=name in told and not went)
         # What has gone and stands may be another thing by now: then both are told.
         goes = name in told and (went or not stands)
         comes = stands and (went or name not in told)

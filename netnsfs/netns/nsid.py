@@ -7,7 +7,7 @@ import errno
 import socket
 import struct
 
-from netnsfs.jobs import may_block
+from netnsfs.jobs import commit, may_block
 from netnsfs.linux.netlink import RouteSocket, attribute, attributes
 
 # linux/rtnetlink.h, linux/net_namespace.h
@@ -73,6 +73,7 @@ def assign_nsid(fd: int, text: bytes) -> None:
     wanted = attribute(_NETNSA_FD, _NUMBER.pack(fd)) + attribute(_NETNSA_NSID, number)
     try:
         with RouteSocket() as route:
+            commit()
             route.change(_RTM_NEWNSID, _HEADER + wanted)
     except FileExistsError as error:
         message = "the namespace has an nsid already, or the number is another's"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from netnsfs import linux
-from netnsfs.jobs import may_block
+from netnsfs.jobs import commit, may_block
 from netnsfs.netns.rundir import LOCK_SECONDS, RunDirectory
 from netnsfs.permissions import CLOSED, Owner
 
@@ -128,7 +128,9 @@ class Owners:
             # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
             if linux.statx(self._directory.path_of(name)) != mark:
                 raise FileNotFoundError(errno.ENOENT, "it is another now", name)
-            self.write_owner(placeholder, decide(self.read_owner(placeholder)))
+            owner = decide(self.read_owner(placeholder))
+            commit()
+            self.write_owner(placeholder, owner)
 
     @contextmanager
     def held_still(self, name: bytes) -> Iterator[int]:
@@ -155,6 +157,7 @@ class Owners:
                 raise PermissionError(errno.EPERM, "it has no owner of its own", name)
             # Those of other tools may be open to everyone, who could then lock them.
             if stat.S_IMODE(mode):
+                commit()
                 os.chmod(_path_of(found), 0)
             return os.open(_path_of(found), os.O_RDONLY | os.O_CLOEXEC)
 

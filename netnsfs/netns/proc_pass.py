@@ -245,7 +245,7 @@ _kept_open: dict[bytes, int] = {}
 
 
 def pass_over(error: OSError) -> None:
-    """Leave a task out that cannot be looked at, unless that is not the task's fault.
+    """Leave out what cannot be looked at, unless that is not its own fault.
 
     Raises:
         OSError: the error, if this process or the machine is short of something.

@@ -440,8 +440,10 @@ class RunDirectory:
         """
         may_block()
         before = linux.statx(b"", placeholder)
+        # Held until the look ends: another thread may replace it, which closes its descriptor.
+        directory = self._below_mounts()
         try:
-            found = linux.statx(name, self._below_mounts().fd)
+            found = linux.statx(name, directory.fd)
         except FileNotFoundError:
             return False
         return (found.dev, found.ino) == (before.dev, before.ino)

@@ -14,6 +14,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
+from netnsfs.netns.proc_pass import pass_over
 from netnsfs.permissions import CLOSED, ROOT, Owner
 
 RESERVED = b".netnsfs"
@@ -206,14 +207,16 @@ class Unnamed:
     def _open_held(self, namespace: Namespace) -> int:
         try:
             return _require_same(self._holder.open(self._names.links.avoid), namespace)
-        except OSError:
+        except OSError as error:
+            pass_over(error)
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
         for holder in tasks.scan(namespace.inode):
             try:
                 fd = _require_same(holder.open(self._names.links.avoid), namespace)
-            except OSError:
+            except OSError as error:
+                pass_over(error)
                 continue
             self._holder = holder
             return fd

@@ -149,7 +149,7 @@ def _all_families(
 ) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
-    seen = listed if shown is None else filter(partial(_is_shown, shown), listed)
+    seen = listed if shown is None else filter(shown, listed)
     found = each_on_own_thread(partial(_read_namespace, names), seen)
     readings = [reading for reading in found if reading]
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
@@ -246,13 +246,6 @@ def _own_families(stats: Stats) -> Iterator[Family]:
             for (operation, code), count in sorted(stats.errors.copy().items())
         ],
     )
-
-
-def _is_shown(shown: Callable[[bytes], bool], name: bytes) -> bool:
-    try:
-        return shown(name)
-    except FileNotFoundError:
-        return False
 
 
 def _spare_families(spares: Spares) -> Iterator[Family]:

@@ -10,13 +10,13 @@ is told neither its ID nor its nsid.
 import os
 import stat
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsid, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of
+from netnsfs.netns.proc_pass import pass_over
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
@@ -65,10 +65,9 @@ class NumberDirectory(Directory):
         named = self._names.names_by_inode(without=RESERVED)
         found = {}
         for inode, name in named.items():
-            with suppress(OSError):
-                number = self._number_under(name)
-                if number is not None:
-                    found[b"%d" % number] = name, path_from_corner(inode, named, b"../")
+            number = self._number_under(name)
+            if number is not None:
+                found[b"%d" % number] = name, path_from_corner(inode, named, b"../")
         self._listed = found
         return [*found]
 
@@ -104,26 +103,29 @@ class NumberDirectory(Directory):
         return may_search(owner or self._permissions.default_owner(), caller)
 
     def _number_under(self, name: bytes) -> int | None:
-        with linux.closing(self._names.open_namespace(name)) as fd:
-            return self._number_of(fd)
+        try:
+            with linux.closing(self._names.open_namespace(name)) as fd:
+                return self._number_of(fd)
+        except OSError as error:
+            pass_over(error)
+            return None
 
     def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
         for inode, name in named.items():
-            with suppress(OSError):
-                if self._number_under(name) == number:
-                    return inode
+            if self._number_under(name) == number:
+                return inode
         return None
 
     def _find_unnamed(self, number: int, named: Collection[int]) -> int | None:
         seen = set(named)
         for holder in tasks.scan(without=seen):
-            with (
-                suppress(OSError),
-                linux.closing(holder.open(self._names.links.avoid)) as fd,
-            ):
-                seen.add(holder.inode)
-                if self._number_of(fd) == number:
-                    return os.fstat(fd).st_ino
+            try:
+                with linux.closing(holder.open(self._names.links.avoid)) as fd:
+                    seen.add(holder.inode)
+                    if self._number_of(fd) == number:
+                        return os.fstat(fd).st_ino
+            except OSError as error:
+                pass_over(error)
         return None
 
 

@@ -204,15 +204,16 @@ class _Open(OpenFile):
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
         self.refuse_if_cut()
-        if offset == 0:
-            if not self._unread:
-                may_block()
-                self._take_snapshot()
-            self._unread = False
-        if self.length < HEAD or offset + size <= HEAD:
-            return self._head[offset : offset + size]
-        may_block()
-        return self._read_fully(size, offset)
+        if offset == 0 and not self._unread:
+            may_block()
+            self._take_snapshot()
+        streams = self.length >= HEAD and offset + size > HEAD
+        if streams:
+            may_block()
+        self._unread &= offset != 0
+        if streams:
+            return self._read_fully(size, offset)
+        return self._head[offset : offset + size]
 
     def _read_fully(self, size: int, offset: int) -> bytes:
         # One read of procfs gives about a page. For the kernel's FUSE, less than it has asked

@@ -169,6 +169,27 @@ async def test_a_job_that_has_committed_is_waited_for(hasty: Pool) -> None:
     assert await hasty.run(work) == "done"
 
 
+async def test_a_job_that_has_committed_ends_what_it_has_begun(hasty: Pool) -> None:
+    late, done = threading.Event(), threading.Event()
+    undone = []
+
+    def work() -> None:
+        try:
+            workers.commit()
+            late.wait()
+            # As a rename that fails in its second half removes the new name.
+            workers.commit()
+            undone.append(1)
+        finally:
+            done.set()
+
+    with pytest.raises(OSError, match="too long"):
+        await hasty.run(work)
+    late.set()
+    assert done.wait(20)
+    assert undone
+
+
 async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
     pool = Pool(limit=1, seconds=1.5, queue_seconds=10, loop=loop)
     async with trio.open_nursery() as nursery:

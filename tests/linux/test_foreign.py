@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import error_of, type_at, wait_for
+from conftest import error_of, few_descriptors, settled, type_at, wait_for
 
 from netnsfs import linux
 from netnsfs.linux import foreign_child
@@ -99,6 +99,24 @@ def test_a_copy_that_cannot_be_closed_costs_a_child_only() -> None:
         assert error_of(linux.namespace_of_file, process.pid, good) == "ETIMEDOUT"
         assert time.monotonic() - began < 1
     wait_for(lambda: linux.namespaces_of_files([(os.getpid(), 0)]) == [0])
+
+
+def test_a_child_without_a_descriptor_for_it_is_waited_for() -> None:
+    before = settled(children)
+    # The memory takes two. A pidfd would take the third.
+    with few_descriptors(2):
+        assert error_of(linux.namespaces_of_files, [(os.getpid(), 0)]) == "EMFILE"
+
+    def all_have_ended() -> bool:
+        assert linux.namespaces_of_files([(os.getpid(), 0)]) == [0]
+        return children() == before
+
+    wait_for(all_have_ended)
+
+
+def children() -> list[str]:
+    tasks = Path("/proc/self/task").glob("*/children")
+    return sorted(pid for path in tasks for pid in path.read_text().split())
 
 
 def test_a_number_of_another_file_system_is_no_descriptor(

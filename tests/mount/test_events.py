@@ -168,7 +168,7 @@ def test_a_name_goes_with_its_file(watcher: Watcher) -> None:
     watcher.expect("+blue", "-blue")
 
 
-def test_a_file_is_told_of_when_it_has_settled(watcher: Watcher) -> None:
+def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: Watcher) -> None:
     (RUN / "short").touch()
     (RUN / "stale").touch()
     (RUN / "link").symlink_to("/nowhere")
@@ -177,6 +177,9 @@ def test_a_file_is_told_of_when_it_has_settled(watcher: Watcher) -> None:
     made = time.monotonic()
     wait_for(lambda: watcher.is_told("+link", "+stale"))
     assert time.monotonic() > made + events_child.SETTLE_SECONDS / 2
+    settled(watcher.told)
+    # What is told is not taken for gone.
+    assert 'errno="EBUSY"' not in (mnt / ".netnsfs/metrics").read_text()
     (RUN / "stale").unlink()
     (RUN / "link").unlink()
     watcher.expect("+link", "+stale", "-stale", "-link")

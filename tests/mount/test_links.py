@@ -11,12 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from conftest import RUN, Mounted, Start, error_of, ip, resident, wait_for
+from conftest import (
+    RUN,
+    Mounted,
+    Start,
+    error_of,
+    ip,
+    nsids,
+    resident,
+    shortage_gives,
+    wait_for,
+)
+
+from netnsfs import linux
+from netnsfs.linux.netlink import RouteSocket
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsid import assign_nsid
+from netnsfs.tree.links import Neighbours
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -243,6 +260,29 @@ def test_a_pair_to_a_namespace_without_a_name(mnt: Mounted, foo: Path, spawn: Sp
     assert (foo / "links/out/peer").resolve() == mnt / "named/links/in"
     (mnt / "named").rmdir()
     assert (foo / "links/out/peer").resolve() == unnamed / "in"
+
+
+@pytest.mark.parametrize("has_name", [True, False])
+def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
+    spawn: Spawn, has_name: bool
+) -> None:
+    own = os.stat("/proc/self/ns/net").st_ino
+    process = spawn("unshare", "-n", "sleep", "100")
+    path = f"/proc/{process.pid}/ns/net"
+    wait_for(lambda: os.stat(path).st_ino != own)
+    names, number = Names(bytes(RUN)), next(nsids)
+    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+        assign_nsid(fd, b"%d" % number)
+        if has_name:
+            names.attach(b"foo", fd)
+    seen: list[bytes | None] = []
+    with RouteSocket() as route:
+        ask = partial(Neighbours(names).find_path, own, route, number)
+        assert shortage_gives(lambda: seen.append(ask())) == {"EMFILE", ""}
+    unnamed = b".netnsfs/unnamed/%d" % os.stat(path).st_ino
+    assert seen == [b"foo" if has_name else unnamed]
+    if has_name:
+        names.remove(b"foo")
 
 
 def test_the_other_end_in_a_namespace_that_nothing_shows(mnt: Mounted, foo: Path) -> None:

@@ -4,11 +4,20 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import MNT, Mounted, error_of, nsids, wait_for
+from conftest import MNT, RUN, Mounted, error_of, nsids, shortage_gives, wait_for
 from users import DROP, as_user
+
+from netnsfs import linux
+from netnsfs.netns import tasks
+from netnsfs.netns.names import Names
+from netnsfs.netns.nsfs import namespace_of
+from netnsfs.permissions import Permissions
+from netnsfs.tree.homes import Unnamed
+from netnsfs.tree.numbers import by_number
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -16,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("both_ways")
 
 NOBODY = 65534
 SO_NETNS_COOKIE = 71
+SHORT = {"EMFILE", ""}
 KINDS = ("inode", "id", "nsid")
 
 
@@ -177,3 +187,30 @@ def test_a_closed_namespace_is_told_by_no_number(mnt: Mounted, corner: Path) -> 
     os.chmod(closed, 0o750)
     assert as_user(0, 0, *lines, prefix=DROP) == told
     closed.rmdir()
+
+
+def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
+    names = Names(bytes(RUN))
+    named, _ = names.create(b"foo")
+    process = spawn("unshare", "--net", "sleep", "60")
+    path = f"/proc/{process.pid}/ns/net"
+    wait_for(lambda: os.stat(path).st_ino != own_inode())
+    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+        unnamed = namespace_of(fd)
+    _, by_id, _ = by_number(names, Permissions())
+    for namespace in (named, unnamed):
+        shown = partial(by_id.lookup, b"%d" % namespace.id, Root())
+        assert shortage_gives(shown) == SHORT
+    assert shortage_gives(lambda: by_id.list_names().index(b"%d" % named.id)) == SHORT
+    holder = next(tasks.scan(unnamed.inode))
+    home = Unnamed(names, holder, lambda inode: False)
+    assert shortage_gives(partial(home.ensure_present, unnamed)) == SHORT
+    # The holder has let go, and another is looked for.
+    home = Unnamed(names, holder._replace(path=b"/proc/0/ns/net"), lambda inode: False)
+    assert shortage_gives(partial(home.ensure_present, unnamed)) == SHORT
+    names.remove(b"foo")
+
+
+class Root:
+    pid = os.getpid()
+    uid = umask = 0

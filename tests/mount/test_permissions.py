@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 import threading
@@ -15,12 +14,22 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, error_of, ip, unmount_idle, wait_for
+from conftest import (
+    MNT,
+    RUN,
+    Mounted,
+    Start,
+    error_of,
+    few_descriptors,
+    ip,
+    unmount_idle,
+    wait_for,
+)
 from users import DROP, TRY, as_user
 
 from netnsfs import linux
 from netnsfs.config import Config
-from netnsfs.jobs import never_block
+from netnsfs.jobs import Abandoned, Job, never_block
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.permissions import Owner, Permissions, delegated_owner
@@ -258,6 +267,24 @@ def test_where_it_cannot_be_kept_it_is_refused(
     names.create(b"foo")
     mark = names.entry_at(b"foo").mark
     assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "EPERM"
+    names.remove(b"foo")
+
+
+@pytest.mark.parametrize("mode", [0, 0o644])
+def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
+    names = Names(bytes(RUN))
+    names.directory.prepare()
+    (RUN / "foo").touch()
+    os.chmod(RUN / "foo", mode)
+    linux.mount(b"/proc/self/ns/net", bytes(RUN / "foo"), linux.MS_BIND)
+    job = Job(names.owners.change_owner, b"foo", names.entry_at(b"foo").mark, to_alice)
+    job.abandon()
+    job.run()
+    with pytest.raises(Abandoned):
+        job.result()
+    assert names.owners.owner_of(b"foo") is None
+    with linux.closing(names.directory.reach_placeholder(b"foo")) as placeholder:
+        assert os.fstat(placeholder).st_mode & 0o7777 == mode
     names.remove(b"foo")
 
 
@@ -739,15 +766,8 @@ def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
     names, others = Names(bytes(RUN)), Names(bytes(RUN))
     names.create(b"secret", delegated_owner(0, 0, 0o700))
     others.owners.owner_of(b"absent")
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Of the next free descriptors, none may be used.
-    lowest = os.open("/", os.O_PATH)
-    os.close(lowest)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, before[1]))
+    with few_descriptors(0):
         assert error_of(others.owners.owner_of, b"secret") == "EMFILE"
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert others.owners.owner_of(b"secret") == delegated_owner(0, 0, 0o700)
     names.remove(b"secret")
 

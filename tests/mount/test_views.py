@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 from conftest import RUN, Mounted, Start, error_of, ip, settled, unmount_idle, wait_for
 from usage import MOST_THREADS, Usage, descriptors
 
+from netnsfs.jobs import WouldBlock, never_block
 from netnsfs.netns.names import Names
-from netnsfs.node import Directory
+from netnsfs.node import Directory, File
 from netnsfs.tree import views
 from netnsfs.tree.open_files import OpenFiles
 
@@ -442,11 +444,10 @@ def test_readers_and_removal_at_once(mnt: Mounted) -> None:
     assert errors <= {"", "ENOENT", "ENODEV", "ESTALE", "EIO"}
 
 
-def test_a_listing_is_one_visit() -> None:
-    visits = []
-    view = views.View(
+def view_of_here(enter: Callable[[], None]) -> views.View:
+    return views.View(
         key="here",
-        enter=lambda: visits.append(""),
+        enter=enter,
         file_attributes=lambda mode: (mode, 0, 0),
         opened=OpenFiles(),
         is_shown=lambda: True,
@@ -455,6 +456,32 @@ def test_a_listing_is_one_visit() -> None:
         writable=True,
         lasting_levels=2,
     )
+
+
+def test_the_first_read_of_a_long_file_takes_no_other_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(b"a" * 2 * views.HEAD)
+    node = view_of_here(lambda: None).find_node(bytes(path))
+    assert isinstance(node, File)
+    handle = node.open(os.O_RDONLY, Nobody())
+    path.write_bytes(b"b" * 3 * views.HEAD)
+
+    def ask_on_event_loop() -> None:
+        never_block()
+        with pytest.raises(WouldBlock):
+            handle.read(views.HEAD + 1, 0)
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(ask_on_event_loop).result()
+    for length in (2, 3):
+        assert handle.read(views.HEAD + 1, 0) == b"b" * (views.HEAD + 1)
+        assert handle.length == length * views.HEAD
+    handle.close()
+
+
+def test_a_listing_is_one_visit() -> None:
+    visits = []
+    view = view_of_here(lambda: visits.append(""))
     for path in (b"/proc/sys/net/ipv4/conf", b"/proc/sys/net/ipv4", b"/proc/thread-self/net"):
         directory = view.find_node(path)
         assert isinstance(directory, Directory)

@@ -7,6 +7,7 @@ import pytest
 from conftest import RUN, error_of, ip, nsids
 
 from netnsfs import linux
+from netnsfs.jobs import Abandoned, Job
 from netnsfs.netns import nsid
 
 
@@ -27,6 +28,15 @@ def test_what_is_assigned_is_shown(namespace: int) -> None:
     assert ip("netns", "list").stdout == b"foo (id: %d)\n" % number
     assert error_of(nsid.assign_nsid, namespace, b"%d" % next(nsids)) == "EEXIST"
     assert error_of(nsid.assign_nsid, namespace, b"auto") == "EEXIST"
+
+
+def test_a_job_without_a_caller_assigns_nothing(namespace: int) -> None:
+    job = Job(nsid.assign_nsid, namespace, b"auto")
+    job.abandon()
+    job.run()
+    with pytest.raises(Abandoned):
+        job.result()
+    assert nsid.read_nsid(namespace) == b"unassigned\n"
 
 
 def test_the_kernel_chooses(namespace: int) -> None:

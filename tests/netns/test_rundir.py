@@ -296,3 +296,22 @@ def test_a_directory_made_anew_has_other_placeholders() -> None:
         DIRECTORY.mkdir()
         (DIRECTORY / "old").touch()
         assert not directory.is_placeholder(b"old", fd)
+
+
+def test_a_look_below_mounts_outlives_the_clone_of_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    DIRECTORY.mkdir(parents=True)
+    (DIRECTORY / "old").touch()
+    directory = RunDirectory(bytes(DIRECTORY))
+    statx = linux.statx
+
+    def replace_clone(path: bytes, *where: int) -> linux.Stat:
+        if path == b"old":
+            # As another thread does.
+            directory._uncovered = None
+        return statx(path, *where)
+
+    with linux.closing(directory.reach_placeholder(b"old")) as fd:
+        monkeypatch.setattr(linux, "statx", replace_clone)
+        assert directory.is_placeholder(b"old", fd)
