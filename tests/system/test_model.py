@@ -759,7 +759,7 @@ class Machine(RuleBasedStateMachine):
                 kept = target.startswith(("net:", "/proc/")) and target != home
                 if (
                     kept
-                    and not target.endswith("/mountinfo")
+                    and not target.endswith(("/mountinfo", "/loadavg", "/file-nr"))
                     and not self.serves_spares(mounted, fd, target)
                 ):
                     return False
