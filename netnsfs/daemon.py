@@ -139,7 +139,7 @@ def _raise_descriptor_limit() -> None:
 
 def _check_config(config: Config) -> None:
     _refuse_inside(config)
-    _warn_if_unseen()
+    _warn_if_unseen(config)
     _warn_if_blind()
     _warn_if_closed(config)
     _refuse_spares(config)
@@ -153,14 +153,33 @@ def _refuse_inside(config: Config) -> None:
         raise Failure(message, EXIT_USAGE)
 
 
-def _warn_if_unseen() -> None:
+def _warn_if_unseen(config: Config) -> None:
+    """What we mount is seen in another mount namespace if what it is on has a peer there."""
+    places = {"namespaces made here": config.run_dir, "the mount": config.mount_point}
     with suppress(OSError):
         # In a container, the kernel may not let us look at PID 1.
         if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
-            log.warning(
-                "this is not the machine's mount namespace: namespaces made here may not be "
-                "seen outside of it"
-            )
+            peers = {mount.peers for mount in linux.mounts("1") if mount.peers}
+            unseen = [what for what, path in places.items() if _peers_at(path) not in peers]
+            if unseen:
+                log.warning(
+                    "this is not the machine's mount namespace: %s cannot be seen outside",
+                    " and ".join(unseen),
+                )
+
+
+def _peers_at(directory: bytes) -> bytes:
+    """The peer group of the mount that a directory is on, or will be made on."""
+    with linux.closing(os.open(_existing(directory), os.O_PATH | os.O_CLOEXEC)) as fd:
+        mount = linux.mount_with_id(linux.mount_number(fd))
+    return mount.peers if mount else b""
+
+
+def _existing(directory: bytes) -> bytes:
+    """The directory, or as long as it is missing the one above, where it would be made."""
+    while not os.path.exists(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def _warn_if_blind() -> None:
@@ -172,11 +191,7 @@ def _warn_if_blind() -> None:
 
 
 def _warn_if_closed(config: Config) -> None:
-    directory = config.run_dir
-    # A directory that is missing is made at the first mkdir, in the one above.
-    while not os.path.exists(directory):
-        directory = os.path.dirname(directory)
-    if not config.read_only and not os.access(directory, os.W_OK):
+    if not config.read_only and not os.access(_existing(config.run_dir), os.W_OK):
         shown = os.fsdecode(config.run_dir)
         log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
 

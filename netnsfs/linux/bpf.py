@@ -262,10 +262,17 @@ def _loaded(library: ctypes.CDLL, path: str) -> Iterator[int]:
         raise error_of_call(os.fsencode(path))
     try:
         if library.bpf_object__load(loaded):
-            raise error_of_call(os.fsencode(path))
+            raise _explained(error_of_call(os.fsencode(path)))
         yield loaded
     finally:
         library.bpf_object__close(loaded)
+
+
+def _explained(error: OSError) -> OSError:
+    # What the library says where there is neither /sys/kernel/btf/vmlinux nor a kernel image.
+    if error.errno == errno.ESRCH:
+        error.strerror = "the kernel does not tell its types (CONFIG_DEBUG_INFO_BTF)"
+    return error
 
 
 def _map(library: ctypes.CDLL, loaded: int, name: bytes) -> int:

@@ -23,7 +23,7 @@ from netnsfs import linux
 try:
     linux.Iterators({OBJECT!r}, ("tasks",), "list_tasks")
 except OSError as error:
-    print(errno.errorcode[error.errno])
+    print(errno.errorcode[error.errno], error.strerror)
 """
 
 
@@ -106,4 +106,13 @@ def test_a_program_that_the_object_lacks() -> None:
 
 def test_where_it_is_refused() -> None:
     command = [sys.executable, str(TESTS / "without_bpf.py"), sys.executable, "-c", LOAD]
-    assert subprocess.check_output(command, cwd=TESTS.parent) in (b"EPERM\n", b"EACCES\n")
+    told = subprocess.check_output(command, cwd=TESTS.parent)
+    assert told.split()[0] in (b"EPERM", b"EACCES")
+
+
+@pytest.mark.machine
+def test_a_kernel_that_does_not_tell_its_types() -> None:
+    shell = 'mount -t tmpfs none /sys/kernel; exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", LOAD]
+    told = subprocess.check_output(command, cwd=TESTS.parent, text=True)
+    assert told == "ESRCH the kernel does not tell its types (CONFIG_DEBUG_INFO_BTF)\n"

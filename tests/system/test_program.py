@@ -255,6 +255,45 @@ def test_mount_refused_by_the_kernel() -> None:
     assert "Traceback" not in done.stderr
 
 
+# In a mount namespace of its own
+
+APART = """
+set -e
+mount -t tmpfs shared /mnt
+mount --make-shared /mnt
+mkdir /mnt/run /mnt/point /mnt/other
+mount -t tmpfs volume /mnt/other
+mount --make-private /mnt/other
+unshare --mount --propagation unchanged "$@"
+! [ -e /mnt/point/.netnsfs ] || mkdir /mnt/point/foo
+ls /mnt/run
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unseen", "names"),
+    [
+        ("rundir=/mnt/run /mnt/point", "", "foo\n"),
+        ("rundir=/mnt/run /mnt/other", "the mount", ""),
+        ("rundir=/mnt/other/run /mnt/point", "namespaces made here", ""),
+        ("rundir=/mnt/other/run /mnt/other/point", "namespaces made here and the mount", ""),
+    ],
+)
+def test_it_tells_what_process_1_does_not_see(arguments: str, unseen: str, names: str) -> None:
+    apart = ["unshare", "--mount", "--pid", "--kill-child", "--mount-proc", "sh", "-c", APART]
+    done = subprocess.run(
+        [*apart, "sh", *PROGRAM, "-o", *arguments.split()],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = [line for line in done.stderr.splitlines() if "machine's mount namespace" in line]
+    warning = "netnsfs: WARNING: this is not the machine's mount namespace: "
+    assert told == [f"{warning}{unseen} cannot be seen outside"] * bool(unseen)
+    assert (done.stdout, done.returncode) == (names, 0), done.stderr
+
+
 # Without root, in a user namespace
 
 ROOTLESS = """
