@@ -22,6 +22,7 @@ from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsid import ask_nsid
+from netnsfs.netns.proc_pass import pass_over
 
 
 class Source(NamedTuple):
@@ -66,8 +67,7 @@ class Survey:
             with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
                 self._look(source, route)
         except OSError as error:
-            if error.errno in linux.SHORTAGE:
-                raise
+            pass_over(error)
 
     def _look(self, source: Source, route: RouteSocket) -> None:
         found = {link.ifindex: link for link in links.interfaces(route)}

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import LONG, RUN, Mounted, Start, error_of, ip, mounts, nsids, wait_for
+from conftest import KEPT_OPEN, LONG, RUN, Mounted, Start, error_of, ip, mounts, nsids, wait_for
 from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -759,7 +759,7 @@ class Machine(RuleBasedStateMachine):
                 kept = target.startswith(("net:", "/proc/")) and target != home
                 if (
                     kept
-                    and not target.endswith(("/mountinfo", "/loadavg", "/file-nr"))
+                    and not target.endswith(("/mountinfo", *KEPT_OPEN))
                     and not self.serves_spares(mounted, fd, target)
                 ):
                     return False
