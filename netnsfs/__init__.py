@@ -56,13 +56,15 @@ that may wait. They are in four pools: for looks while the kernel keeps a direct
 locked, for other looks, for changes, and for files that take long to make or to write. All
 threads but the event loop's have a name:
 
-    netnsfs-worker      a job at a time; may enter a namespace, but inside `jobs.visit()` only
+    netnsfs-name, netnsfs-look, netnsfs-change, netnsfs-costly
+                        workers: a job at a time; may enter a namespace, but inside
+                        `jobs.visit()` only
     netnsfs-visit       enters a namespace for a thread that may not (`jobs.on_own_thread`)
     netnsfs-link        follows a symbolic link of the run directory
     netnsfs-spares      makes spares
     netnsfs-probe       at the start, asks whether what is at the mount point answers
     netnsfs-cut         closes what is open in a namespace whose last name was removed
-    netnsfs-population  wakes whoever polls a list of members
+    netnsfs-members     wakes whoever polls a list of members
     netnsfs-alone       in a user's own mount namespace, waits until no other process is in it
     netnsfs-events      starts the *teller*, and starts it again if it ends
 

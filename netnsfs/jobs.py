@@ -215,11 +215,20 @@ def visit() -> Iterator[None]:
 def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
     """Start a thread that does not keep the process from ending.
 
+    Args:
+        target: what it runs.
+        name: what it is called; its first 15 bytes are shown by ps(1).
+
     Raises:
         OSError: EAGAIN if the machine has no thread for it.
     """
+
+    def run() -> None:
+        linux.name_thread(name)
+        target()
+
     # A thread may be stuck in the kernel. The interpreter would wait for it at its end.
-    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         thread.start()
     except RuntimeError:

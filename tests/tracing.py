@@ -5,7 +5,8 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,23 +28,32 @@ class Call(NamedTuple):
 
 
 def workers(mounted: Mounted) -> dict[str, int]:
-    """The threads of a daemon that has not been asked yet, as long as there are no more.
+    """The worker of each pool, as long as there is never more than one request at a time.
 
-    That is, as long as there is never more than one request at a time: the one that makes the
-    changes ("worker"), the one that finds names ("finder"), and the one that looks ("looker").
+    That is, the one that makes the changes ("change"), the one that finds names ("name"), and
+    the one that looks ("look").
     """
-    finder = _started(mounted, (mounted / ".netnsfs/unnamed/1").lstat)
-    looker = _started(mounted, (mounted / ".netnsfs/init").readlink)
-    # A change that is refused, and touches nothing.
-    worker = _started(mounted, (mounted / "x").symlink_to, "/nowhere")
-    return {"worker": worker, "finder": finder, "looker": looker}
+    # One that finds nothing, and a change that is refused and touches nothing.
+    actions = (
+        (mounted / ".netnsfs/unnamed/1").lstat,
+        partial((mounted / "x").symlink_to, "/-"),
+    )
+    for action in (*actions, (mounted / ".netnsfs/init").readlink):
+        assert error_of(action) in ("", "ENOENT")
+    return {
+        work: thread_named(mounted, f"netnsfs-{work}") for work in ("name", "look", "change")
+    }
 
 
-def _started(mounted: Mounted, action: Callable[..., object], *args: object) -> int:
-    before = threads(mounted)
-    assert error_of(action, *args) in ("", "ENOENT")
-    [new] = threads(mounted) - before
-    return new
+def thread_named(mounted: Mounted, name: str) -> int:
+    [tid] = (tid for tid in threads(mounted) if name_of(mounted, tid) == name)
+    return tid
+
+
+def name_of(mounted: Mounted, tid: int) -> str:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{mounted.process.pid}/task/{tid}/comm").read_text().strip()
+    return ""
 
 
 def threads(mounted: Mounted) -> set[int]:

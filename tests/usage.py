@@ -5,9 +5,9 @@ from pathlib import Path
 
 from conftest import Mounted, resident
 
-from netnsfs.fuse.session import CHANGES, COSTLY, LOOKS, NAMES
+from netnsfs.fuse.session import WORKERS
 
-MOST_THREADS = NAMES + LOOKS + CHANGES + COSTLY + 1 + 1 + 1
+MOST_THREADS = sum(WORKERS.values()) + 1 + 1 + 1
 """All workers, the event loop's, the one that hears of what others remove, the teller's."""
 
 

@@ -64,6 +64,7 @@ class Pool:
     """Runs at most `limit` jobs at a time. Users take turns (see `turns`).
 
     Args:
+        name: of its threads.
         limit: threads at work.
         seconds: how long `run` waits for a job that has started.
         queue_seconds: how long it waits for the start.
@@ -71,8 +72,9 @@ class Pool:
     """
 
     def __init__(
-        self, limit: int, seconds: float, queue_seconds: float, loop: LoopThread
+        self, name: str, limit: int, seconds: float, queue_seconds: float, loop: LoopThread
     ) -> None:
+        self._name = name
         self._limit = limit
         self._seconds = seconds
         self._queue_seconds = queue_seconds
@@ -162,7 +164,7 @@ class Pool:
         limit = self._limit + min(self._lost, MAX_LOST)
         while self._threads < min(jobs, limit):
             try:
-                start_thread(self._work, "netnsfs-worker")
+                start_thread(self._work, self._name)
             except OSError:
                 if self._threads:
                     break

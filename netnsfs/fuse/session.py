@@ -87,10 +87,8 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 
 # More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
 # share the interpreter.
-CHANGES = 4
-LOOKS = NAMES = 4
-# One for root.
-COSTLY = 2
+WORKERS = {"name": 4, "look": 4, "change": 4, "costly": 2}
+"""How many threads work at what. Of those for what is costly, one is for root."""
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
 # stop all others. Not all are for users (loop.WAITING_TOGETHER).
@@ -155,7 +153,8 @@ async def _serve(
         loop = LoopThread()
         cleanup.callback(loop.close)
         names, looks, changes, costly = (
-            _open_pool(limit, loop, cleanup) for limit in (NAMES, LOOKS, CHANGES, COSTLY)
+            _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
+            for work, limit in WORKERS.items()
         )
         texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
         operations = Operations(
@@ -192,8 +191,8 @@ def _share_files() -> Share:
     return Share(errno.EMFILE, min(FILES_EACH, descriptors // 4), descriptors // 2)
 
 
-def _open_pool(limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
-    pool = Pool(limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
+def _open_pool(name: str, limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
+    pool = Pool(name, limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
     cleanup.callback(pool.close)
     return pool
 

@@ -102,6 +102,7 @@ from netnsfs.linux.process import (
     drop_capability,
     effective_capabilities,
     give_memory_back,
+    name_thread,
     only_interrupt,
     share_descriptors,
 )

@@ -5,7 +5,7 @@ import errno
 import os
 import struct
 
-from netnsfs.linux.library import error_of_call, libc
+from netnsfs.linux.library import error_of_call, libc, quick_libc
 
 CAP_SYSLOG = 34
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -16,6 +16,7 @@ _CAPABILITIES = struct.Struct("=6I")
 # kcmp(2) has another number on each architecture. Without one, the tables count as shared.
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
 _KCMP_FILES = 2
+_PR_SET_NAME = 15
 # Not every C library has it.
 _malloc_trim = getattr(libc, "malloc_trim", None)
 libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -69,6 +70,15 @@ def only_interrupt(number: int) -> None:
     # A handler gets a number, and what it returns is dropped.
     libc.signal(number, ctypes.cast(libc.abs, ctypes.c_void_p))
     libc.siginterrupt(number, 1)
+
+
+def name_thread(name: str) -> None:
+    """Name the calling thread (PR_SET_NAME(2const)), as ps(1) and top(1) show it.
+
+    Args:
+        name: its first 15 bytes count.
+    """
+    quick_libc.prctl(_PR_SET_NAME, name.encode())
 
 
 def give_memory_back() -> None:

@@ -72,7 +72,7 @@ class Watch:
 
 
 class Population:
-    """Tells when tasks come and go. For any thread; its own is `netnsfs-population`."""
+    """Tells when tasks come and go. For any thread; its own is `netnsfs-members`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class Population:
             self._impossible = True
             return False
         try:
-            start_thread(lambda: self._run(probes), "netnsfs-population")
+            start_thread(lambda: self._run(probes), "netnsfs-members")
         except OSError:
             probes.close()
             raise

@@ -551,7 +551,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
     async def serve() -> None:
         never_block()
         loop = LoopThread()
-        pool = Pool(2, 10, 10, loop)
+        pool = Pool("test", 2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         unbounded = Share(errno.EMFILE, 1 << 60, 1 << 60)

@@ -151,7 +151,7 @@ async def test_signals_are_heeded_under_a_flood(flood: list[float]) -> None:
 
 
 async def test_results_are_heeded_under_a_flood(flood: list[float], loop: LoopThread) -> None:
-    pool = Pool(limit=2, seconds=20, queue_seconds=40, loop=loop)
+    pool = Pool("test", limit=2, seconds=20, queue_seconds=40, loop=loop)
     late = []
     for _ in range(20):
         ended = await pool.run(slept)

@@ -115,7 +115,7 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopThread()
-    names, looks, changes, costly = pools = [Pool(1, 5, 5, loop) for _ in range(4)]
+    names, looks, changes, costly = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
     files = Share(errno.EMFILE, FILES, 2 * FILES)
     texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
     yield fuse.Operations(

@@ -41,7 +41,7 @@ def loop(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lo
 
 @pytest.fixture
 async def pool(loop: LoopThread) -> AsyncIterator[Pool]:
-    pool = Pool(limit=2, seconds=20, queue_seconds=40, loop=loop)
+    pool = Pool("test", limit=2, seconds=20, queue_seconds=40, loop=loop)
     yield pool
     pool.close()
 
@@ -49,7 +49,7 @@ async def pool(loop: LoopThread) -> AsyncIterator[Pool]:
 @pytest.fixture
 async def hasty(loop: LoopThread) -> AsyncIterator[Pool]:
     """A pool for jobs that take too long."""
-    pool = Pool(limit=2, seconds=1, queue_seconds=3, loop=loop)
+    pool = Pool("test", limit=2, seconds=1, queue_seconds=3, loop=loop)
     yield pool
     pool.close()
 
@@ -90,7 +90,7 @@ async def test_jobs_queued_behind_a_stranded_thread_are_done(
     loop: LoopThread,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pool = Pool(limit=1, seconds=5, queue_seconds=5, loop=loop)
+    pool = Pool("test", limit=1, seconds=5, queue_seconds=5, loop=loop)
 
     def fail(fd: int, nstype: int) -> None:
         time.sleep(0.05)
@@ -181,7 +181,7 @@ async def test_a_job_that_has_committed_ends_what_it_has_begun(hasty: Pool) -> N
 
 
 async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
-    pool = Pool(limit=1, seconds=1.5, queue_seconds=10, loop=loop)
+    pool = Pool("test", limit=1, seconds=1.5, queue_seconds=10, loop=loop)
     async with trio.open_nursery() as nursery:
         # The second waits for so long before it starts.
         nursery.start_soon(pool.run, time.sleep, 0.8)

@@ -4,6 +4,8 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +84,16 @@ assert not select.select([told], [], [], 0.2)[0]
 
 def test_a_signal_that_only_interrupts() -> None:
     subprocess.run([sys.executable, "-c", INTERRUPT], check=True, timeout=60)
+
+
+def test_a_thread_has_a_name_of_15_bytes() -> None:
+    names: list[str] = []
+
+    def run() -> None:
+        linux.name_thread("a-name-that-is-longer")
+        names.append(Path("/proc/thread-self/comm").read_text())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert names == ["a-name-that-is-\n"]

@@ -378,9 +378,10 @@ class TestTold:
         assert poller.stdout
         assert poller.stdout.readline() == b"ready\n"
         wait_for(lambda: links_of(pid) == before + 3)
+        assert "netnsfs-members" in threads_of(pid)
         end(poller)
         wait_for(lambda: links_of(pid) == before)
-        wait_for(lambda: "netnsfs-populat" not in threads_of(pid))
+        wait_for(lambda: "netnsfs-members" not in threads_of(pid))
 
     def test_the_daemon_sleeps(self, mnt: Mounted, foo: Path, spawn: Spawn) -> None:
         (mnt / "bar").mkdir()

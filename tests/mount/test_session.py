@@ -344,7 +344,7 @@ def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader:
 
 @pytest.mark.machine
 def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
-    looker = tracing.workers(mnt)["looker"]
+    looker = tracing.workers(mnt)["look"]
     (mnt / "foo").mkdir()
 
     def read() -> None:

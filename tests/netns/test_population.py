@@ -24,7 +24,7 @@ Spawn = Callable[..., subprocess.Popen[bytes]]
 
 
 def is_at_work() -> bool:
-    return any(thread.name == "netnsfs-population" for thread in threading.enumerate())
+    return any(thread.name == "netnsfs-members" for thread in threading.enumerate())
 
 
 @pytest.fixture

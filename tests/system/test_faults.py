@@ -55,7 +55,7 @@ OPERATIONS: dict[str, tuple[Callable[[], object], set[str]]] = {
 """What is done, and the names that there are then; "old" is what there is before."""
 
 
-@pytest.fixture(params=["loop", "worker", "finder", "looker"])
+@pytest.fixture(params=["loop", "change", "name", "look"])
 def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
     return tracing.workers(mnt).get(request.param, mnt.process.pid)
 
@@ -63,6 +63,7 @@ def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_each_call_fails(mnt: Mounted, thread: int, label: str) -> None:
     operation, names = OPERATIONS[label]
+    name = tracing.name_of(mnt, thread)
     # The first time, modules are imported.
     for _ in range(2):
         prepare()
@@ -79,7 +80,6 @@ def test_each_call_fails(mnt: Mounted, thread: int, label: str) -> None:
     before = used(mnt)
     for call, error in faults(calls):
         prepare()
-        known = tracing.threads(mnt)
         case = f"{call.shown}: {error}"
         with tracing.attached(thread, call.inject(f"error={error}")):
             code = error_of(operation)
@@ -91,7 +91,7 @@ def test_each_call_fails(mnt: Mounted, thread: int, label: str) -> None:
         assert error_of(operation) == "", case
         wait_for(lambda: used(mnt) == before)
         if thread not in tracing.threads(mnt):
-            [thread] = tracing.threads(mnt) - known
+            thread = tracing.thread_named(mnt, name)
     prepare()
     OLD.rmdir()
 
@@ -118,7 +118,7 @@ def some(calls: list[tracing.Call]) -> list[tracing.Call]:
 def test_nothing_is_left_out_for_want_of_memory(
     mnt: Mounted, spawn: Callable[..., subprocess.Popen[bytes]], shown: str
 ) -> None:
-    thread = tracing.workers(mnt)["looker"]
+    thread = tracing.workers(mnt)["look"]
     for name in "abc":
         (mnt / name).mkdir()
     spawn(sys.executable, "-c", HOLD_THREAD, str(RUN / "a"), stdout=subprocess.DEVNULL)
