@@ -530,8 +530,7 @@ class Operations(pyfuse3.Operations):
             )
             return await self._admit(listing.user, node, listing.directory)
         except OSError as error:
-            if error.errno in linux.SHORTAGE:
-                raise
+            linux.pass_over(error)
             return None
         except Exception:
             log.exception("readdir failed for %r", name)

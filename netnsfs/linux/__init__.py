@@ -54,6 +54,7 @@ from netnsfs.linux.interfaces import (
 from netnsfs.linux.library import (
     SHORTAGE,
     closing,
+    pass_over,
 )
 from netnsfs.linux.mounts import (
     FIRST_UNIQUE_MOUNT,

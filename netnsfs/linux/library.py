@@ -37,6 +37,16 @@ libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 quick_libc = ctypes.PyDLL(None, use_errno=True)
 
 
+def pass_over(error: OSError) -> None:
+    """Leave out what cannot be looked at, unless that is not its own fault.
+
+    Raises:
+        OSError: the error, if this process or the machine is short of something.
+    """
+    if error.errno in SHORTAGE:
+        raise error
+
+
 def error_of_call(path: bytes | None = None) -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code), path)

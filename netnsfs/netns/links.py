@@ -335,7 +335,8 @@ def far_end(route: RouteSocket, found: Interface) -> Interface | None:
         question += attribute(_IFLA_TARGET_NETNSID, _NUMBER.pack(found.link_nsid))
     try:
         return _interface(route.ask(_RTM_GETLINK, question))
-    except OSError:
+    except OSError as error:
+        linux.pass_over(error)
         return None
 
 

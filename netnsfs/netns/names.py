@@ -225,7 +225,7 @@ class Names:
         for name in sorted(self.list_names()):
             if name == without:
                 continue
-            with suppress(OSError):
+            try:
                 entry = self.entry_at(name)
                 if entry.kind == "mount":
                     # A namespace's file has one inode number wherever it is mounted: it need
@@ -233,6 +233,8 @@ class Names:
                     found.setdefault(entry.mark.ino, name)
                 elif entry.kind == "link" and (target := self.identify(name)):
                     found.setdefault(target.inode, name)
+            except OSError as error:
+                linux.pass_over(error)
         return found
 
     # Made

@@ -102,8 +102,7 @@ class Owners:
             os.setxattr(_path_of(placeholder), self._attribute, b"%d:%d:%o:%o" % owner)
         except OSError as error:
             # That may pass. Any other error is the run directory's, and stays.
-            if error.errno in linux.SHORTAGE:
-                raise
+            linux.pass_over(error)
             message = "the run directory cannot keep mode and owner"
             raise PermissionError(errno.EPERM, message) from error
 

@@ -109,8 +109,7 @@ class Population:
         try:
             probes = linux.Probes(OBJECT, PROBES, _NUMBER.pack(os.getpid()))
         except OSError as error:
-            if error.errno in linux.SHORTAGE:
-                raise
+            linux.pass_over(error)
             log.info("poll(2) tells nothing of members: %s", error.strerror)
             self._impossible = True
             return False

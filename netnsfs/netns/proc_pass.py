@@ -54,14 +54,14 @@ class ProcPass:
                         yield int(pid), int(pid), number_in(link)
                 except OSError as error:
                     # The first thread of a process may have ended before the others.
-                    pass_over(error)
+                    linux.pass_over(error)
                 for tid in threads:
                     try:
                         link = os.readlink(b"%b/task/%b/ns/net" % (pid, tid), dir_fd=proc)
                         if not wanted or link == wanted:
                             yield int(pid), int(tid), number_in(link)
                     except OSError as error:
-                        pass_over(error)
+                        linux.pass_over(error)
 
     def _processes(self, proc: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Each process, and its threads but the first, whose number is the process's.
@@ -105,7 +105,7 @@ class ProcPass:
                     try:
                         link = os.readlink(tid + b"/ns/mnt", dir_fd=proc)
                     except OSError as error:
-                        pass_over(error)
+                        linux.pass_over(error)
                     else:
                         yield int(tid), number_in(link)
 
@@ -123,7 +123,7 @@ class ProcPass:
                             if found.inode not in without:
                                 yield found
                     except OSError as error:
-                        pass_over(error)
+                        linux.pass_over(error)
         for found in _sockets(list(shared.values()), inode):
             if found.inode not in without:
                 yield found
@@ -135,7 +135,7 @@ def _threads(pid: bytes, proc: int) -> list[bytes]:
             return []
         return [tid for tid in os.listdir(b"/proc/%b/task" % pid) if tid != pid]
     except OSError as error:
-        pass_over(error)
+        linux.pass_over(error)
         return []
 
 
@@ -162,7 +162,7 @@ def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
                 elif not link.startswith(_WITHOUT_NAMESPACE):
                     yield from _named_file(task, number, directory, inode, shared)
             except OSError as error:
-                pass_over(error)
+                linux.pass_over(error)
 
 
 def _link_of(number: bytes, directory: int) -> bytes:
@@ -242,13 +242,3 @@ def _keep_open(path: bytes) -> int:
 
 
 _kept_open: dict[bytes, int] = {}
-
-
-def pass_over(error: OSError) -> None:
-    """Leave out what cannot be looked at, unless that is not its own fault.
-
-    Raises:
-        OSError: the error, if this process or the machine is short of something.
-    """
-    if error.errno in linux.SHORTAGE:
-        raise error

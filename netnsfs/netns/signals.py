@@ -30,7 +30,7 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.jobs import commit, may_block
 from netnsfs.netns import tasks
-from netnsfs.netns.proc_pass import load, pass_over
+from netnsfs.netns.proc_pass import load
 
 SECONDS = 5.0
 """How long new processes are looked for."""
@@ -150,7 +150,7 @@ class _Sending:
                 new |= self._handle(pid, threads, before)
             except OSError as error:
                 # It has ended. What it may have left is to be found by another pass.
-                pass_over(error)
+                linux.pass_over(error)
                 new = True
         if self._visits:
             time.sleep(_VISIT_SECONDS / 20)
@@ -169,7 +169,7 @@ class _Sending:
                     new |= self._handle(pid, {pid}, {})
                 except OSError as error:
                     # It has ended, or it is not the first thread of a process.
-                    pass_over(error)
+                    linux.pass_over(error)
             # IDs begin anew after the largest. What was born before that takes another pass.
             new |= last < last_pid
             last_pid = last

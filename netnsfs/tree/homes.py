@@ -14,7 +14,6 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
-from netnsfs.netns.proc_pass import pass_over
 from netnsfs.permissions import CLOSED, ROOT, Owner
 
 RESERVED = b".netnsfs"
@@ -208,7 +207,7 @@ class Unnamed:
         try:
             return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError as error:
-            pass_over(error)
+            linux.pass_over(error)
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
@@ -216,7 +215,7 @@ class Unnamed:
             try:
                 fd = _require_same(holder.open(self._names.links.avoid), namespace)
             except OSError as error:
-                pass_over(error)
+                linux.pass_over(error)
                 continue
             self._holder = holder
             return fd

@@ -27,7 +27,6 @@ from netnsfs.netns.links import Interface, rtnetlink
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.nsid import ask_nsid
-from netnsfs.netns.proc_pass import pass_over
 from netnsfs.node import (
     USUAL_SIZE,
     Attributes,
@@ -202,7 +201,7 @@ def _is_known_by(route: RouteSocket, nsid: int, found: _Found) -> bool:
         with linux.closing(found.open()) as fd:
             return ask_nsid(route, fd) == nsid
     except OSError as error:
-        pass_over(error)
+        linux.pass_over(error)
         return False
 
 

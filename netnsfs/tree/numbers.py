@@ -16,7 +16,6 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import nsid, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of
-from netnsfs.netns.proc_pass import pass_over
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
@@ -107,7 +106,7 @@ class NumberDirectory(Directory):
             with linux.closing(self._names.open_namespace(name)) as fd:
                 return self._number_of(fd)
         except OSError as error:
-            pass_over(error)
+            linux.pass_over(error)
             return None
 
     def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
@@ -125,7 +124,7 @@ class NumberDirectory(Directory):
                     if self._number_of(fd) == number:
                         return os.fstat(fd).st_ino
             except OSError as error:
-                pass_over(error)
+                linux.pass_over(error)
         return None
 
 

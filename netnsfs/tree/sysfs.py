@@ -72,8 +72,7 @@ class SysfsMount:
         try:
             found = os.lstat(self.path(name))
         except OSError as error:
-            if error.errno in linux.SHORTAGE:
-                raise
+            linux.pass_over(error)
             found = None
         # A file such as bonding_masters is no link, and no interface.
         if found is None or not stat.S_ISLNK(found.st_mode):

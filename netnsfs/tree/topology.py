@@ -22,7 +22,6 @@ from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsid import ask_nsid
-from netnsfs.netns.proc_pass import pass_over
 
 
 class Source(NamedTuple):
@@ -67,7 +66,7 @@ class Survey:
             with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
                 self._look(source, route)
         except OSError as error:
-            pass_over(error)
+            linux.pass_over(error)
 
     def _look(self, source: Source, route: RouteSocket) -> None:
         found = {link.ifindex: link for link in links.interfaces(route)}
@@ -110,7 +109,8 @@ class Survey:
         try:
             with linux.closing(self.spaces[other].source.open()) as fd:
                 return ask_nsid(route, fd) == nsid
-        except OSError:
+        except OSError as error:
+            linux.pass_over(error)
             return False
 
     def ask_about_the_rest(self) -> None:
@@ -127,8 +127,8 @@ class Survey:
             try:
                 with linux.closing(space.source.open()) as fd, rtnetlink(fd) as route:
                     self._ask(route, number, missing)
-            except OSError:
-                continue
+            except OSError as error:
+                linux.pass_over(error)
 
     def _ask(self, route: RouteSocket, number: int, missing: dict[int, Interface]) -> None:
         for nsid, link in missing.items():
