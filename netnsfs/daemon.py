@@ -170,16 +170,23 @@ def _warn_if_unseen(config: Config) -> None:
 
 def _peers_at(directory: bytes) -> bytes:
     """The peer group of the mount that a directory is on, or will be made on."""
-    with linux.closing(os.open(_existing(directory), os.O_PATH | os.O_CLOEXEC)) as fd:
+    with linux.closing(_open_existing(directory)) as fd:
         mount = linux.mount_with_id(linux.mount_number(fd))
     return mount.peers if mount else b""
 
 
-def _existing(directory: bytes) -> bytes:
-    """The directory, or as long as it is missing the one above, where it would be made."""
-    while not os.path.exists(directory):
-        directory = os.path.dirname(directory)
-    return directory
+def _open_existing(directory: bytes) -> int:
+    """An O_PATH descriptor of a directory, or of the one above where it would be made.
+
+    What is mounted there is not asked: it may be a file system that does not answer.
+    """
+    while True:
+        try:
+            return os.open(directory, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            if directory == b"/":
+                raise
+            directory = os.path.dirname(directory)
 
 
 def _warn_if_blind() -> None:
@@ -191,7 +198,9 @@ def _warn_if_blind() -> None:
 
 
 def _warn_if_closed(config: Config) -> None:
-    if not config.read_only and not os.access(_existing(config.run_dir), os.W_OK):
+    with linux.closing(_open_existing(config.run_dir)) as fd:
+        closed = not os.access(b"/proc/self/fd/%d" % fd, os.W_OK)
+    if closed and not config.read_only:
         shown = os.fsdecode(config.run_dir)
         log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
 

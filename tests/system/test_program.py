@@ -178,7 +178,17 @@ def test_a_mount_point_that_is_not_empty() -> None:
         (MNT / "made while nothing\nwas mounted").rmdir()
 
 
-def test_a_mount_point_whose_file_system_does_not_answer() -> None:
+# Where process 1 is in another mount namespace.
+ELSEWHERE = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+ELSEWHERE += ["sh", "-c", 'unshare --mount "$@" || exit', "sh"]
+
+
+@pytest.mark.parametrize("where", [[], ELSEWHERE], ids=["here", "elsewhere"])
+def test_a_mount_point_whose_file_system_does_not_answer(where: list[str]) -> None:
+    shell = (
+        '"$@" & until grep -q fuse.netnsfs /proc/self/mountinfo; do sleep 0.1; done\n'
+        "umount /mnt/netnsfs && wait $!"
+    )
     with linux.closing(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as device:
         options: dict[bytes, bytes | None] = {b"fd": b"%d" % device, b"rootmode": b"40000"}
         options |= {b"user_id": b"0", b"group_id": b"0", b"subtype": b"silent"}
@@ -186,8 +196,8 @@ def test_a_mount_point_whose_file_system_does_not_answer() -> None:
             with linux.closing(os.open(MNT, os.O_PATH)) as target:
                 linux.move_mount(mount, target)
             try:
-                assert run().returncode == 0
-                unmount()
+                program = [*where, "sh", "-c", shell, "sh", *PROGRAM, "-f"]
+                subprocess.run(program, check=True, timeout=20)
             finally:
                 linux.umount(bytes(MNT), linux.MNT_DETACH)
 
@@ -219,13 +229,14 @@ def test_no_dev_fuse() -> None:
     assert "modprobe fuse" in done.stderr.splitlines()[-1]
 
 
-def test_a_dev_fuse_that_cannot_be_opened() -> None:
+def test_a_dev_fuse_that_cannot_be_opened(checkout: Path) -> None:
     shell = (
         "mount -t tmpfs t /dev; mknod -m 600 /dev/fuse c 10 229; "
         'exec setpriv --reuid=65534 --regid=65534 --clear-groups unshare -Urnm "$@"'
     )
-    hidden = ["unshare", "-m", "sh", "-c", shell, "sh", *PROGRAM, "-o", "rundir=/run/names"]
-    done = subprocess.run(hidden, check=False, capture_output=True, text=True)
+    program = [python_in(checkout), "-m", "netnsfs", "-o", "rundir=/run/names"]
+    hidden = ["unshare", "-m", "sh", "-c", shell, "sh", *program]
+    done = subprocess.run(hidden, check=False, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert done.stderr == "netnsfs: cannot open /dev/fuse: Permission denied: see its mode\n"
 
@@ -492,10 +503,10 @@ from netnsfs.fuse import loop, session
 def fail(*arguments):
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-def fail_when_mounted():
+def fail_when_mounted(*arguments):
     if "fuse.netnsfs" in open("/proc/self/mountinfo").read():
         fail()
-    return really_mounts()
+    return really_mounts(*arguments)
 
 really_mounts = linux.mounts
 {failures}
