@@ -4,11 +4,16 @@ First come, first served would let one user with a thousand jobs keep all others
 there is a queue for each user, and workers take from one after the other. One worker is kept
 for root: however long the jobs of others take, root's do not wait for them. One more is kept
 from each user, if there are so many: a single user's long jobs keep no other user waiting.
+
+The kernel keeps a page or a directory locked while a user's job for it waits, and root may want
+the same. So the files that a user asks for take turns too: many jobs for one of them keep a job
+for another waiting no longer than one does.
 """
 
 import queue
 import threading
 from collections import Counter, deque
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from netnsfs.fuse.shares import ROOT
@@ -19,13 +24,15 @@ class Waiting:
 
     Attributes:
         user: whose it is.
+        subject: what it is for.
         at_work: a worker is kept by it.
     """
 
-    __slots__ = ("at_work", "user")
+    __slots__ = ("at_work", "subject", "user")
 
-    def __init__(self, user: int) -> None:
+    def __init__(self, user: int, subject: Hashable) -> None:
         self.user = user
+        self.subject = subject
         self.at_work = False
 
 
@@ -43,7 +50,8 @@ class Turns(Generic[W]):
         self._for_others = for_others
         self._for_each = max(1, for_others - 1)
         self._lock = threading.Lock()
-        self._by_user: dict[int, deque[W]] = {}
+        # By subject: the first in the dictionary is the next.
+        self._by_user: dict[int, dict[Hashable, deque[W]]] = {}
         self._order: deque[int] = deque()
         # How many workers each user keeps, but for root.
         self._at_work: Counter[int] = Counter()
@@ -55,11 +63,11 @@ class Turns(Generic[W]):
     def put(self, item: W) -> None:
         """Let an item wait for its turn."""
         with self._lock:
-            items = self._by_user.get(item.user)
-            if items is None:
-                items = self._by_user[item.user] = deque()
+            by_subject = self._by_user.get(item.user)
+            if by_subject is None:
+                by_subject = self._by_user[item.user] = {}
                 self._order.append(item.user)
-            items.append(item)
+            by_subject.setdefault(item.subject, deque()).append(item)
         self._tokens.put(True)
 
     def put_end(self) -> None:
@@ -101,9 +109,13 @@ class Turns(Generic[W]):
         )
 
     def _take_of(self, user: int) -> W:
-        items = self._by_user[user]
+        by_subject = self._by_user[user]
+        subject = next(iter(by_subject))
+        items = by_subject.pop(subject)
         item = items.popleft()
-        if not items:
+        if items:
+            by_subject[subject] = items
+        elif not by_subject:
             del self._by_user[user]
             # It was the first, and is the last by now.
             self._order.pop()

@@ -10,8 +10,8 @@ from netnsfs.fuse.turns import Turns, Waiting
 
 
 class Item(Waiting):
-    def __init__(self, user: int, number: int = 0) -> None:
-        super().__init__(user)
+    def __init__(self, user: int, number: int = 0, subject: str = "") -> None:
+        super().__init__(user, subject)
         self.number = number
 
 
@@ -34,6 +34,18 @@ def test_users_take_turns() -> None:
     turns.put(Item(ROOT, 4))
     turns.put(Item(2, 5))
     assert [take(turns).number for _ in range(6)] == [0, 3, 4, 1, 5, 2]
+
+
+def test_what_a_user_asks_for_takes_turns() -> None:
+    turns: Turns[Item] = Turns(for_others=100)
+    for number in range(3):
+        turns.put(Item(1, number, "a"))
+    turns.put(Item(1, 3, "b"))
+    turns.put(Item(2, 4, "a"))
+    assert [take(turns).number for _ in range(3)] == [0, 4, 3]
+    turns.put(Item(1, 5, "b"))
+    turns.put(Item(1, 6, "c"))
+    assert [take(turns).number for _ in range(4)] == [1, 5, 6, 2]
 
 
 def test_others_leave_a_worker_to_root(turns: Turns[Item]) -> None:
