@@ -28,7 +28,7 @@ def rename_interface(socket: int, name: bytes, new_name: bytes) -> None:
         new_name: the other.
 
     Raises:
-        OSError: ENODEV, EEXIST, EINVAL; EBUSY if it is up, before Linux 6.3.
+        OSError: ENODEV, EEXIST, EINVAL; EBUSY if it is up, before Linux 6.2.
     """
     fcntl.ioctl(socket, _SIOCSIFNAME, _IFREQ_NAME.pack(name, new_name))
 

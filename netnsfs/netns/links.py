@@ -67,7 +67,6 @@ _OF_INTERFACE = frozenset(
         _IFLA_LINK,
         _IFLA_MASTER,
         _IFLA_LINKINFO,
-        _IFLA_CARRIER,
         _IFLA_LINK_NETNSID,
     }
 )
@@ -107,7 +106,6 @@ class Interface(NamedTuple):
         name: its name.
         kind: "loopback", "veth", "bridge" and so on, "physical" for hardware.
         up: it is set up (IFF_UP).
-        carrier: it is connected: there is a cable, or the other end is up.
         link: the index of what it is tied to, of a veth's other end; 0 if there is none.
         link_nsid: the nsid, as this namespace has it, of where that is; None for here.
         master: the index of the bridge that it is a port of, or the like; 0 if there is none.
@@ -118,7 +116,6 @@ class Interface(NamedTuple):
     name: bytes
     kind: bytes
     up: bool
-    carrier: bool
     link: int
     link_nsid: int | None
     master: int
@@ -348,7 +345,6 @@ def _interface(body: bytes) -> Interface:
         name=told[_IFLA_IFNAME].rstrip(b"\0"),
         kind=_kind(kind, told.get(_IFLA_LINKINFO, b"")),
         up=bool(flags & _IFF_UP),
-        carrier=told.get(_IFLA_CARRIER) == b"\1",
         link=_number(told, _IFLA_LINK) or 0,
         link_nsid=_number(told, _IFLA_LINK_NETNSID),
         master=_number(told, _IFLA_MASTER) or 0,

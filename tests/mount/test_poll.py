@@ -238,6 +238,18 @@ class TestTold:
         end(second)
         assert pids.wait() == CHANGED
 
+    def test_control_groups(self, foo: Path, spawn: Spawn) -> None:
+        with open(foo / "cgroups", "rb", buffering=0) as file:
+            assert file.read() == b""
+            poll = select.poll()
+            poll.register(file, select.POLLPRI)
+            process = enter(spawn)
+            assert poll.poll(20000) == [(file.fileno(), CHANGED)]
+            assert os.pread(file.fileno(), 1 << 16, 0)
+            assert poll.poll(MOMENT_MS) == []
+            end(process)
+            assert poll.poll(20000) == [(file.fileno(), CHANGED)]
+
     def test_a_thread_that_moves(self, foo: Path, pids: Open, spawn: Spawn) -> None:
         command = [sys.executable, "-c", THREAD_GOES_IN_AND_OUT, str(RUN / "foo")]
         process = spawn(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
