@@ -39,6 +39,8 @@ class ProcPass:
     """See `Pass`."""
 
     def __init__(self) -> None:
+        # Where our first thread is, which never visits another one.
+        self._home = number_in(os.readlink(b"/proc/self/ns/net"))
         self._threaded: set[bytes] = set()
 
     def tasks(self, inode: int = 0) -> Iterator[Task]:
@@ -95,7 +97,8 @@ class ProcPass:
 
     def members(self, inode: int = 0) -> Iterator[Task]:
         """See `Pass.members`."""
-        return self.tasks(inode)
+        own = os.getpid()
+        return (task for task in self.tasks(inode) if task[0] != own or task[2] == self._home)
 
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""

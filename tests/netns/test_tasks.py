@@ -82,6 +82,26 @@ def test_a_thread_inside_makes_its_process_a_member(spawn: Spawn) -> None:
     ip("netns", "del", "a")
 
 
+def test_a_thread_of_ours_that_visits_is_no_member() -> None:
+    ip("netns", "add", "a")
+    inside, leave = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with linux.closing(os.open(RUN / "a", os.O_RDONLY)) as fd:
+            linux.setns(fd, linux.CLONE_NEWNET)
+        inside.set()
+        leave.wait()
+
+    visitor = threading.Thread(target=look)
+    visitor.start()
+    assert inside.wait(20)
+    assert tasks.pids(inode_of("a")) == tasks.tids(inode_of("a")) == []
+    assert os.getpid() in tasks.pids(os.stat("/proc/self/ns/net").st_ino)
+    leave.set()
+    visitor.join()
+    ip("netns", "del", "a")
+
+
 def test_zombies_are_no_members(spawn: Spawn) -> None:
     ip("netns", "add", "a")
     zombie = spawn("ip", "netns", "exec", "a", "true")

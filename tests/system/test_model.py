@@ -462,7 +462,7 @@ class Machine(RuleBasedStateMachine):
             return
         fd = os.open(self.at(index, name, file), os.O_RDONLY)
         entry = self.model.entries[name]
-        opened = replace(space) if file in (b"nsid", b"pids") else None
+        opened = replace(space) if file in (b"nsid", b"pids", MARKER) else None
         self.held.append(Held(fd, index, name, entry, space, file, opened))
 
     @precondition(lambda self: self.held)
