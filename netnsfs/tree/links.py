@@ -283,6 +283,7 @@ class LinksDirectory(Directory):
         return InterfaceDirectory(self, name, known) if known else self.lookup(name, caller)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
+        may_block()
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
     def refuse_unprivileged(self, caller: Caller) -> None:
