@@ -230,7 +230,7 @@ def test_the_other_end_by_a_link_of_the_corner(spaces: tuple[Path, Path], spawn:
         os.symlink(f".netnsfs/{way}/links/y", a / "links/x")
         assert os.readlink(a / "links/x/peer") == "../../../b/links/y"
         (a / "links/x").rmdir()
-    for wrong in ("inode/1", "id/1", "pid/0", "nsid/x", "nothing", "unnamed"):
+    for wrong in ("inode/1", f"id/{2**63}", "pid/0", "nsid/x", "nothing", "unnamed"):
         way = f".netnsfs/{wrong}/links/y"
         assert error_of(os.symlink, way, a / "links/x") == "ENOENT", wrong
     assert names_in("a") == names_in("b") == ["lo"]
