@@ -221,7 +221,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher)
                 looks += 1
             names.remove(name.encode())
             failed.extend([name] if not error_of(os.stat, mnt / name) else [])
-        assert looks > 2 * number
+        assert looks > number
     finally:
         ended.set()
         thread.join()
@@ -488,4 +488,4 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
         if maker.log[0].startswith("+mount"):
             assert of_maker == maker.log
         # What has gone again is not told of.
-        assert len(maker.log) / 2 < len(of_maker) <= len(maker.log)
+        assert len(maker.log) / 4 < len(of_maker) <= len(maker.log)
