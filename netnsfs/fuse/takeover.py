@@ -32,10 +32,13 @@ _MOST_LINKS = 40
 _MOST_SHOWN = 5
 # Of a start, where others withdraw from the same mount point.
 _MOST_TRIES = 10
-_MAY_NOT = (
-    ": give the container CAP_SYS_ADMIN, or a user namespace a mount namespace of its own "
-    "(unshare -m)"
-)
+_HINTS = {
+    errno.EPERM: ": give the container CAP_SYS_ADMIN, or a user namespace a mount namespace of "
+    "its own (unshare -m)",
+    # What a security module says.
+    errno.EACCES: ": AppArmor or SELinux refuses it: run the container with "
+    "--security-opt=apparmor=unconfined",
+}
 
 log = logging.getLogger(__name__)
 
@@ -267,8 +270,7 @@ def _move_to(mount: int, mount_point: bytes) -> None:
 
 def cannot_mount(error: OSError) -> Failure:
     """The end of a start whose mount is refused by the kernel."""
-    # EACCES is what an AppArmor profile says.
-    hint = _MAY_NOT if error.errno in (errno.EPERM, errno.EACCES) else ""
+    hint = _HINTS.get(error.errno or 0, "")
     return Failure(f"cannot mount: {error.strerror}{hint}", EXIT_MOUNT)
 
 

@@ -1,5 +1,6 @@
 """The command: forking, exit statuses, one-line errors, what /proc/mounts shows."""
 
+import errno
 import os
 import shutil
 import signal
@@ -264,6 +265,14 @@ def test_mount_refused_by_the_kernel() -> None:
     assert last.startswith("netnsfs: cannot mount: Operation not permitted: ")
     assert "CAP_SYS_ADMIN" in last
     assert "Traceback" not in done.stderr
+
+
+def test_mount_refused_by_a_security_module() -> None:
+    refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    told = "cannot mount: Permission denied: AppArmor or SELinux refuses it: run the container "
+    assert (
+        str(takeover.cannot_mount(refused)) == told + "with --security-opt=apparmor=unconfined"
+    )
 
 
 # In a mount namespace of its own
