@@ -30,6 +30,7 @@ from conftest import (
 )
 
 from netnsfs import linux
+from netnsfs.fuse import takeover
 
 PROGRAM = [sys.executable, "-m", "netnsfs"]
 
