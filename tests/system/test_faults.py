@@ -126,14 +126,22 @@ def test_nothing_is_left_out_for_want_of_memory(
     whole = show()
     for call in some(tracing.calls(thread, show)):
         for error in ("ENOMEM", "EMFILE"):
-            # One that cannot go home from a namespace ends.
             if thread not in tracing.threads(mnt):
                 thread = tracing.workers(mnt)["look"]
             with tracing.attached(thread, call.inject(f"error={error}")):
                 found = shown_or_error(show)
             assert found in (whole, error), call.shown
+            wait_for(partial(is_home_or_gone, mnt, thread))
     for name in "abc":
         (mnt / name).rmdir()
+
+
+def is_home_or_gone(mounted: Mounted, thread: int) -> bool:
+    """A worker that cannot come home from a namespace ends after its job."""
+    proc = Path(f"/proc/{mounted.process.pid}")
+    with suppress(OSError):
+        return os.readlink(proc / f"task/{thread}/ns/net") == os.readlink(proc / "ns/net")
+    return thread not in tracing.threads(mounted)
 
 
 def shown_or_error(show: Callable[[], object]) -> object:
