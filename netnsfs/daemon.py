@@ -198,11 +198,14 @@ def _warn_if_blind() -> None:
 
 
 def _warn_if_closed(config: Config) -> None:
+    if config.read_only:
+        return
     with linux.closing(_open_existing(config.run_dir)) as fd:
-        closed = not os.access(b"/proc/self/fd/%d" % fd, os.W_OK)
-    if closed and not config.read_only:
-        shown = os.fsdecode(config.run_dir)
-        log.warning("no name can be made in %s: give another directory with -o rundir=", shown)
+        if not os.access(b"/proc/self/fd/%d" % fd, os.W_OK):
+            shown = os.fsdecode(config.run_dir)
+            log.warning(
+                "no name can be made in %s: give another directory with -o rundir=", shown
+            )
 
 
 def _refuse_spares(config: Config) -> None:

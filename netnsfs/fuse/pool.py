@@ -53,7 +53,7 @@ class _QueuedJob(Waiting):
     __slots__ = ("done", "end", "job", "lost")
 
     def __init__(self, user: int, job: Job[Any], end: JobEnd) -> None:
-        super().__init__(user, job.subject)
+        super().__init__(user, job.receiver)
         self.job = job
         self.end = end
         self.done: trio.Event | None = None

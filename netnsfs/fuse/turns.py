@@ -24,15 +24,15 @@ class Waiting:
 
     Attributes:
         user: whose it is.
-        subject: what it is for.
+        receiver: what it asks: equal for all that ask the same file or directory.
         at_work: a worker is kept by it.
     """
 
-    __slots__ = ("at_work", "subject", "user")
+    __slots__ = ("at_work", "receiver", "user")
 
-    def __init__(self, user: int, subject: Hashable) -> None:
+    def __init__(self, user: int, receiver: Hashable) -> None:
         self.user = user
-        self.subject = subject
+        self.receiver = receiver
         self.at_work = False
 
 
@@ -50,7 +50,7 @@ class Turns(Generic[W]):
         self._for_others = for_others
         self._for_each = max(1, for_others - 1)
         self._lock = threading.Lock()
-        # By subject: the first in the dictionary is the next.
+        # By receiver: the first in the dictionary is the next.
         self._by_user: dict[int, dict[Hashable, deque[W]]] = {}
         self._order: deque[int] = deque()
         # How many workers each user keeps, but for root.
@@ -63,11 +63,11 @@ class Turns(Generic[W]):
     def put(self, item: W) -> None:
         """Let an item wait for its turn."""
         with self._lock:
-            by_subject = self._by_user.get(item.user)
-            if by_subject is None:
-                by_subject = self._by_user[item.user] = {}
+            by_receiver = self._by_user.get(item.user)
+            if by_receiver is None:
+                by_receiver = self._by_user[item.user] = {}
                 self._order.append(item.user)
-            by_subject.setdefault(item.subject, deque()).append(item)
+            by_receiver.setdefault(item.receiver, deque()).append(item)
         self._tokens.put(True)
 
     def put_end(self) -> None:
@@ -109,13 +109,13 @@ class Turns(Generic[W]):
         )
 
     def _take_of(self, user: int) -> W:
-        by_subject = self._by_user[user]
-        subject = next(iter(by_subject))
-        items = by_subject.pop(subject)
+        by_receiver = self._by_user[user]
+        receiver = next(iter(by_receiver))
+        items = by_receiver.pop(receiver)
         item = items.popleft()
         if items:
-            by_subject[subject] = items
-        elif not by_subject:
+            by_receiver[receiver] = items
+        elif not by_receiver:
             del self._by_user[user]
             # It was the first, and is the last by now.
             self._order.pop()

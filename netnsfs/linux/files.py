@@ -149,13 +149,10 @@ def open_cached(path: bytes, follow: bool = False, dir_fd: int = AT_FDCWD) -> in
     fd: int = _quick_syscall(_SYS_OPENAT2, dir_fd, path, how, len(how))
     if fd >= 0:
         return fd
-    _pass_over(error_of_call(path))
-    return None
-
-
-def _pass_over(error: OSError) -> None:
+    error = error_of_call(path)
     if error.errno not in _NOT_AT_HAND:
         raise error
+    return None
 
 
 def filesystem_magic(fd: int) -> int:

@@ -9,8 +9,16 @@ import struct
 from collections.abc import Container, Iterable
 
 from netnsfs import linux
-from netnsfs.netns.nsfs import number_in
-from netnsfs.netns.passes import NAMESPACE_FILE, PROC_FILE, SOCKET, TUN, Descriptor, Task
+from netnsfs.netns.passes import (
+    NAMESPACE_FILE,
+    PROC_FILE,
+    SOCKET,
+    TUN,
+    Descriptor,
+    Task,
+    own_home,
+    without_visitors,
+)
 from netnsfs.netns.spares import is_spare
 
 OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
@@ -36,8 +44,7 @@ class KernelPass:
         if not linux.in_initial_pid_namespace():
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
-        # Where our first thread is, which never visits another one.
-        self._home = number_in(os.readlink(b"/proc/self/ns/net"))
+        self._home = own_home()
         self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"), "list_tasks")
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
@@ -46,12 +53,8 @@ class KernelPass:
 
     def members(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.members`."""
-        own, told = os.getpid(), self._ask_tasks(inode, members=True)
-        return (
-            (pid, tid, found)
-            for pid, tid, found in _TASK.iter_unpack(told)
-            if pid != own or found == self._home
-        )
+        told = self._ask_tasks(inode, members=True)
+        return without_visitors(_TASK.iter_unpack(told), self._home)
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""

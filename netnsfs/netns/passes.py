@@ -4,10 +4,12 @@ There are two ways to make one, with the same answers: `kernel_pass` and, where 
 not allow that, `proc_pass`. `tasks` chooses.
 """
 
-from collections.abc import Container, Iterable
+import os
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from netnsfs import linux
+from netnsfs.netns.nsfs import number_in
 
 NAMESPACE_FILE = b"fd"
 SOCKET = b"socket"
@@ -16,6 +18,22 @@ PROC_FILE = b"file"
 
 Task = tuple[int, int, int]
 """Process, thread, and the inode number of its network namespace."""
+
+
+def own_home() -> int:
+    """The network namespace of our first thread, which never visits another one: its number."""
+    return number_in(os.readlink(b"/proc/self/ns/net"))
+
+
+def without_visitors(tasks: Iterable[Task], home: int) -> Iterator[Task]:
+    """All tasks but our own threads that visit a namespace.
+
+    Args:
+        tasks: of the machine, or of one namespace.
+        home: see `own_home`.
+    """
+    own = os.getpid()
+    return (task for task in tasks if task[0] != own or task[2] == home)
 
 
 class Descriptor(NamedTuple):

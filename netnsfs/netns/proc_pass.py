@@ -19,7 +19,15 @@ from collections.abc import Container, Iterator
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import nsfs_device, number_in, open_reached
-from netnsfs.netns.passes import NAMESPACE_FILE, SOCKET, TUN, Descriptor, Task
+from netnsfs.netns.passes import (
+    NAMESPACE_FILE,
+    SOCKET,
+    TUN,
+    Descriptor,
+    Task,
+    own_home,
+    without_visitors,
+)
 from netnsfs.netns.spares import is_spare
 
 # A directory of threads has one link for each, beside the two that every directory has.
@@ -39,8 +47,7 @@ class ProcPass:
     """See `Pass`."""
 
     def __init__(self) -> None:
-        # Where our first thread is, which never visits another one.
-        self._home = number_in(os.readlink(b"/proc/self/ns/net"))
+        self._home = own_home()
         self._threaded: set[bytes] = set()
 
     def tasks(self, inode: int = 0) -> Iterator[Task]:
@@ -97,8 +104,7 @@ class ProcPass:
 
     def members(self, inode: int = 0) -> Iterator[Task]:
         """See `Pass.members`."""
-        own = os.getpid()
-        return (task for task in self.tasks(inode) if task[0] != own or task[2] == self._home)
+        return without_visitors(self.tasks(inode), self._home)
 
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""

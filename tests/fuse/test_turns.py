@@ -10,8 +10,8 @@ from netnsfs.fuse.turns import Turns, Waiting
 
 
 class Item(Waiting):
-    def __init__(self, user: int, number: int = 0, subject: str = "") -> None:
-        super().__init__(user, subject)
+    def __init__(self, user: int, number: int = 0, receiver: str = "") -> None:
+        super().__init__(user, receiver)
         self.number = number
 
 

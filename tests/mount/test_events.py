@@ -20,6 +20,7 @@ from conftest import (
     LONG,
     MNT,
     RUN,
+    USER_MODE_LINUX,
     Mounted,
     Start,
     agree,
@@ -42,6 +43,8 @@ KINDS = {
     linux.IN_MOVED_TO: "+",
 }
 ISDIR = 0x40000000
+LEAST = 1 if USER_MODE_LINUX else 2
+"""How much of what could be told or looked at is: less on a machine that is slow."""
 
 
 class Watcher:
@@ -221,7 +224,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher)
                 looks += 1
             names.remove(name.encode())
             failed.extend([name] if not error_of(os.stat, mnt / name) else [])
-        assert looks > number
+        assert looks > number * LEAST
     finally:
         ended.set()
         thread.join()
@@ -488,4 +491,4 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
         if maker.log[0].startswith("+mount"):
             assert of_maker == maker.log
         # What has gone again is not told of.
-        assert len(maker.log) / 4 < len(of_maker) <= len(maker.log)
+        assert len(maker.log) * LEAST / 4 < len(of_maker) <= len(maker.log)
