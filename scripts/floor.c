@@ -1,7 +1,8 @@
 /*
- * The smallest file system in C that answers the same small requests as `Floor` in scripts/bench,
- * from constants: a directory foo and in it a file inode, with netnsfs's timeouts. One thread,
- * libfuse's low level. Nothing is cached that netnsfs does not let the kernel cache.
+ * The smallest file system in C that answers the same small requests as `Floor` of
+ * scripts/benchmarks/floor.py, from constants: a directory foo and in it a file inode, with
+ * netnsfs's timeouts. One thread, libfuse's low level. Nothing is cached that netnsfs does not
+ * let the kernel cache.
  */
 #define FUSE_USE_VERSION 35
 #include <errno.h>

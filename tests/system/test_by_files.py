@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_the_figures_of_the_readme_were_measured() -> None:
     assert len(figures) == 9
     for figure in figures:
         assert f"| {figure} |" in BENCH
+
+
+def test_each_module_of_the_bench_is_a_section_of_it() -> None:
+    bench = [sys.executable, str(CHECKOUT / "scripts/bench")]
+    shown = subprocess.run([*bench, "--help"], check=True, capture_output=True, text=True)
+    sections = re.search(r"--section\s+\{([\w,]+)\}", shown.stdout)
+    assert sections
+    modules = (CHECKOUT / "scripts/benchmarks/sections").glob("[!_]*.py")
+    assert {*sections[1].split(",")} == {path.stem for path in modules}
+    subprocess.run([*bench, "--quick", "--section", "requests"], check=True, timeout=100)
 
 
 @pytest.mark.parametrize(
