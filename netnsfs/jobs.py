@@ -149,8 +149,8 @@ def asked_at() -> float:
     return _local.job.asked if _local.job else time.monotonic()
 
 
-class SharedResult(Generic[T]):
-    """What takes long to make, and is shared by all who had asked for it when it was begun.
+class FreshCache(Generic[T]):
+    """An expensive result, shared by all who asked before it was begun.
 
     So many who ask at the same time cost as much as two. (What was begun earlier may lack what
     has changed before somebody asked.) For any thread; nobody waits for another.
@@ -159,7 +159,7 @@ class SharedResult(Generic[T]):
     def __init__(self) -> None:
         self._latest: tuple[float, Hashable, T] | None = None
 
-    def get(self, make: Callable[[], T], key: Hashable = None) -> T:
+    def get_since_asked(self, make: Callable[[], T], key: Hashable = None) -> T:
         """The latest result, if it is recent enough, or a new one.
 
         Args:

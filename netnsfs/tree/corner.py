@@ -10,7 +10,7 @@ from functools import partial
 from weakref import WeakSet
 
 from netnsfs import linux
-from netnsfs.jobs import SharedResult, may_block
+from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -283,8 +283,8 @@ class SharedText(File):
         self._names = names
         self._permissions = permissions
         # With and without what is closed to some.
-        self._texts: dict[bool, SharedResult[bytes]] = {
-            sees_all: SharedResult() for sees_all in (True, False)
+        self._texts: dict[bool, FreshCache[bytes]] = {
+            sees_all: FreshCache() for sees_all in (True, False)
         }
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
@@ -309,7 +309,7 @@ class SharedText(File):
     def _current_text(self, sees_all: bool) -> bytes:
         may_block()
         shown = None if sees_all else self._is_open_to_all
-        return self._texts[sees_all].get(partial(self.render, shown))
+        return self._texts[sees_all].get_since_asked(partial(self.render, shown))
 
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
         """The text.

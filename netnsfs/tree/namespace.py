@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 
 from netnsfs import linux
-from netnsfs.jobs import SharedResult, may_block
+from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
@@ -211,8 +211,8 @@ class NamespaceDirectory(Directory):
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
         self.subject = namespace.id
-        self._lists: defaultdict[bytes, SharedResult[tuple[bytes, bool]]]
-        self._lists = defaultdict(SharedResult)
+        self._lists: defaultdict[bytes, FreshCache[tuple[bytes, bool]]]
+        self._lists = defaultdict(FreshCache)
 
     @property
     def stamp(self) -> Hashable:
@@ -349,7 +349,7 @@ class NamespaceDirectory(Directory):
 
     def _make_list(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
         told = None if viewer is None or viewer.sees_all else viewer.uid
-        return self._lists[row.name].get(partial(self._look_at_tasks, row, viewer), told)
+        return self._lists[row.name].get_since_asked(partial(self._look_at_tasks, row, viewer), told)
 
     def _look_at_tasks(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
         assert row.tasks

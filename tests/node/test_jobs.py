@@ -8,7 +8,7 @@ import pytest
 from conftest import error_of
 
 from netnsfs import jobs, linux
-from netnsfs.jobs import Abandoned, Job, SharedResult
+from netnsfs.jobs import Abandoned, Job, FreshCache
 
 
 def own() -> str:
@@ -125,8 +125,8 @@ def test_a_machine_without_threads_is_told_of(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_who_asked_before_it_was_begun_shares_a_result() -> None:
-    shared: SharedResult[object] = SharedResult()
-    first, second, other = (Job(shared.get, object, key) for key in (1, 1, 2))
+    shared: FreshCache[object] = FreshCache()
+    first, second, other = (Job(shared.get_since_asked, object, key) for key in (1, 1, 2))
     results = []
     for job in (first, second, other):
         job.run()
@@ -134,7 +134,7 @@ def test_who_asked_before_it_was_begun_shares_a_result() -> None:
     assert results[0] is results[1]
     assert results[2] not in results[:2]
     # By now, a new one is asked for; so it is without a job.
-    late: Job[object] = Job(shared.get, object, 2)
+    late: Job[object] = Job(shared.get_since_asked, object, 2)
     late.run()
     assert late.result() not in results
-    assert shared.get(object, 2) not in results
+    assert shared.get_since_asked(object, 2) not in results
