@@ -6,7 +6,7 @@ which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
-    running, company            which netnsfs serve here; who else is in the mount namespace
+    running, last_process           which netnsfs serve here; who else is in the mount namespace
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
@@ -65,7 +65,7 @@ threads but the event loop's have a name:
     netnsfs-probe       at the start, asks whether what is at the mount point answers
     netnsfs-cut         closes what is open in a namespace whose last name was removed
     netnsfs-members     wakes whoever polls a list of members
-    netnsfs-alone       in a user's own mount namespace, waits until no other process is in it
+    netnsfs-last       in a user's own mount namespace, waits until no other process is in it
     netnsfs-events      starts the *teller*, and starts it again if it ends
 
 The teller is a process. It repeats in the mount what others do with names in the run directory,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import company, linux, logs, running
+from netnsfs import last_process, linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, takeover
 from netnsfs.fuse.takeover import Identity
@@ -117,7 +117,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
         names.spares.start()
         start_thread(cut, "netnsfs-cut")
         _start_telling(config, ours[0], told)
-        _end_when_alone(config)
+        _end_when_last(config)
         tell_manager("READY=1")
 
     session.serve(root, stats, config, told, mounted, answers)
@@ -214,7 +214,7 @@ def _refuse_spares(config: Config) -> None:
         raise Failure(message, EXIT_USAGE)
 
 
-def _end_when_alone(config: Config) -> None:
+def _end_when_last(config: Config) -> None:
     """End, as on a signal, when nobody is left who could see the mount, or unmount it.
 
     In the foreground, whoever has started it sees to it: it may be all that is in a container.
@@ -223,11 +223,11 @@ def _end_when_alone(config: Config) -> None:
         return
 
     def run() -> None:
-        company.wait_until_alone()
+        last_process.wait_until_last()
         log.info("nobody else is in this mount namespace any more")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    start_thread(run, "netnsfs-alone")
+    start_thread(run, "netnsfs-last")
 
 
 def _tell_manager(address: str, state: str) -> None:

@@ -5,6 +5,6 @@ Without a file of their own name:
 - `permissions`: tests/mount/test_permissions.py has its table beside what it leads to.
 - `daemon`, `logs`: tests/mount/test_life.py, tests/system/test_program.py and test_systemd.py.
   They are what becomes of the process, and that takes one.
-- `company`: tests/system/test_rootless.py. Who is alone has a mount namespace of its own.
+- `last_process`: tests/system/test_rootless.py. Who is alone has a mount namespace of its own.
 - `running`: tests/system/test_mount8.py. It is what mount(8) is told when it asks twice.
 """

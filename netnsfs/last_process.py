@@ -17,11 +17,11 @@ from contextlib import suppress
 
 from netnsfs import linux, running
 
-_LOOK_SECONDS = 60.0
+_POLL_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
 
 
-def companions() -> Iterator[int]:
+def other_processes() -> Iterator[int]:
     """The other processes in this mount namespace, by PID, but those that serve a netnsfs.
 
     If two daemons waited for each other, or for each other's children, both would stay.
@@ -49,17 +49,17 @@ def _parent_of(pid: str) -> str:
         return file.read().rpartition(b")")[2].split()[1].decode()
 
 
-def wait_until_alone() -> None:
+def wait_until_last() -> None:
     """Wait until no other process is in this mount namespace."""
     while True:
         try:
-            pid = next(companions(), None)
+            pid = next(other_processes(), None)
             if pid is None:
                 return
             with linux.closing(os.pidfd_open(pid)) as process:
                 end = select.poll()
                 end.register(process, select.POLLIN)
-                end.poll(_LOOK_SECONDS * 1000)
+                end.poll(_POLL_SECONDS * 1000)
         except OSError:
             # It has just ended, or /proc is that of another PID namespace, or the machine is
             # short of something.
