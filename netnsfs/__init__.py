@@ -56,7 +56,7 @@ that may wait. They are in four pools: for looks while the kernel keeps a direct
 locked, for other looks, for changes, and for files that take long to make or to write. All
 threads but the event loop's have a name:
 
-    netnsfs-name, netnsfs-look, netnsfs-change, netnsfs-costly
+    netnsfs-locked, netnsfs-read, netnsfs-mutate, netnsfs-slow
                         workers: a job at a time; may enter a namespace, but inside
                         `jobs.visit()` only
     netnsfs-visit       enters a namespace for a thread that may not (`jobs.on_own_thread`)

@@ -260,12 +260,12 @@ class File(Node):
 
     Attributes:
         writable: truncate(2) to 0 is welcome.
-        costly: its content takes long to make, and is the same for many; or a write takes long.
+        slow: its content takes long to make, and is the same for many; or a write takes long.
     """
 
     label = b""
     writable = False
-    costly = False
+    slow = False
     _last_open: tuple[float, int] | None = None
 
     def open(self, flags: int, caller: Caller) -> Handle:

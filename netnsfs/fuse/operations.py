@@ -121,11 +121,11 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: what the mount point is.
-        names: where calls are made that can take long while the kernel keeps a file or
-            directory locked, so that no crowd of readers keeps others from it.
-        looks: the same for what the kernel locks nothing for.
-        changes: the same for calls that change something.
-        costly: the same for files that take long to make, or to write.
+        locked: the workers for requests during which the kernel holds a directory's or file's
+            lock, so that no crowd of readers delays them.
+        read_only: those for requests during which the kernel holds no lock.
+        mutating: those for calls that change something.
+        slow: those for files that take long to make, or to write.
         ready: called when the kernel has accepted the mount.
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
@@ -138,10 +138,10 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         root: Directory,
-        names: Pool,
-        looks: Pool,
-        changes: Pool,
-        costly: Pool,
+        locked: Pool,
+        read_only: Pool,
+        mutating: Pool,
+        slow: Pool,
         ready: Callable[[], None],
         stats: Stats,
         files: Share,
@@ -149,10 +149,10 @@ class Operations(pyfuse3.Operations):
         told: Told,
     ) -> None:
         super().__init__()
-        self._names = names
-        self._looks = looks
-        self._changes = changes
-        self._costly = costly
+        self._locked = locked
+        self._read_only = read_only
+        self._mutating = mutating
+        self._slow = slow
         self._ready = ready
         self.stats = stats
         self._counted = stats.requests
@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
             return await pool.run_for(user, function, *args)
 
     def _pool_for(self, file: File) -> Pool:
-        return self._costly if file.costly else self._looks
+        return self._slow if file.slow else self._read_only
 
     async def _make_change(
         self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
@@ -249,7 +249,7 @@ class Operations(pyfuse3.Operations):
         stamp = node.stamp
         if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
             return known
-        taken = await self._call_tree(self._names, user, node.attributes)
+        taken = await self._call_tree(self._locked, user, node.attributes)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
@@ -281,7 +281,7 @@ class Operations(pyfuse3.Operations):
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
-                node = await self._names.run_for(ctx.uid, directory.lookup, name, ctx)
+                node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
                 known = await self._admit(ctx.uid, node, directory)
@@ -298,7 +298,7 @@ class Operations(pyfuse3.Operations):
         if self._is_teller(parent_inode, ctx):
             return await self._mkdir_for_teller(directory, name, ctx)
         node = await self._make_change(
-            self._changes, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+            self._mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
@@ -311,7 +311,7 @@ class Operations(pyfuse3.Operations):
         if self._is_teller(parent_inode, ctx):
             self._told.refuse_standing(name)
         else:
-            await self._make_change(self._changes, ctx.uid, name, directory.rmdir, name, ctx)
+            await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_removed(name)
 
@@ -321,7 +321,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._changes, ctx.uid, name, directory.symlink, name, target, ctx
+            self._mutating, ctx.uid, name, directory.symlink, name, target, ctx
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
@@ -343,7 +343,7 @@ class Operations(pyfuse3.Operations):
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(
-            self._changes, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+            self._mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
         )
         subject = None
         if parent_inode_old == pyfuse3.ROOT_INODE:
@@ -392,7 +392,7 @@ class Operations(pyfuse3.Operations):
         with self._letting_go():
             found = None
             with suppress(FileNotFoundError):
-                found = await self._call_tree(self._names, ctx.uid, directory.lookup, name, ctx)
+                found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
             self._keep(found)
             return await self._introduce(directory, self._told.find(name, found), ctx)
 
@@ -421,7 +421,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._told.refuse_told(name)
         with self._letting_go():
-            found = await self._call_tree(self._names, ctx.uid, directory.lookup, name, ctx)
+            found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
             entry = await self._introduce(directory, found, ctx)
         self._told.note_made(name, found.subject)
         return entry
@@ -430,7 +430,7 @@ class Operations(pyfuse3.Operations):
 
     @_shielded
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(self._looks, ctx.uid, self._by_number[inode])
+        return await self._refresh_attributes(self._read_only, ctx.uid, self._by_number[inode])
 
     @_shielded
     async def setattr(
@@ -442,7 +442,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(self._names, ctx.uid, known)
+        before = await self._refresh_attributes(self._locked, ctx.uid, known)
         _refuse_other_fields(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -457,16 +457,16 @@ class Operations(pyfuse3.Operations):
         if ctx.uid not in (0, before.st_uid):
             raise FUSEError(errno.EPERM)
         await self._make_change(
-            self._changes, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+            self._mutating, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
         )
-        return await self._refresh_attributes(self._names, ctx.uid, known)
+        return await self._refresh_attributes(self._locked, ctx.uid, known)
 
     @_shielded
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(self._looks, ctx.uid, node.target_for, ctx)
+        return await self._call_tree(self._read_only, ctx.uid, node.target_for, ctx)
 
     @_shielded
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -486,7 +486,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         directory, known = self._find_directory(inode), self._by_number[inode]
         fh = next(self._unused_handles)
-        caller = await self._call_tree(self._names, ctx.uid, directory.listing_caller, ctx)
+        caller = await self._call_tree(self._locked, ctx.uid, directory.listing_caller, ctx)
         self._listings.add(fh, Listing(known, directory, caller, ctx.uid))
         return fh
 
@@ -495,7 +495,7 @@ class Operations(pyfuse3.Operations):
         listing = self._find_listing(fh)
         if start_id == 0:
             names = await self._call_tree(
-                self._names, listing.user, listing.directory.list_names
+                self._locked, listing.user, listing.directory.list_names
             )
             self._listings.fill(listing, names)
         replied = False
@@ -526,7 +526,7 @@ class Operations(pyfuse3.Operations):
         # Names come and go between list and lookup.
         try:
             node = await self._call_tree(
-                self._names, listing.user, listing.directory.lookup_listed, name, listing.caller
+                self._locked, listing.user, listing.directory.lookup_listed, name, listing.caller
             )
             return await self._admit(listing.user, node, listing.directory)
         except OSError as error:
@@ -580,7 +580,7 @@ class Operations(pyfuse3.Operations):
         known.attributes.st_size = size
         try:
             store, number = pyfuse3.notify_store, known.number
-            await self._looks.run_for(user, store, number, size - 1, b"\n")
+            await self._read_only.run_for(user, store, number, size - 1, b"\n")
         except BaseException:
             # The kernel does not release what it could not open.
             handle.close()
@@ -625,7 +625,7 @@ class Operations(pyfuse3.Operations):
     @_shielded
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _ = self._find_file(fh)
-        pool = self._costly if file.costly else self._changes
+        pool = self._slow if file.slow else self._mutating
         return await self._make_change(pool, user, file.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
@@ -654,7 +654,7 @@ class Operations(pyfuse3.Operations):
         if poll_handle is not None:
             self._pollers[fh] = poll_handle
         wake = functools.partial(self._wake_later, trio.lowlevel.current_trio_token(), fh)
-        changed = await self._call_tree(self._looks, ctx.uid, handle.poll, wake)
+        changed = await self._call_tree(self._read_only, ctx.uid, handle.poll, wake)
         return _READY | _CHANGED if changed else _READY
 
     def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:

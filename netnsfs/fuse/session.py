@@ -87,8 +87,8 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 
 # More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
 # share the interpreter.
-WORKERS = {"name": 4, "look": 4, "change": 4, "costly": 2}
-"""How many threads work at what. Of those for what is costly, one is for root."""
+WORKERS = {"locked": 4, "read": 4, "mutate": 4, "slow": 2}
+"""How many threads work at what. Of those for what is slow, one is for root."""
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
 # stop all others. Not all are for users (loop.WAITING_TOGETHER).
@@ -152,13 +152,13 @@ async def _serve(
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
         loop = LoopThread()
         cleanup.callback(loop.close)
-        names, looks, changes, costly = (
+        locked, read_only, mutating, slow = (
             _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
             for work, limit in WORKERS.items()
         )
         texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
         operations = Operations(
-            root, names, looks, changes, costly, ready, stats, _share_files(), texts, told
+            root, locked, read_only, mutating, slow, ready, stats, _share_files(), texts, told
         )
         if config.debug:
             trace(operations)
@@ -171,7 +171,7 @@ async def _serve(
                 detach = partial(_detach, config.mount_point, ours, device)
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
                 forget = partial(_forget_unused, config.mount_point, ours, device)
-                nursery.start_soon(_bound_memory, operations, looks, forget)
+                nursery.start_soon(_bound_memory, operations, read_only, forget)
                 await _serve_requests()
                 nursery.cancel_scope.cancel()
 

@@ -276,7 +276,7 @@ class SharedText(File):
     have more than a few.
     """
 
-    costly = True
+    slow = True
     links = 1
 
     def __init__(self, names: Names, permissions: Permissions) -> None:

@@ -89,7 +89,7 @@ class Row:
         write: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         guarded: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
-        costly: see `File.costly`.
+        slow: see `File.slow`.
     """
 
     name: bytes
@@ -101,7 +101,7 @@ class Row:
     bound: Callable[[], int] | None = None
     write: Callable[[Caller], Command] | None = None
     guarded: bool = False
-    costly: bool = False
+    slow: bool = False
 
 
 NAMESPACE = {
@@ -136,7 +136,7 @@ NAMESPACE = {
             live=lambda ns, fd: b"",
             bound=lambda: 0,
             write=_sender,
-            costly=True,
+            slow=True,
         ),
     )
 }
@@ -480,7 +480,7 @@ class ControlFile(File):
         self.key = (directory.key, row.name)
         self.label = row.name
         self.writable = row.write is not None
-        self.costly = row.costly
+        self.slow = row.slow
 
     def attributes(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)

@@ -115,11 +115,11 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopThread()
-    names, looks, changes, costly = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
+    locked, read_only, mutating, slow = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
     files = Share(errno.EMFILE, FILES, 2 * FILES)
     texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
     yield fuse.Operations(
-        root, names, looks, changes, costly, lambda: None, Stats(), files, texts, Told()
+        root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts, Told()
     )
     for pool in pools:
         pool.close()
@@ -637,7 +637,7 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         release.wait()
 
     class Slow(Leaf):
-        costly = True
+        slow = True
 
         def open(self, flags: int, caller: Caller) -> Handle:
             return Snapshot(flags, bytes, run=run)
