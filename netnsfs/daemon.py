@@ -90,7 +90,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
 
 def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
-    takeover.check_machine()
+    takeover.require_fuse()
     names = Names(config.run_dir, Spares(config.spare))
     # Taken away, so that no child process can speak for us.
     tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
@@ -99,7 +99,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     linux.drop_capability(linux.CAP_SYSLOG)
     _raise_descriptor_limit()
     config = replace(config, mount_point=takeover.clear(config.mount_point))
-    _check_config(config)
+    _require_usable(config)
 
     stats = Stats()
     root = Root(names, stats, config)
@@ -137,15 +137,15 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _check_config(config: Config) -> None:
-    _refuse_inside(config)
+def _require_usable(config: Config) -> None:
+    _require_outside(config)
     _warn_if_unseen(config)
     _warn_if_blind()
     _warn_if_closed(config)
-    _refuse_spares(config)
+    _require_spares(config)
 
 
-def _refuse_inside(config: Config) -> None:
+def _require_outside(config: Config) -> None:
     """The daemon may not look for names below its own mount: it would wait for itself."""
     if os.path.commonpath([config.mount_point, config.run_dir]) == config.mount_point:
         shown = os.fsdecode(config.run_dir)
@@ -208,7 +208,7 @@ def _warn_if_closed(config: Config) -> None:
             )
 
 
-def _refuse_spares(config: Config) -> None:
+def _require_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
         message = "spare= needs the machine's initial network and user namespaces: leave it out"
         raise Failure(message, EXIT_USAGE)

@@ -292,7 +292,7 @@ def opened_for_writing(flags: int) -> bool:
     return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
 
 
-def refuse_writing(flags: int) -> None:
+def require_read_only(flags: int) -> None:
     """For files that are read-only to root too, whom mode bits do not bind.
 
     Raises:
@@ -325,7 +325,7 @@ class Snapshot:
         run: Callable[[bytes], None] | None = None,
     ) -> None:
         if run is None:
-            refuse_writing(flags)
+            require_read_only(flags)
         self._take = take
         self._check = check
         self._run = run

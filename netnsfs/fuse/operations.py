@@ -92,7 +92,7 @@ def _not_open_error() -> OSError:
     return OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
-def _refuse_other_fields(node: Node, asked: EntryAttributes, fields: SetattrFields) -> None:
+def _require_settable(node: Node, asked: EntryAttributes, fields: SetattrFields) -> None:
     """Sizes and times cannot be set, but a file for commands can be truncated to nothing.
 
     Raises:
@@ -443,7 +443,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         known = self._by_number[inode]
         before = await self._refresh_attributes(self._locked, ctx.uid, known)
-        _refuse_other_fields(known.node, attr, fields)
+        _require_settable(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None

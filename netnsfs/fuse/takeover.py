@@ -57,7 +57,7 @@ class Identity(NamedTuple):
     mount: int
 
 
-def check_machine() -> None:
+def require_fuse() -> None:
     """Check that this machine, and this user, can mount netnsfs at all.
 
     Raises:
@@ -166,7 +166,7 @@ def _detach_dead(mount_point: bytes) -> bool:
         top = _mount_of(fd)
         if top is None or top.target != mount_point or top.fs_type != FS_TYPE:
             return False
-        _refuse_alive(top, fd)
+        _require_dead(top, fd)
         if linux.detach(fd):
             shown = os.fsdecode(mount_point)
             log.warning("detaching the netnsfs at %s, whose daemon is dead", shown)
@@ -181,7 +181,7 @@ def _mount_of(fd: int) -> linux.Mount | None:
     return linux.mount_with_id(linux.mount_number(fd))
 
 
-def _refuse_alive(top: linux.Mount, fd: int) -> None:
+def _require_dead(top: linux.Mount, fd: int) -> None:
     if _answers(fd):
         shown = os.fsdecode(top.target)
         raise AlreadyMounted(f"a netnsfs is already mounted at {shown}", EXIT_MOUNT)

@@ -195,7 +195,7 @@ class Peer(NamedTuple):
     nsid: int | None
 
 
-def check_interface_name(name: bytes) -> None:
+def require_valid_interface_name(name: bytes) -> None:
     """Refuse what the kernel takes for no name, or for a pattern of names.
 
     Raises:
@@ -387,7 +387,7 @@ def set_up(fd: int, name: bytes, index: int, up: bool) -> None:
         OSError: ENODEV if the interface of that index has not that name any more.
     """
     with rtnetlink(fd) as route:
-        _check_same(route, name, index)
+        _require_same(route, name, index)
         commit()
         # The last number says which flags are meant, so that the others stay as they are.
         header = _LINK.pack(socket.AF_UNSPEC, 0, 0, _IFF_UP if up else 0, _IFF_UP)
@@ -416,7 +416,7 @@ def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
     if not wanted:
         raise OSError(errno.EINVAL, _EXPECTED)
     with rtnetlink(fd) as route:
-        _check_same(route, name, index)
+        _require_same(route, name, index)
         before = addresses(route, index)
         todo = _ordered(*_outcome(before, wanted))
         commit()
@@ -425,13 +425,13 @@ def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
             for adds, address in todo:
                 _put(route, index, adds, address)
                 done.append((adds, address))
-            _check_same(route, name, index)
+            _require_same(route, name, index)
         except OSError:
             # By index, so that the right interface is meant even if its name is another's by
             # now.
             _take_back(route, index, done)
             with suppress(OSError):
-                _check_same(route, name, index)
+                _require_same(route, name, index)
                 _complete(route, index, before)
             raise
 
@@ -539,7 +539,7 @@ def _firsts(found: list[Address]) -> dict[tuple[int, int, int], bytes]:
     }
 
 
-def _check_same(route: RouteSocket, name: bytes, index: int) -> None:
+def _require_same(route: RouteSocket, name: bytes, index: int) -> None:
     if interface(route, name).ifindex != index:
         raise OSError(errno.ENODEV, "it is another interface by now", name)
 
@@ -548,9 +548,9 @@ def rename(fd: int, name: bytes, new_name: bytes) -> None:
     """Give an interface another name.
 
     Raises:
-        OSError: EEXIST, ENODEV, and as `check_interface_name`.
+        OSError: EEXIST, ENODEV, and as `require_valid_interface_name`.
     """
-    check_interface_name(new_name)
+    require_valid_interface_name(new_name)
     with rtnetlink(fd) as route:
         # This refuses an alternative name, by which the kernel would find the interface.
         # Whether the new name is taken, alternative names included, the kernel finds out
@@ -585,10 +585,10 @@ def join(fd: int, name: bytes, peer_fd: int, peer_name: bytes) -> None:
         peer_name: of that end.
 
     Raises:
-        OSError: EEXIST, and as `check_interface_name`.
+        OSError: EEXIST, and as `require_valid_interface_name`.
     """
-    check_interface_name(name)
-    check_interface_name(peer_name)
+    require_valid_interface_name(name)
+    require_valid_interface_name(peer_name)
     header = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     peer = header + _named(peer_name) + attribute(_IFLA_NET_NS_FD, _NUMBER.pack(peer_fd))
     data = attribute(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer))
@@ -609,9 +609,9 @@ def move(fd: int, name: bytes, target: int, new_name: bytes) -> None:
 
     Raises:
         OSError: EEXIST if that has such an interface; EINVAL for what the kernel does not let
-            go; ENODEV if there is no such interface; and as `check_interface_name`.
+            go; ENODEV if there is no such interface; and as `require_valid_interface_name`.
     """
-    check_interface_name(new_name)
+    require_valid_interface_name(new_name)
     with rtnetlink(fd, _RTMGRP_LINK) as route, rtnetlink(target) as there:
         found = interface(route, name)
         # One request by name does it, and the kernel refuses a name that is taken (EEXIST).
@@ -620,13 +620,13 @@ def move(fd: int, name: bytes, target: int, new_name: bytes) -> None:
             return _send(route, 0, name, target)
         # The kernel decides, but only after the move, which takes the interface down and its
         # addresses away.
-        _refuse_taken(there, new_name)
+        _require_free(there, new_name)
         commit()
         _move_and_rename(route, there, found, (fd, target), new_name)
     return None
 
 
-def _refuse_taken(route: RouteSocket, name: bytes) -> None:
+def _require_free(route: RouteSocket, name: bytes) -> None:
     try:
         # By alternative names too: the kernel takes those for taken.
         route.ask(_RTM_GETLINK, _LINK_QUESTION + _named(name))

@@ -82,7 +82,7 @@ class Entry(NamedTuple):
     mark: linux.Stat
 
 
-def check_name(name: bytes) -> None:
+def require_valid_name(name: bytes) -> None:
     """Refuse what `ip netns` refuses (iproute2, lib/namespace.c) and open(2) cannot take.
 
     Raises:
@@ -257,7 +257,7 @@ class Names:
                 left behind.
         """
         # First, so that a name which exists costs no spare.
-        self._check_new(name)
+        self._require_new(name)
         spare = self.spares.take_spare()
         if spare:
             return self._create(_spare_namespace(*spare), name, owner)
@@ -292,7 +292,7 @@ class Names:
         Raises:
             OSError: EINVAL if `fd` is not of a network namespace, else as `create`.
         """
-        self._check_new(name)
+        self._require_new(name)
         namespace = namespace_of(fd)
         with (
             linux.closing(on_own_thread(_open_inside, fd)) as source,
@@ -313,9 +313,9 @@ class Names:
         with _telling_limit("fs.mount-max"):
             linux.move_mount(mount, placeholder)
 
-    def _check_new(self, name: bytes) -> None:
+    def _require_new(self, name: bytes) -> None:
         may_block()
-        check_name(name)
+        require_valid_name(name)
         self.directory.prepare()
         # Only so that nothing is made in vain. O_EXCL decides (`_placeholder`).
         if os.path.lexists(self.path_of(name)):
@@ -334,7 +334,7 @@ class Names:
                 same moment and is first; EEXIST; EINVAL for a stale name; EROFS, EPERM if the
                 old name cannot be taken away; else as `create`. Then nothing has changed.
         """
-        self._check_new(new)
+        self._require_new(new)
         if self.entry_at(old).kind == "link":
             commit()
             linux.rename_noreplace(self.path_of(old), self.path_of(new))

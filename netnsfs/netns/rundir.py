@@ -360,7 +360,7 @@ class RunDirectory:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        self._refuse_absent(name)
+        self._require_present(name)
         path = self.path_of(name)
         fd = linux.open_cached(path)
         if fd is not None:
@@ -369,7 +369,7 @@ class RunDirectory:
 
     def packed_look(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
-        self._refuse_absent(name)
+        self._require_present(name)
         path = self.path_of(name)
         packed = linux.statx_cached(path)
         if packed is not None:
@@ -385,7 +385,7 @@ class RunDirectory:
             self._start_watching()
             raise
 
-    def _refuse_absent(self, name: bytes) -> None:
+    def _require_present(self, name: bytes) -> None:
         watcher = self._live_watcher()
         if watcher and watcher.lacks_name(name):
             raise FileNotFoundError(errno.ENOENT, "there is no such name", name)

@@ -137,7 +137,7 @@ class _Sending:
             new = self._make_pass()
             new |= self._look_at_born(max(0, last_pid - _UNBORN))
             if new:
-                self._check_time()
+                self._require_time_left()
 
     def _make_pass(self) -> bool:
         """Send it to all members that have not had it. Whether there were, or may be, any."""
@@ -160,7 +160,7 @@ class _Sending:
         """The same for those with a later ID than `last_pid`."""
         new = False
         while (last := load()[1]) != last_pid:
-            self._check_time()
+            self._require_time_left()
             # In order: a child that is not there yet has a parent that is.
             for pid in range(last_pid + 1, last + 1):
                 if tasks.namespace_of_task(b"%d" % pid) != self._inode:
@@ -175,7 +175,7 @@ class _Sending:
             last_pid = last
         return new
 
-    def _check_time(self) -> None:
+    def _require_time_left(self) -> None:
         if time.monotonic() > self._end:
             count = sum(self.handled.values())
             message = f"new processes keep coming; {count} were sent the signal"

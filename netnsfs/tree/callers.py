@@ -49,7 +49,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
     return bool(held >> capability & 1)
 
 
-def refuse_without(caller: Caller, capability: int, label: bytes) -> None:
+def require_capability(caller: Caller, capability: int, label: bytes) -> None:
     """Refuse an open or a look to a caller without a capability that the daemon has.
 
     Mode bits alone would let user ID 0 in without any capability.
@@ -100,7 +100,7 @@ def _groups_of(caller: Caller) -> set[int]:
     return {int(group) for group in [*fields[b"Groups"], fields[b"Gid"][3]]}
 
 
-def refuse_attaching(caller: Caller, name: bytes) -> None:
+def require_may_attach(caller: Caller, name: bytes) -> None:
     """Refuse whoever may not make the daemon open a namespace that they name.
 
     Raises:

@@ -24,7 +24,7 @@ from netnsfs.node import (
     Handle,
     Node,
     Snapshot,
-    refuse_writing,
+    require_read_only,
 )
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
@@ -33,8 +33,8 @@ from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     Viewer,
     has_capability,
-    refuse_attaching,
-    refuse_without,
+    require_may_attach,
+    require_capability,
 )
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.homes import RESERVED, UNNAMED, Unnamed
@@ -101,7 +101,7 @@ class UnnamedDirectory(Directory):
         return Attributes(stat.S_IFDIR | 0o700)
 
     def listing_caller(self, caller: Caller) -> Caller:
-        refuse_without(caller, CAP_DAC_READ_SEARCH, UNNAMED)
+        require_capability(caller, CAP_DAC_READ_SEARCH, UNNAMED)
         return caller
 
     def list_names(self) -> list[bytes]:
@@ -124,7 +124,7 @@ class UnnamedDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        refuse_without(caller, CAP_DAC_READ_SEARCH, UNNAMED)
+        require_capability(caller, CAP_DAC_READ_SEARCH, UNNAMED)
         return self._find(name)
 
     def _find(self, name: bytes) -> Node:
@@ -149,7 +149,7 @@ class UnnamedDirectory(Directory):
         fd, namespace = self._open_holder(holder)
         with linux.closing(fd):
             # A name may have been given, or changed, while all names were looked at.
-            home.ensure_present(namespace)
+            home.require_present(namespace)
         return self._directories.place_unnamed(namespace, home)
 
     def _is_named(self, inode: int) -> bool:
@@ -186,7 +186,7 @@ class UnnamedDirectory(Directory):
         may_block()
         if directory is not self._root:
             return super().rename(name, directory, new_name, caller)
-        refuse_attaching(caller, new_name)
+        require_may_attach(caller, new_name)
         with linux.closing(self.open_namespace(name)) as fd:
             return self._root.attach(new_name, fd)
 
@@ -294,7 +294,7 @@ class SharedText(File):
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, seconds=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
-        refuse_writing(flags)
+        require_read_only(flags)
         may_block()
         # Two texts, and not one for each user.
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)

@@ -104,7 +104,7 @@ class Directories:
 
 def _still_stands(home: Home, namespace: Namespace) -> bool:
     try:
-        home.ensure_present(namespace)
+        home.require_present(namespace)
     except OSError:
         return False
     return True

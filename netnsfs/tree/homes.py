@@ -26,7 +26,7 @@ UNNAMED = b"unnamed"
 class Home(Protocol):
     """Where a namespace can be found."""
 
-    def ensure_present(self, namespace: Namespace) -> None:
+    def require_present(self, namespace: Namespace) -> None:
         """Make sure that it is still there.
 
         Raises:
@@ -117,8 +117,8 @@ class Name:
         self._stamp = stamp
         return True
 
-    def ensure_present(self, namespace: Namespace) -> None:
-        """See `Home.ensure_present`."""
+    def require_present(self, namespace: Namespace) -> None:
+        """See `Home.require_present`."""
         if not self.is_unchanged():
             os.close(self.open_namespace(namespace))
 
@@ -135,7 +135,7 @@ class Name:
     def is_shown(self, namespace: Namespace) -> bool:
         """See `Home.is_shown`: until its last name is removed."""
         try:
-            self.ensure_present(namespace)
+            self.require_present(namespace)
         except FileNotFoundError:
             return self._names.is_named(namespace)
         return True
@@ -186,8 +186,8 @@ class Unnamed:
         self._is_named = is_named
         self.name = b"%d" % holder.inode
 
-    def ensure_present(self, namespace: Namespace) -> None:
-        """See `Home.ensure_present`."""
+    def require_present(self, namespace: Namespace) -> None:
+        """See `Home.require_present`."""
         os.close(self.open_namespace(namespace))
 
     def open_namespace(self, namespace: Namespace) -> int:

@@ -68,7 +68,7 @@ class Parent(Protocol):
     def stamp(self) -> Hashable:
         """See `Node.stamp`."""
 
-    def ensure_present(self) -> None:
+    def require_present(self) -> None:
         """Make sure that it is still there.
 
         Raises:
@@ -87,7 +87,7 @@ class Parent(Protocol):
     def current_owner(self) -> Owner:
         """The owner of the namespace."""
 
-    def refuse_opener(self, caller: Caller, writes: bool) -> None:
+    def require_may_open(self, caller: Caller, writes: bool) -> None:
         """Refuse whoever may not open a file of it, whatever its mode says."""
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
@@ -268,7 +268,7 @@ class LinksDirectory(Directory):
         Raises:
             OSError: ENOENT if that is not there any more.
         """
-        self.parent.ensure_present()
+        self.parent.require_present()
         return self.shared.mounts.find_or_mount(
             self.parent.namespace.id, self.parent.enter_namespace
         )
@@ -286,7 +286,7 @@ class LinksDirectory(Directory):
         may_block()
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
-    def refuse_unprivileged(self, caller: Caller) -> None:
+    def require_privileged(self, caller: Caller) -> None:
         """Refuse a change to a caller who may not make it, whatever mode and owner say.
 
         Raises:
@@ -302,7 +302,7 @@ class LinksDirectory(Directory):
         raise PermissionError(errno.EPERM, message, name)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
-        self.refuse_unprivileged(caller)
+        self.require_privileged(caller)
         with _absent_is_enoent(), self.parent.held_open() as fd:
             links.remove(fd, name)
 
@@ -312,17 +312,17 @@ class LinksDirectory(Directory):
         may_block()
         if not isinstance(directory, LinksDirectory):
             return super().rename(name, directory, new_name, caller)
-        self.refuse_unprivileged(caller)
-        directory.refuse_unprivileged(caller)
+        self.require_privileged(caller)
+        directory.require_privileged(caller)
         with _absent_is_enoent(), self.parent.held_open() as fd:
             # Two directories may be of one namespace, by two names.
             if directory.parent.namespace.id == self.parent.namespace.id:
                 return links.rename(fd, name, new_name)
-            self._refuse_leaving(name, caller)
+            self._require_may_leave(name, caller)
             with directory.parent.held_open() as target:
                 return links.move(fd, name, target, new_name)
 
-    def _refuse_leaving(self, name: bytes, caller: Caller) -> None:
+    def _require_may_leave(self, name: bytes, caller: Caller) -> None:
         if not tasks.is_machines_own(self.parent.namespace.inode):
             return
         if caller.uid != 0 or not has_capability(caller, CAP_NET_ADMIN):
@@ -338,7 +338,7 @@ class LinksDirectory(Directory):
             message = "the other end would be in a namespace that is not the caller's"
             raise PermissionError(errno.EACCES, message, target)
         for end in (self, LinksDirectory(other, self.shared)):
-            end.refuse_unprivileged(caller)
+            end.require_privileged(caller)
         with self.parent.held_open() as fd, other.held_open() as other_fd:
             links.join(fd, name, other_fd, other_name)
         return OneTimeLink(target)
@@ -415,18 +415,18 @@ class InterfaceDirectory(Directory):
             self._directory.shared.opened,
             parent.file_attributes,
             self._directory.shared.dmask,
-            self.refuse_opener,
+            self.require_may_open,
         )
 
-    def refuse_opener(self, caller: Caller, writes: bool) -> None:
-        """See `NamespaceDirectory.refuse_opener`.
+    def require_may_open(self, caller: Caller, writes: bool) -> None:
+        """See `NamespaceDirectory.require_may_open`.
 
         Raises:
             OSError: EACCES, EPERM.
         """
-        self._directory.parent.refuse_opener(caller, False)
+        self._directory.parent.require_may_open(caller, False)
         if writes:
-            self._directory.refuse_unprivileged(caller)
+            self._directory.require_privileged(caller)
 
     @property
     def stamp(self) -> Hashable:
@@ -446,7 +446,7 @@ class InterfaceDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         if name in FILES:
-            self.ensure_present()
+            self.require_present()
             return InterfaceFile(self, FILES[name])
         if name == _PEER:
             # To the other end of a veth.
@@ -454,7 +454,7 @@ class InterfaceDirectory(Directory):
             return FixedLink((self.key, _PEER, text), text)
         return self._sysfs.find_node(name)
 
-    def ensure_present(self) -> None:
+    def require_present(self) -> None:
         self._sysfs.current_mount()
 
     def look_at_interface(self, show: Callable[[RouteSocket, Interface], T]) -> T:
@@ -480,7 +480,7 @@ class InterfaceDirectory(Directory):
         # The identity is looked at before and after. So the index is not that of another
         # interface which has the name for a moment.
         index = self._sysfs.current_mount().index(self._name)
-        self.ensure_present()
+        self.require_present()
         return index
 
     def run_command(self, row: Row, command: bytes) -> None:
@@ -495,9 +495,9 @@ class InterfaceDirectory(Directory):
         mode, uid, gid = self._directory.parent.file_attributes(mode)
         return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
 
-    def refuse_unprivileged(self, caller: Caller) -> None:
-        """See `LinksDirectory.refuse_unprivileged`."""
-        self._directory.refuse_unprivileged(caller)
+    def require_privileged(self, caller: Caller) -> None:
+        """See `LinksDirectory.require_privileged`."""
+        self._directory.require_privileged(caller)
 
     def _peer_text(self, route: RouteSocket, found: Interface) -> bytes:
         """The text of `peer`."""
@@ -541,7 +541,7 @@ class InterfaceFile(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
         writes = self.writable and opened_for_writing(flags)
-        self._directory.refuse_opener(caller, writes)
+        self._directory.require_may_open(caller, writes)
         take = partial(self._directory.look_at_interface, self._row.show)
         run = partial(self._directory.run_command, self._row) if self.writable else None
-        return Snapshot(flags, take, self._directory.ensure_present, run)
+        return Snapshot(flags, take, self._directory.require_present, run)

@@ -39,7 +39,7 @@ from netnsfs.tree.callers import (
     CAP_NET_ADMIN,
     CAP_SYS_PTRACE,
     Viewer,
-    refuse_without,
+    require_capability,
     signal_rule,
 )
 from netnsfs.tree.homes import Home
@@ -250,7 +250,7 @@ class NamespaceDirectory(Directory):
         self.home.change_owner(decide)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
-        self.ensure_present()
+        self.require_present()
         if name in NAMESPACE:
             return ControlFile(self, NAMESPACE[name])
         if name == _LINK:
@@ -268,13 +268,13 @@ class NamespaceDirectory(Directory):
             self.file_attributes,
             self._settings.opened,
             self.is_shown,
-            self.refuse_opener,
+            self.require_may_open,
             self._settings.permissions.dmask,
             name == _WRITABLE_VIEW,
             _LASTING_LEVELS[name],
         )
 
-    def refuse_opener(self, caller: Caller, writes: bool) -> None:
+    def require_may_open(self, caller: Caller, writes: bool) -> None:
         """Refuse whoever may not open a file of a namespace that nobody has given a name.
 
         It may be the machine's own, which user ID 0 alone does not make writable. And not
@@ -291,21 +291,21 @@ class NamespaceDirectory(Directory):
         if self.home.public:
             return
         may_block()
-        refuse_without(caller, CAP_DAC_READ_SEARCH, self.label)
+        require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
         if writes:
-            refuse_without(caller, CAP_NET_ADMIN, self.label)
+            require_capability(caller, CAP_NET_ADMIN, self.label)
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
         return self._settings.permissions.file_attributes(mode, self.current_owner())
 
     def list_names(self) -> list[bytes]:
-        self.ensure_present()
+        self.require_present()
         links = [LINKS] if self._settings.links else []
         return [*NAMESPACE, _LINK, *self._settings.views, *links]
 
-    def ensure_present(self) -> None:
-        self.home.ensure_present(self.namespace)
+    def require_present(self) -> None:
+        self.home.require_present(self.namespace)
 
     def is_shown(self) -> bool:
         """Whether the namespace is still to be seen where it was found, or under a name.
@@ -322,7 +322,7 @@ class NamespaceDirectory(Directory):
             OSError: ENOENT if the namespace cannot be found any more.
         """
         if row.fixed:
-            self.ensure_present()
+            self.require_present()
             return row.fixed(self.namespace)
         assert row.live
         may_block()
@@ -421,7 +421,7 @@ class TaskList(Snapshot):
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._wake: Callable[[], None] | None = None
-        super().__init__(flags, self._take_list, directory.ensure_present)
+        super().__init__(flags, self._take_list, directory.require_present)
 
     def _take_list(self) -> bytes:
         content, self._populated = self._list()
@@ -506,9 +506,9 @@ class ControlFile(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
         if self._row.guarded:
-            refuse_without(caller, CAP_SYS_PTRACE, self.label)
+            require_capability(caller, CAP_SYS_PTRACE, self.label)
         writes = self.writable and opened_for_writing(flags)
-        directory.refuse_opener(caller, writes)
+        directory.require_may_open(caller, writes)
         if self._row.tasks:
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
@@ -516,7 +516,7 @@ class ControlFile(File):
         run = None
         if self._row.write and writes:
             run = partial(directory.run_command, self._row.write(caller))
-        return Snapshot(flags, take, directory.ensure_present, run)
+        return Snapshot(flags, take, directory.require_present, run)
 
 
 class NamespaceLink(Link):
@@ -527,11 +527,11 @@ class NamespaceLink(Link):
         self.key = (directory.key, _LINK)
 
     def target_text(self) -> bytes:
-        self._directory.ensure_present()
+        self._directory.require_present()
         return self._directory.home.path_for_setns()
 
     def target_for(self, caller: Caller) -> bytes:
         # The path tells of a process and its files, which not everyone may know.
         if not self._directory.home.public:
-            refuse_without(caller, CAP_SYS_PTRACE, _LINK)
+            require_capability(caller, CAP_SYS_PTRACE, _LINK)
         return self.target_text()

@@ -125,7 +125,7 @@ class OpenFile:
         self._closing = threading.Lock()
         self._is_cut = False
 
-    def refuse_if_cut(self) -> None:
+    def require_not_revoked(self) -> None:
         """Say so if it was cut.
 
         Raises:

@@ -25,7 +25,7 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
-from netnsfs.tree.callers import refuse_attaching
+from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.corner import (
     PID,
     Corner,
@@ -193,7 +193,7 @@ class Root(NamesDirectory):
         )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
-        self._refuse_reserved(name)
+        self._require_not_reserved(name)
         owner = self._permissions.owner_at_birth(mode, caller)
         namespace, mark = self._names.create(name, owner)
         return self._directories.place_under_name(namespace, Name(self._names, name, mark))
@@ -202,21 +202,21 @@ class Root(NamesDirectory):
         if name == RESERVED:
             raise PermissionError(errno.EPERM, "the name is the file system's own", name)
         if self._keep_busy:
-            self._refuse_busy(name)
+            self._require_idle(name)
         if self._keep_devices:
-            self._refuse_losing_devices(name)
+            self._require_no_devices(name)
         self._names.remove(name)
         self._directories.note_removed(name)
         self._opened.cut_hidden()
 
-    def _refuse_busy(self, name: bytes) -> None:
+    def _require_idle(self, name: bytes) -> None:
         # Of a symbolic link, only the link is removed.
         if self._names.entry_at(name).kind != "mount" or not (ns := self._names.identify(name)):
             return
         if tasks.is_busy(ns.inode):
             raise OSError(errno.EBUSY, "processes are inside (see pids): end them first", name)
 
-    def _refuse_losing_devices(self, name: bytes) -> None:
+    def _require_no_devices(self, name: bytes) -> None:
         # Of a symbolic link, only the link is removed. The namespace loses nothing.
         if self._names.entry_at(name).kind != "mount":
             return
@@ -233,7 +233,7 @@ class Root(NamesDirectory):
         return self._rename_name(name, new_name)
 
     def _rename_name(self, name: bytes, new_name: bytes) -> None:
-        self._refuse_reserved(new_name)
+        self._require_not_reserved(new_name)
         self._names.rename(name, new_name)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
@@ -250,7 +250,7 @@ class Root(NamesDirectory):
         Raises:
             OSError: as `Names.attach`.
         """
-        self._refuse_reserved(name)
+        self._require_not_reserved(name)
         self._names.attach(name, fd)
         self._look_ahead(name)
         self._opened.cut_hidden()
@@ -262,8 +262,8 @@ class Root(NamesDirectory):
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         may_block()
-        refuse_attaching(caller, name)
-        self._refuse_reserved(name)
+        require_may_attach(caller, name)
+        self._require_not_reserved(name)
         if os.path.lexists(self._names.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
         with linux.closing(self._open_target(target, caller)) as fd:
@@ -332,6 +332,6 @@ class Root(NamesDirectory):
         with linux.closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as task:
             return open_reached(task)
 
-    def _refuse_reserved(self, name: bytes) -> None:
+    def _require_not_reserved(self, name: bytes) -> None:
         if name == RESERVED:
             raise FileExistsError(errno.EEXIST, "the name is the file system's own", name)

@@ -35,7 +35,7 @@ from netnsfs.node import (
     Node,
     Snapshot,
     opened_for_writing,
-    refuse_writing,
+    require_read_only,
 )
 from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
@@ -149,7 +149,7 @@ class SysfsView:
         file_attributes: from the kernel's permission bits of a file to those that it has here,
             and the user and group ID of its owner.
         dmask: permission bits that directories lack.
-        refuse_opener: raises OSError for a caller who may not open (and write) a file
+        require_may_open: raises OSError for a caller who may not open (and write) a file
             whatever the bits say.
     """
 
@@ -162,7 +162,7 @@ class SysfsView:
     opened: OpenFiles
     file_attributes: Callable[[int], tuple[int, int, int]]
     dmask: int
-    refuse_opener: Callable[[Caller, bool], None]
+    require_may_open: Callable[[Caller, bool], None]
 
     def find_node(self, path: bytes) -> Node:
         """A directory, file or link of sysfs; `path` starts at the interface's directory.
@@ -259,8 +259,8 @@ class _File(File):
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
         if not self.writable:
-            refuse_writing(flags)
-        self._view.refuse_opener(caller, opened_for_writing(flags))
+            require_read_only(flags)
+        self._view.require_may_open(caller, opened_for_writing(flags))
         opened = self._view.opened
         since = opened.rounds
         mount = self._view.current_mount()
@@ -297,12 +297,12 @@ class _Open(OpenFile, Snapshot):
             # Of an empty file the kernel would read nothing, and the refusal would be lost.
             return bytes(USUAL_SIZE)
         self._refusal = None
-        self.refuse_if_cut()
+        self.require_not_revoked()
         return content
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
-        self.refuse_if_cut()
+        self.require_not_revoked()
         content = super().read(size, offset)
         if self._refusal:
             raise OSError(self._refusal.errno, self._refusal.strerror)
@@ -311,4 +311,4 @@ class _Open(OpenFile, Snapshot):
     def _command(self, data: bytes) -> None:
         may_block()
         os.pwrite(self.file.fileno(), data, 0)
-        self.refuse_if_cut()
+        self.require_not_revoked()

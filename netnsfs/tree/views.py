@@ -32,7 +32,7 @@ from netnsfs.node import (
     Node,
     gone_error,
     opened_for_writing,
-    refuse_writing,
+    require_read_only,
 )
 from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
@@ -54,7 +54,7 @@ class View:
             and the user and group ID of its owner.
         opened: where its open files are kept.
         is_shown: whether the namespace is still to be seen where the view was found.
-        refuse_opener: refuses a caller who may not open (and write) a file here, whatever its
+        require_may_open: refuses a caller who may not open (and write) a file here, whatever its
             mode says.
         dmask: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
@@ -68,7 +68,7 @@ class View:
     file_attributes: Callable[[int], tuple[int, int, int]]
     opened: OpenFiles
     is_shown: Callable[[], bool]
-    refuse_opener: Callable[[Caller, bool], None]
+    require_may_open: Callable[[Caller, bool], None]
     dmask: int
     writable: bool
     lasting_levels: int
@@ -167,8 +167,8 @@ class _File(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
-            refuse_writing(flags)
-        self._view.refuse_opener(caller, opened_for_writing(flags))
+            require_read_only(flags)
+        self._view.require_may_open(caller, opened_for_writing(flags))
         accepted = os.O_ACCMODE | os.O_TRUNC
         opened = self._view.opened
         since = opened.rounds
@@ -203,7 +203,7 @@ class _Open(OpenFile):
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
-        self.refuse_if_cut()
+        self.require_not_revoked()
         if offset == 0 and not self._unread:
             may_block()
             self._take_snapshot()
@@ -228,7 +228,7 @@ class _Open(OpenFile):
             # An open sysctl whose namespace or interface is gone. Not so for a write, where
             # ENOENT may be about the value (a congestion control that does not exist).
             raise gone_error() from error
-        self.refuse_if_cut()
+        self.require_not_revoked()
         return b"".join(parts)
 
     def write(self, data: bytes, offset: int) -> int:
@@ -238,5 +238,5 @@ class _Open(OpenFile):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
         written = os.pwrite(self.file.fileno(), data, 0 if self._append else offset)
-        self.refuse_if_cut()
+        self.require_not_revoked()
         return written

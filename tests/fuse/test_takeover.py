@@ -121,10 +121,10 @@ def test_what_has_replaced_a_dead_one_is_not_detached(
         alive.append(mounts.attach())
 
     alive: list[takeover.Identity | None] = []
-    refuse_alive = takeover._refuse_alive
+    refuse_alive = takeover._require_dead
     mounts.attach()
     mounts.kill()
-    monkeypatch.setattr(takeover, "_refuse_alive", replace)
+    monkeypatch.setattr(takeover, "_require_dead", replace)
     with pytest.raises(Failure, match="a netnsfs is already mounted at /mnt/netnsfs"):
         takeover.clear(PLACE)
     assert alive == [top()]

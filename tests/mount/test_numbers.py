@@ -204,10 +204,10 @@ def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
     assert shortage_gives(lambda: by_id.list_names().index(b"%d" % named.id)) == SHORT
     holder = next(tasks.scan(unnamed.inode))
     home = Unnamed(names, holder, lambda inode: False)
-    assert shortage_gives(partial(home.ensure_present, unnamed)) == SHORT
+    assert shortage_gives(partial(home.require_present, unnamed)) == SHORT
     # The holder has let go, and another is looked for.
     home = Unnamed(names, holder._replace(path=b"/proc/0/ns/net"), lambda inode: False)
-    assert shortage_gives(partial(home.ensure_present, unnamed)) == SHORT
+    assert shortage_gives(partial(home.require_present, unnamed)) == SHORT
     names.remove(b"foo")
 
 

@@ -451,7 +451,7 @@ def view_of_here(enter: Callable[[], None]) -> views.View:
         file_attributes=lambda mode: (mode, 0, 0),
         opened=OpenFiles(),
         is_shown=lambda: True,
-        refuse_opener=lambda caller, writes: None,
+        require_may_open=lambda caller, writes: None,
         dmask=0,
         writable=True,
         lasting_levels=2,

@@ -262,7 +262,7 @@ def test_a_name_is_refused_that_the_kernel_refuses(spaces: tuple[int, int]) -> N
     name = b"v0"
     with rtnetlink(spaces[0]) as route:
         for new in names:
-            refused = error_of(links.check_interface_name, new)
+            refused = error_of(links.require_valid_interface_name, new)
             told = error_of(linux.rename_interface, route.fileno(), name, new)
             assert refused == told, new
             name = name if told else new
@@ -323,7 +323,7 @@ def test_a_move_goes_back_if_its_name_is_taken_at_the_last_moment(
     spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     links.join(spaces[0], b"v0", spaces[1], b"taken")
-    monkeypatch.setattr(links, "_refuse_taken", lambda route, name: None)
+    monkeypatch.setattr(links, "_require_free", lambda route, name: None)
     assert error_of(links.move, spaces[0], b"v0", spaces[1], b"taken") == "EEXIST"
     assert names_in("a") == {"lo", "v0"}
     assert names_in("b") == {"lo", "taken"}
@@ -338,7 +338,7 @@ def test_a_move_goes_back_if_it_hit_another(
     def too_late(route: object, name: bytes) -> None:
         ip("-n", "a", "link", "set", "v0", "name", "innocent")
 
-    monkeypatch.setattr(links, "_refuse_taken", too_late)
+    monkeypatch.setattr(links, "_require_free", too_late)
     assert error_of(links.move, spaces[0], b"v0", spaces[1], b"new") == "ENODEV"
     assert names_in("a") == {"lo", "innocent"}
     assert names_in("b") == {"lo", "v1"}
