@@ -95,5 +95,4 @@ its own mount. Each lookup shows what is true when it starts.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.
 - *view*: a directory of procfs, as a thread inside of the namespace sees it: `net`, `sysctl`.
 - *spare*: a namespace that was made in advance.
-- *reach*: open with O_PATH, which asks no file system and has no effect.
 """

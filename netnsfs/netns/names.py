@@ -47,7 +47,7 @@ from netnsfs.netns.nsfs import (
     namespace_of,
     nsfs_device,
     open_own_namespace,
-    open_reached,
+    reopen,
 )
 from netnsfs.netns.owners import Owners
 from netnsfs.netns.rundir import RunDirectory
@@ -130,7 +130,7 @@ class Names:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.reach_name(name)) as fd:
+        with linux.closing(self.directory.open_opath(name)) as fd:
             return _entry_of(fd)
 
     def look_inside(self, name: bytes, see: Callable[[int], T]) -> tuple[Entry, T | None]:
@@ -149,7 +149,7 @@ class Names:
                 kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.reach_name(name)) as fd:
+        with linux.closing(self.directory.open_opath(name)) as fd:
             entry = _entry_of(fd)
             try:
                 with linux.closing(self._open_entry(fd, entry)) as namespace:
@@ -188,7 +188,7 @@ class Names:
             OSError: EINVAL for a name that no nsfs file is mounted on, ETIMEDOUT for a link
                 into a file system that does not answer, else as open(2).
         """
-        with linux.closing(self.directory.reach_name(name)) as fd:
+        with linux.closing(self.directory.open_opath(name)) as fd:
             return self._open_entry(fd, _entry_of(fd))
 
     def open_settled(self, name: bytes) -> int:
@@ -210,7 +210,7 @@ class Names:
 
     def _open_entry(self, fd: int, entry: Entry) -> int:
         if entry.kind == "mount":
-            return open_reached(fd)
+            return reopen(fd)
         if entry.kind == "link":
             return self.links.follow(fd, entry.mark)
         raise OSError(errno.EINVAL, "stale: no namespace is mounted there")
@@ -343,15 +343,15 @@ class Names:
             # from a shared one (EINVAL). So the new name is bound, and then the old one
             # detached.
             with (
-                linux.closing(self._reach_mount(old)) as top,
+                linux.closing(self._open_mount_opath(old)) as top,
                 self.owners.held_still(old) as placeholder,
             ):
                 self._rename_mount(top, placeholder, old, new)
 
-    def _reach_mount(self, name: bytes) -> int:
+    def _open_mount_opath(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
-            with linux.closing(self.directory.reach_name(name)) as top:
+            with linux.closing(self.directory.open_opath(name)) as top:
                 if is_of_nsfs(top):
                     return os.dup(top)
             if pause:
@@ -360,7 +360,7 @@ class Names:
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
         self._probe_unlink(old)
-        with linux.closing(open_reached(top)) as fd:
+        with linux.closing(reopen(top)) as fd:
             self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
                 self._detach(top, old)
@@ -387,7 +387,7 @@ class Names:
                 stands; else as umount2(2), unlink(2).
         """
         may_block()
-        with linux.closing(self.directory.reach_name(name)) as top:
+        with linux.closing(self.directory.open_opath(name)) as top:
             if is_of_nsfs(top):
                 self._remove_mount(name, top)
             else:
@@ -397,7 +397,7 @@ class Names:
     def _remove_mount(self, name: bytes, top: int) -> None:
         # Opened before the detach. From then on others can make the name anew, and only this
         # file tells their placeholder from ours.
-        with linux.closing(self.directory.reach_placeholder(name)) as placeholder:
+        with linux.closing(self.directory.open_placeholder_opath(name)) as placeholder:
             commit()
             self._probe_unlink(name)
             self._detach(top, name)
@@ -453,7 +453,7 @@ class Names:
             raise OSError(errno.EBUSY, "others keep mounting on the name", name)
 
     def _detach_top(self, name: bytes) -> None:
-        with linux.closing(self.directory.reach_name(name)) as top:
+        with linux.closing(self.directory.open_opath(name)) as top:
             if is_of_nsfs(top):
                 # What somebody else has detached meanwhile is what is wanted too.
                 with suppress(FileNotFoundError):

@@ -104,7 +104,7 @@ def number_in(link: bytes) -> int:
     return int(link[len(b"net:[") : -1])
 
 
-def open_reached(path_fd: int) -> int:
+def reopen(path_fd: int) -> int:
     """Open for reading what an O_PATH descriptor designates, if it is a namespace's file.
 
     Opening anything else could have effects, or never end.

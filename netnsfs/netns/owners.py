@@ -61,7 +61,7 @@ class Owners:
         if known is not None and name in known:
             return known[name]
         try:
-            placeholder = self._directory.reach_placeholder(name)
+            placeholder = self._directory.open_placeholder_opath(name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -149,7 +149,7 @@ class Owners:
             yield placeholder
 
     def _open_placeholder(self, name: bytes) -> int:
-        with linux.closing(self._directory.reach_placeholder(name)) as found:
+        with linux.closing(self._directory.open_placeholder_opath(name)) as found:
             # Opening anything else could have effects, or never end.
             mode = os.fstat(found).st_mode
             if not stat.S_ISREG(mode):

@@ -18,7 +18,7 @@ from collections.abc import Container, Iterator
 
 from netnsfs import linux
 from netnsfs.jobs import may_block
-from netnsfs.netns.nsfs import nsfs_device, number_in, open_reached
+from netnsfs.netns.nsfs import nsfs_device, number_in, reopen
 from netnsfs.netns.passes import (
     NAMESPACE_FILE,
     SOCKET,
@@ -206,7 +206,7 @@ def _namespace_file(task: int, number: bytes) -> Iterator[Descriptor]:
     if is_spare(_flags(task, number)):
         return
     target = os.open(b"/proc/%d/fd/%b" % (task, number), os.O_PATH | os.O_CLOEXEC)
-    with linux.closing(target), linux.closing(open_reached(target)) as fd:
+    with linux.closing(target), linux.closing(reopen(target)) as fd:
         if linux.is_net_namespace(fd):
             inode = os.fstat(fd).st_ino
             yield Descriptor(NAMESPACE_FILE, task, int(number), inode)

@@ -353,7 +353,7 @@ class RunDirectory:
         except FileNotFoundError:
             return []
 
-    def reach_name(self, name: bytes) -> int:
+    def open_opath(self, name: bytes) -> int:
         """An O_PATH descriptor of what stands under a name, links not followed.
 
         Raises:
@@ -368,7 +368,7 @@ class RunDirectory:
         return self._look_now(partial(os.open, flags=_STEP), path)
 
     def packed_look(self, name: bytes) -> bytes:
-        """All that statx(2) tells of what stands under a name. Errors as for `reach_name`."""
+        """All that statx(2) tells of what stands under a name. Errors as for `open_opath`."""
         self._require_present(name)
         path = self.path_of(name)
         packed = linux.statx_cached(path)
@@ -406,7 +406,7 @@ class RunDirectory:
 
     # Placeholders
 
-    def reach_placeholder(self, name: bytes) -> int:
+    def open_placeholder_opath(self, name: bytes) -> int:
         """An O_PATH descriptor of the file that a name's namespace is mounted on.
 
         Raises:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from netnsfs import linux
 from netnsfs.jobs import Job, commit, may_block, start_thread
-from netnsfs.netns.nsfs import open_reached
+from netnsfs.netns.nsfs import reopen
 
 FOLLOW_SECONDS = 1.0
 
@@ -68,4 +68,4 @@ class Links:
         with linux.closing(linux.open_avoiding(path, self.avoid, os.getpid())) as target:
             # If nobody waits any more, nobody would close the descriptor.
             commit()
-            return open_reached(target)
+            return reopen(target)

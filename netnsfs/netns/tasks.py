@@ -240,7 +240,7 @@ class Holder(NamedTuple):
             # Looked at before it is opened: another file may have taken its place by now.
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
         with linux.closing(target):
-            return nsfs.open_reached(target)
+            return nsfs.reopen(target)
 
 
 def one_of_each(without: Iterable[int]) -> Iterator[Holder]:

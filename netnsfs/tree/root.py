@@ -13,7 +13,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import may_block
 from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
-from netnsfs.netns.nsfs import namespace_of, open_reached
+from netnsfs.netns.nsfs import namespace_of, reopen
 from netnsfs.netns.rundir import Changes
 from netnsfs.node import (
     MOUNTED_NS,
@@ -292,7 +292,7 @@ class Root(NamesDirectory):
             except FileNotFoundError:
                 raise absent_error(b"", "the target does not exist") from None
             with linux.closing(reached):
-                return open_reached(reached)
+                return reopen(reached)
         raise OSError(errno.ELOOP, "the target leaves the mount too often")
 
     def _open_below(self, path: Sequence[bytes], caller: Caller) -> int:
@@ -330,7 +330,7 @@ class Root(NamesDirectory):
             raise absent_error(pid, "the target does not exist")
         path = b"/proc/%b/ns/net" % pid
         with linux.closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as task:
-            return open_reached(task)
+            return reopen(task)
 
     def _require_not_reserved(self, name: bytes) -> None:
         if name == RESERVED:

@@ -283,7 +283,7 @@ def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
     with pytest.raises(Abandoned):
         job.result()
     assert names.owners.owner_of(b"foo") is None
-    with linux.closing(names.directory.reach_placeholder(b"foo")) as placeholder:
+    with linux.closing(names.directory.open_placeholder_opath(b"foo")) as placeholder:
         assert os.fstat(placeholder).st_mode & 0o7777 == mode
     names.remove(b"foo")
 
@@ -342,16 +342,16 @@ def test_a_name_that_is_mounted_during_a_look_has_its_owner(
     others.create(b"foo")
     others.remove(b"foo")
     (RUN / "foo").touch()
-    reach = names.directory.reach_name
+    reach = names.directory.open_opath
 
     def late(name: bytes) -> int:
         fd = reach(name)
-        monkeypatch.setattr(names.directory, "reach_name", reach)
+        monkeypatch.setattr(names.directory, "open_opath", reach)
         (RUN / "foo").unlink()
         others.create(name, delegated_owner(ALICE, ALICE, 0o700))
         return fd
 
-    monkeypatch.setattr(names.directory, "reach_name", late)
+    monkeypatch.setattr(names.directory, "open_opath", late)
     # Of that moment: a stale name, closed. The next look sees the namespace, and whose it is.
     assert tree.lookup(b"foo", _Caller()).attributes().mode & 0o7777 == 0
     shown = tree.lookup(b"foo", _Caller()).attributes()
@@ -363,16 +363,16 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
     names = Names(bytes(RUN))
     tree = Root(names, Stats(), Config(bytes(MNT)))
     names.create(b"foo")
-    reach = names.directory.reach_name
+    reach = names.directory.open_opath
 
     def another(name: bytes) -> int:
         fd = reach(name)
-        monkeypatch.setattr(names.directory, "reach_name", reach)
+        monkeypatch.setattr(names.directory, "open_opath", reach)
         names.remove(name)
         names.create(name)
         return fd
 
-    monkeypatch.setattr(names.directory, "reach_name", another)
+    monkeypatch.setattr(names.directory, "open_opath", another)
     shown = tree.lookup(b"foo", _Caller()).attributes()
     assert shown.mode & 0o7777 == 0
     names.remove(b"foo")

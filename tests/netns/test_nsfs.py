@@ -52,11 +52,11 @@ def test_what_is_no_network_namespace(path: str) -> None:
 def test_only_a_namespaces_file_is_opened_anew(tmp_path: Path) -> None:
     with (
         linux.closing(os.open("/proc/self/ns/net", os.O_PATH)) as found,
-        linux.closing(nsfs.open_reached(found)) as fd,
+        linux.closing(nsfs.reopen(found)) as fd,
     ):
         assert os.path.samestat(os.fstat(fd), os.fstat(found))
         assert linux.is_net_namespace(fd)
     # To open it would not end before somebody writes.
     os.mkfifo(tmp_path / "fifo")
     with linux.closing(os.open(tmp_path / "fifo", os.O_PATH)) as found:
-        assert error_of(nsfs.open_reached, found) == "EINVAL"
+        assert error_of(nsfs.reopen, found) == "EINVAL"
