@@ -530,7 +530,7 @@ class Operations(pyfuse3.Operations):
             )
             return await self._admit(listing.user, node, listing.directory)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             return None
         except Exception:
             log.exception("readdir failed for %r", name)

@@ -52,9 +52,9 @@ from netnsfs.linux.interfaces import (
     rename_interface,
 )
 from netnsfs.linux.library import (
-    SHORTAGE,
+    RESOURCE_ERRNOS,
     closing,
-    pass_over,
+    reraise_if_resource,
 )
 from netnsfs.linux.mounts import (
     FIRST_UNIQUE_MOUNT,

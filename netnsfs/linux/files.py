@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from netnsfs.linux.library import (
     AT_FDCWD,
-    SHORTAGE,
+    RESOURCE_ERRNOS,
     closing,
     error_of_call,
     libc,
@@ -23,7 +23,7 @@ TMPFS_MAGIC = 0x01021994
 _PROC_SUPER_MAGIC = 0x9FA0
 # With these, a call that may wait is to be made instead. EAGAIN: it is not in the cache. ENOSYS
 # and EPERM: what filters of system calls in containers answer to an openat2(2) unknown to them.
-_NOT_AT_HAND = SHORTAGE | {errno.ENOSYS, errno.EPERM}
+_NOT_AT_HAND = RESOURCE_ERRNOS | {errno.ENOSYS, errno.EPERM}
 # As many as the kernel follows (MAXSYMLINKS, linux/namei.h).
 _MAX_LINKS = 40
 _STEP = os.O_PATH | os.O_CLOEXEC

@@ -8,7 +8,7 @@ import ctypes
 import errno
 import os
 
-SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 """Errors that say nothing of a call's object: this process or the machine lacks something."""
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -37,13 +37,13 @@ libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 quick_libc = ctypes.PyDLL(None, use_errno=True)
 
 
-def pass_over(error: OSError) -> None:
+def reraise_if_resource(error: OSError) -> None:
     """Leave out what cannot be looked at, unless that is not its own fault.
 
     Raises:
         OSError: the error, if this process or the machine is short of something.
     """
-    if error.errno in SHORTAGE:
+    if error.errno in RESOURCE_ERRNOS:
         raise error
 
 

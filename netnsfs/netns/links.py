@@ -333,7 +333,7 @@ def far_end(route: RouteSocket, found: Interface) -> Interface | None:
     try:
         return _interface(route.ask(_RTM_GETLINK, question))
     except OSError as error:
-        linux.pass_over(error)
+        linux.reraise_if_resource(error)
         return None
 
 

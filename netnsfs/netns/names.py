@@ -158,7 +158,7 @@ class Names:
                 # What is mounted can be opened, and is then seen not to be of a network
                 # namespace. A link may lead anywhere.
                 mounted = entry.kind == "mount" and error.errno != errno.EINVAL
-                if mounted or error.errno in linux.SHORTAGE:
+                if mounted or error.errno in linux.RESOURCE_ERRNOS:
                     raise
                 return entry, None
 
@@ -234,7 +234,7 @@ class Names:
                 elif entry.kind == "link" and (target := self.identify(name)):
                     found.setdefault(target.inode, name)
             except OSError as error:
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
         return found
 
     # Made

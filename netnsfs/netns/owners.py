@@ -102,7 +102,7 @@ class Owners:
             os.setxattr(_path_of(placeholder), self._attribute, b"%d:%d:%o:%o" % owner)
         except OSError as error:
             # That may pass. Any other error is the run directory's, and stays.
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             message = "the run directory cannot keep mode and owner"
             raise PermissionError(errno.EPERM, message) from error
 

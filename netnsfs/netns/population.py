@@ -109,7 +109,7 @@ class Population:
         try:
             probes = linux.Probes(OBJECT, PROBES, _NUMBER.pack(os.getpid()))
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             log.info("poll(2) tells nothing of members: %s", error.strerror)
             self._impossible = True
             return False

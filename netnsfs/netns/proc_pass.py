@@ -63,14 +63,14 @@ class ProcPass:
                         yield int(pid), int(pid), number_in(link)
                 except OSError as error:
                     # The first thread of a process may have ended before the others.
-                    linux.pass_over(error)
+                    linux.reraise_if_resource(error)
                 for tid in threads:
                     try:
                         link = os.readlink(b"%b/task/%b/ns/net" % (pid, tid), dir_fd=proc)
                         if not wanted or link == wanted:
                             yield int(pid), int(tid), number_in(link)
                     except OSError as error:
-                        linux.pass_over(error)
+                        linux.reraise_if_resource(error)
 
     def _processes(self, proc: int) -> Iterator[tuple[bytes, list[bytes]]]:
         """Each process, and its threads but the first, whose number is the process's.
@@ -114,7 +114,7 @@ class ProcPass:
                     try:
                         link = os.readlink(tid + b"/ns/mnt", dir_fd=proc)
                     except OSError as error:
-                        linux.pass_over(error)
+                        linux.reraise_if_resource(error)
                     else:
                         yield int(tid), number_in(link)
 
@@ -132,7 +132,7 @@ class ProcPass:
                             if found.inode not in without:
                                 yield found
                     except OSError as error:
-                        linux.pass_over(error)
+                        linux.reraise_if_resource(error)
         for found in _sockets(list(shared.values()), inode):
             if found.inode not in without:
                 yield found
@@ -144,7 +144,7 @@ def _threads(pid: bytes, proc: int) -> list[bytes]:
             return []
         return [tid for tid in os.listdir(b"/proc/%b/task" % pid) if tid != pid]
     except OSError as error:
-        linux.pass_over(error)
+        linux.reraise_if_resource(error)
         return []
 
 
@@ -171,7 +171,7 @@ def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
                 elif not link.startswith(_WITHOUT_NAMESPACE):
                     yield from _named_file(task, number, directory, inode, shared)
             except OSError as error:
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
 
 
 def _link_of(number: bytes, directory: int) -> bytes:

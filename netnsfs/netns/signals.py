@@ -150,7 +150,7 @@ class _Sending:
                 new |= self._handle(pid, threads, before)
             except OSError as error:
                 # It has ended. What it may have left is to be found by another pass.
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
                 new = True
         if self._visits:
             time.sleep(_VISIT_SECONDS / 20)
@@ -169,7 +169,7 @@ class _Sending:
                     new |= self._handle(pid, {pid}, {})
                 except OSError as error:
                     # It has ended, or it is not the first thread of a process.
-                    linux.pass_over(error)
+                    linux.reraise_if_resource(error)
             # IDs begin anew after the largest. What was born before that takes another pass.
             new |= last < last_pid
             last_pid = last

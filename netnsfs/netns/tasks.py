@@ -163,7 +163,7 @@ def control_groups(members: Iterable[int]) -> bytes:
             with linux.closing(fd):
                 texts.add(os.read(fd, _CGROUP_TEXT))
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
     # Hierarchy, controllers, path.
     lines = (line for text in texts for line in text.split(b"\n") if line)
     paths = {line.split(b":", 2)[2] for line in lines}
@@ -200,7 +200,7 @@ def namespace_of_task(task: bytes) -> int | None:
     try:
         return nsfs.number_in(os.readlink(b"/proc/%b/ns/net" % task))
     except OSError as error:
-        linux.pass_over(error)
+        linux.reraise_if_resource(error)
         return None
 
 
@@ -321,7 +321,7 @@ def _mounts_inside(tasks: list[int], inode: int) -> list[Holder]:
             if root == b"/":
                 return _mounts_seen_by(task, inode)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
         chrooted[root].append(task)
     # From an outer one, what is below the inner ones is seen too.
     roots = sorted(chrooted, key=len)[:_MOST_ROOTS]
@@ -334,7 +334,7 @@ def _mounts_seen_by_any(tasks: list[int], inode: int) -> list[Holder]:
         try:
             return _mounts_seen_by(task, inode)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
     return []
 
 

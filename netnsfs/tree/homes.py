@@ -207,7 +207,7 @@ class Unnamed:
         try:
             return _require_same(self._holder.open(self._names.links.avoid), namespace)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
@@ -215,7 +215,7 @@ class Unnamed:
             try:
                 fd = _require_same(holder.open(self._names.links.avoid), namespace)
             except OSError as error:
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
                 continue
             self._holder = holder
             return fd

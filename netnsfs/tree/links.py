@@ -201,7 +201,7 @@ def _is_known_by(route: RouteSocket, nsid: int, found: _Found) -> bool:
         with linux.closing(found.open()) as fd:
             return ask_nsid(route, fd) == nsid
     except OSError as error:
-        linux.pass_over(error)
+        linux.reraise_if_resource(error)
         return False
 
 

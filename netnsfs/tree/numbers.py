@@ -106,7 +106,7 @@ class NumberDirectory(Directory):
             with linux.closing(self._names.open_namespace(name)) as fd:
                 return self._number_of(fd)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             return None
 
     def _find_named(self, number: int, named: dict[int, bytes]) -> int | None:
@@ -124,7 +124,7 @@ class NumberDirectory(Directory):
                     if self._number_of(fd) == number:
                         return os.fstat(fd).st_ino
             except OSError as error:
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
         return None
 
 

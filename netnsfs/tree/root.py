@@ -166,7 +166,7 @@ class Root(NamesDirectory):
         except OSError as error:
             # The kernel asks for them before it asks for anything in the mount: an answer of a
             # moment ago is better than none.
-            if error.errno not in linux.SHORTAGE:
+            if error.errno not in linux.RESOURCE_ERRNOS:
                 raise
         owner = self._owner
         return Attributes(owner.mode, 0, 1, *self._times, 1, owner.uid, owner.gid)

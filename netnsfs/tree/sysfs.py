@@ -72,7 +72,7 @@ class SysfsMount:
         try:
             found = os.lstat(self.path(name))
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             found = None
         # A file such as bonding_masters is no link, and no interface.
         if found is None or not stat.S_ISLNK(found.st_mode):

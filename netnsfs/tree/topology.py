@@ -66,7 +66,7 @@ class Survey:
             with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
                 self._look(source, route)
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
 
     def _look(self, source: Source, route: RouteSocket) -> None:
         found = {link.ifindex: link for link in links.interfaces(route)}
@@ -110,7 +110,7 @@ class Survey:
             with linux.closing(self.spaces[other].source.open()) as fd:
                 return ask_nsid(route, fd) == nsid
         except OSError as error:
-            linux.pass_over(error)
+            linux.reraise_if_resource(error)
             return False
 
     def ask_about_the_rest(self) -> None:
@@ -128,7 +128,7 @@ class Survey:
                 with linux.closing(space.source.open()) as fd, rtnetlink(fd) as route:
                     self._ask(route, number, missing)
             except OSError as error:
-                linux.pass_over(error)
+                linux.reraise_if_resource(error)
 
     def _ask(self, route: RouteSocket, number: int, missing: dict[int, Interface]) -> None:
         for nsid, link in missing.items():
