@@ -73,7 +73,7 @@ class Node:
         key: equal for two objects that are the same node.
         number: the node ID and st_ino that it should have, 0 for any.
         generation: tells two nodes with one number apart.
-        stamp: changes when the attributes do that the kernel may keep.
+        change_cookie: changes when the attributes do that the kernel may keep.
         subject: what it shows, if that can be another under the same name: equal for all nodes
             of one thing.
         label: what to call it in a message.
@@ -85,7 +85,7 @@ class Node:
     subject: Hashable = None
 
     @property
-    def stamp(self) -> Hashable:
+    def change_cookie(self) -> Hashable:
         return None
 
     @property

@@ -35,18 +35,18 @@ class KnownNode:
         node: the node of the tree.
         number: the kernel's number for it.
         lookups: how often the kernel was told of it and has not forgotten it.
-        stamp: the node's stamp when its attributes were last taken.
+        change_cookie: the node's change_cookie when its attributes were last taken.
         attributes: the attributes in the form of pyfuse3, with the number.
         shown: the same for getattr, with the st_ino that stat(2) is to show.
     """
 
-    __slots__ = ("attributes", "lookups", "node", "number", "shown", "stamp")
+    __slots__ = ("attributes", "lookups", "node", "number", "shown", "change_cookie")
 
     def __init__(self, node: Node, number: int, name_seconds: float) -> None:
         self.node = node
         self.number = number
         self.lookups = 0
-        self.stamp: Hashable = None
+        self.change_cookie: Hashable = None
         self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
@@ -55,9 +55,9 @@ class KnownNode:
             self.shown = EntryAttributes()
             self.shown.st_ino = node.number
 
-    def take_attributes(self, taken: Attributes, stamp: Hashable) -> None:
-        """Replace the attributes, and the stamp that they belong to."""
-        self.stamp = stamp
+    def take_attributes(self, taken: Attributes, change_cookie: Hashable) -> None:
+        """Replace the attributes, and the change_cookie that they belong to."""
+        self.change_cookie = change_cookie
         _fill(self.attributes, taken)
         if self.shown is not self.attributes:
             self.attributes.attr_timeout = 0
@@ -99,7 +99,7 @@ class NodeTable:
         self._unused_numbers = itertools.count(_FIRST_NUMBER)
         self.root = KnownNode(root, pyfuse3.ROOT_INODE, 0)
         self.root.lookups = 1
-        self.root.take_attributes(root.attributes(), root.stamp)
+        self.root.take_attributes(root.attributes(), root.change_cookie)
         self.by_number = _ByNumber({self.root.number: self.root})
         self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
 

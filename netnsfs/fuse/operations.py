@@ -246,23 +246,23 @@ class Operations(pyfuse3.Operations):
         The caller counts the lookup before it awaits anything else.
         """
         known = self._by_key.get(node.key)
-        stamp = node.stamp
-        if known is not None and known.attributes.attr_timeout and known.stamp == stamp:
+        change_cookie = node.change_cookie
+        if known is not None and known.attributes.attr_timeout and known.change_cookie == change_cookie:
             return known
         taken = await self._call_tree(self._locked, user, node.attributes)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
-        known.take_attributes(taken, stamp)
+        known.take_attributes(taken, change_cookie)
         return known
 
     async def _refresh_attributes(
         self, pool: Pool, user: int, known: KnownNode
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
-        stamp = known.node.stamp
+        change_cookie = known.node.change_cookie
         taken = await self._call_tree(pool, user, known.node.exact_attributes)
-        known.take_attributes(taken, stamp)
+        known.take_attributes(taken, change_cookie)
         return known.shown
 
     # Names
@@ -283,7 +283,7 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
-            if known is None or not known.attributes.attr_timeout or known.stamp != node.stamp:
+            if known is None or not known.attributes.attr_timeout or known.change_cookie != node.change_cookie:
                 known = await self._admit(ctx.uid, node, directory)
             known.lookups += 1
             return known.attributes

@@ -1,6 +1,6 @@
 """The run directory: which names stand in it, what lies below their mounts, what has changed.
 
-**Has it changed?** `RunDirectory.stamp` is the one answer: the same object for as long as no
+**Has it changed?** `RunDirectory.change_cookie` is the one answer: the same object for as long as no
 name, no mount and no attribute in the directory has changed. It asks nobody: inotify(7) tells
 of names and attributes, and /proc/self/mountinfo, which can be polled (proc_pid_mountinfo(5)),
 tells of mounts. One poll(2) asks for both. The kernel queues each event before the system call
@@ -111,7 +111,7 @@ class Watcher:
         if not self._is_there():
             raise OSError(errno.EAGAIN, "the directory is another now", self._path)
 
-    def stamp(self) -> object:
+    def change_cookie(self) -> object:
         """What stays the same for as long as no name, mount or attribute changes."""
         if self._poll.any_ready():
             self._catch_up()
@@ -124,7 +124,7 @@ class Watcher:
 
     def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
-        self.stamp()
+        self.change_cookie()
         return self._checked and not self.lost and name not in self._names
 
     def _catch_up(self) -> None:
@@ -300,14 +300,14 @@ class RunDirectory:
 
     # What is heard, without looking. On the event loop's thread alone.
 
-    def stamp(self) -> object:
+    def change_cookie(self) -> object:
         """What stays the same for as long as no name, mount or attribute changes.
 
         Returns:
             None if this thread does not know.
         """
         watcher = self._live_watcher()
-        return watcher.stamp() if watcher else None
+        return watcher.change_cookie() if watcher else None
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
         """The owners found so far, to be added to. An entry is dropped when its name changes.
@@ -318,7 +318,7 @@ class RunDirectory:
         watcher = self._live_watcher()
         if watcher is None:
             return None
-        watcher.stamp()
+        watcher.change_cookie()
         return None if watcher.lost else watcher.owners
 
     def _live_watcher(self) -> Watcher | None:

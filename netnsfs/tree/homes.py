@@ -58,7 +58,7 @@ class Home(Protocol):
     def name(self) -> bytes:
         """What to call it in a message."""
 
-    def stamp(self) -> Hashable:
+    def change_cookie(self) -> Hashable:
         """Another object after each change of what `owner` returns."""
 
     def owner(self) -> Owner | None:
@@ -102,10 +102,10 @@ class Name:
         Raises:
             OSError: ENOENT.
         """
-        # Before the look. A change that comes in between makes another stamp, and is seen the
+        # Before the look. A change that comes in between makes another change_cookie, and is seen the
         # next time.
-        stamp = self._directory.stamp()
-        if stamp is not None and stamp is self._stamp:
+        change_cookie = self._directory.change_cookie()
+        if change_cookie is not None and change_cookie is self._stamp:
             return True
         packed = self._directory.packed_look(self.name)
         # The same bytes need not be taken apart: this is done at each lookup.
@@ -114,7 +114,7 @@ class Name:
             if linux.unpack_statx(packed) != self.mark or not self._mounted:
                 return False
             self._packed = packed
-        self._stamp = stamp
+        self._stamp = change_cookie
         return True
 
     def require_present(self, namespace: Namespace) -> None:
@@ -144,9 +144,9 @@ class Name:
         """See `Home.path_for_setns`."""
         return self._path
 
-    def stamp(self) -> Hashable:
-        """See `Home.stamp`: when it was last seen to be unchanged."""
-        # Without a stamp, nothing is known to be unchanged: an object that equals no other.
+    def change_cookie(self) -> Hashable:
+        """See `Home.change_cookie`: when it was last seen to be unchanged."""
+        # Without a change_cookie, nothing is known to be unchanged: an object that equals no other.
         return self._stamp or object()
 
     def owner(self) -> Owner | None:
@@ -229,8 +229,8 @@ class Unnamed:
         """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
-    def stamp(self) -> Hashable:
-        """See `Home.stamp`."""
+    def change_cookie(self) -> Hashable:
+        """See `Home.change_cookie`."""
         return None
 
     def owner(self) -> Owner | None:

@@ -65,8 +65,8 @@ class Parent(Protocol):
     home: Home
 
     @property
-    def stamp(self) -> Hashable:
-        """See `Node.stamp`."""
+    def change_cookie(self) -> Hashable:
+        """See `Node.change_cookie`."""
 
     def require_present(self) -> None:
         """Make sure that it is still there.
@@ -244,8 +244,8 @@ class LinksDirectory(Directory):
         self._shown: tuple[Hashable, Attributes] | None = None
 
     @property
-    def stamp(self) -> Hashable:
-        return self.parent.stamp
+    def change_cookie(self) -> Hashable:
+        return self.parent.change_cookie
 
     def attributes(self) -> Attributes:
         owner = self.parent.current_owner()
@@ -257,9 +257,9 @@ class LinksDirectory(Directory):
         """What the directory of each interface shows: who moves it must be able to write it."""
         # A listing asks for each interface, of which there may be thousands. The answer is the
         # same for all.
-        stamp, known = self.stamp, self._shown
-        if known is None or known[0] is not stamp:
-            self._shown = known = stamp, self.attributes()._replace(seconds=1)
+        change_cookie, known = self.change_cookie, self._shown
+        if known is None or known[0] is not change_cookie:
+            self._shown = known = change_cookie, self.attributes()._replace(seconds=1)
         return known[1]
 
     def sysfs_mount(self) -> SysfsMount:
@@ -429,8 +429,8 @@ class InterfaceDirectory(Directory):
             self._directory.require_privileged(caller)
 
     @property
-    def stamp(self) -> Hashable:
-        return self._directory.stamp
+    def change_cookie(self) -> Hashable:
+        return self._directory.change_cookie
 
     @property
     def label(self) -> bytes:

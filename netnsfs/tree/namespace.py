@@ -215,8 +215,8 @@ class NamespaceDirectory(Directory):
         self._lists = defaultdict(FreshCache)
 
     @property
-    def stamp(self) -> Hashable:
-        return self.home.stamp()
+    def change_cookie(self) -> Hashable:
+        return self.home.change_cookie()
 
     def current_owner(self) -> Owner:
         """The owner of the namespace."""

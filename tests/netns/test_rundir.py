@@ -68,11 +68,11 @@ def rename() -> None:
 
 @pytest.mark.parametrize("change", [exchange, rename])
 def test_after_a_rename_nothing_is_known(watcher: Watcher, change: Callable[[], None]) -> None:
-    before = watcher.stamp()
+    before = watcher.change_cookie()
     change()
     assert not any(watcher.lacks_name(name) for name in (b"old", b"new", b"absent"))
     assert watcher.lost
-    assert watcher.stamp() is not before
+    assert watcher.change_cookie() is not before
 
 
 def bind() -> None:
@@ -93,33 +93,33 @@ def test_the_stamp_is_another_after_each_change(watcher: Watcher) -> None:
         lambda: linux.umount(bytes(DIRECTORY / "old"), 0),
     ]
     for change in changes:
-        before = watcher.stamp()
-        assert watcher.stamp() is before
+        before = watcher.change_cookie()
+        assert watcher.change_cookie() is before
         change()
-        after = watcher.stamp()
+        after = watcher.change_cookie()
         assert after is not before
-        assert watcher.stamp() is after
+        assert watcher.change_cookie() is after
 
 
 def test_what_one_question_has_heard_the_other_knows(watcher: Watcher) -> None:
-    before = watcher.stamp()
+    before = watcher.change_cookie()
     (DIRECTORY / "new").touch()
     assert not watcher.lacks_name(b"new")
-    assert watcher.stamp() is not before
+    assert watcher.change_cookie() is not before
 
 
 def test_changed_attributes_are_told(watcher: Watcher) -> None:
     (DIRECTORY / "other").touch()
-    watcher.stamp()
+    watcher.change_cookie()
     watcher.owners.update({b"old": None, b"other": None})
-    before = watcher.stamp()
+    before = watcher.change_cookie()
     bind()
-    assert watcher.stamp() is not before
+    assert watcher.change_cookie() is not before
     assert set(watcher.owners) == {b"old", b"other"}
     below = Uncovered(bytes(DIRECTORY))
-    before = watcher.stamp()
+    before = watcher.change_cookie()
     os.setxattr(f"/proc/self/fd/{below.fd}/old", "trusted.netnsfs-test", b"1")
-    assert watcher.stamp() is not before
+    assert watcher.change_cookie() is not before
     assert set(watcher.owners) == {b"other"}
     assert not watcher.lost
     unmount()
@@ -162,9 +162,9 @@ def remove() -> None:
 def test_a_directory_that_is_another_is_noticed(
     watcher: Watcher, change: Callable[[], object]
 ) -> None:
-    before = watcher.stamp()
+    before = watcher.change_cookie()
     change()
-    assert watcher.stamp() is not before
+    assert watcher.change_cookie() is not before
     assert watcher.lost or not watcher.lacks_name(b"new")
     assert watcher.lost
 
