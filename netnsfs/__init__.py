@@ -89,7 +89,7 @@ its own mount. Each lookup shows what is true when it starts.
 - *corner*: the directory .netnsfs.
 - *mark*: identity of what stands under a name at one moment. *Change cookie*: an object that stays
   the same for as long as nothing in the run directory changes, for comparison only.
-- *home*: where a namespace is found: a name, or a holder.
+- *reference*: where a namespace is found: a name, or a holder.
 - *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.

@@ -28,7 +28,7 @@ from netnsfs.netns.names import Names
 from netnsfs.netns.rundir import Changes
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
-from netnsfs.tree.homes import RESERVED
+from netnsfs.tree.refs import RESERVED
 from netnsfs.tree.root import Root
 
 log = logging.getLogger(__name__)

@@ -116,7 +116,7 @@ class _Local(threading.local):
     never_blocks = False
     expendable = False
     stranded = False
-    home: int | None = None
+    original_ns: int | None = None
     job: Job[Any] | None = None
 
 
@@ -191,8 +191,8 @@ def expendable() -> Iterator[None]:
     try:
         yield
     finally:
-        if _local.home is not None:
-            os.close(_local.home)
+        if _local.original_ns is not None:
+            os.close(_local.original_ns)
 
 
 @contextlib.contextmanager
@@ -200,14 +200,14 @@ def visit() -> Iterator[None]:
     """Let the calling, expendable thread change its network namespace until the block ends."""
     if not _local.expendable:
         raise RuntimeError("only an expendable thread may leave its network namespace")
-    if _local.home is None:
+    if _local.original_ns is None:
         # /proc/self would be the process's first thread.
-        _local.home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        _local.original_ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield
     finally:
         try:
-            linux.setns(_local.home, linux.CLONE_NEWNET)
+            linux.setns(_local.original_ns, linux.CLONE_NEWNET)
         except OSError:
             # In a user namespace, the way back to a namespace of the outer one is closed
             # (EPERM). The work is done all the same, so this is no error of the job.

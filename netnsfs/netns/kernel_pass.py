@@ -16,7 +16,7 @@ from netnsfs.netns.passes import (
     TUN,
     Descriptor,
     Task,
-    own_home,
+    daemon_namespace,
     without_visitors,
 )
 from netnsfs.netns.spares import is_spare
@@ -44,7 +44,7 @@ class KernelPass:
         if not linux.in_initial_pid_namespace():
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
-        self._home = own_home()
+        self._daemon_namespace = daemon_namespace()
         self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"), "list_tasks")
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
@@ -54,7 +54,7 @@ class KernelPass:
     def members(self, inode: int = 0) -> Iterable[Task]:
         """See `Pass.members`."""
         told = self._ask_tasks(inode, members=True)
-        return without_visitors(_TASK.iter_unpack(told), self._home)
+        return without_visitors(_TASK.iter_unpack(told), self._daemon_namespace)
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""

@@ -20,20 +20,20 @@ Task = tuple[int, int, int]
 """Process, thread, and the inode number of its network namespace."""
 
 
-def own_home() -> int:
+def daemon_namespace() -> int:
     """The network namespace of our first thread, which never visits another one: its number."""
     return number_in(os.readlink(b"/proc/self/ns/net"))
 
 
-def without_visitors(tasks: Iterable[Task], home: int) -> Iterator[Task]:
+def without_visitors(tasks: Iterable[Task], original: int) -> Iterator[Task]:
     """All tasks but our own threads that visit a namespace.
 
     Args:
         tasks: of the machine, or of one namespace.
-        home: see `own_home`.
+        original: see `daemon_namespace`.
     """
     own = os.getpid()
-    return (task for task in tasks if task[0] != own or task[2] == home)
+    return (task for task in tasks if task[0] != own or task[2] == original)
 
 
 class Descriptor(NamedTuple):

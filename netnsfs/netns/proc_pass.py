@@ -25,7 +25,7 @@ from netnsfs.netns.passes import (
     TUN,
     Descriptor,
     Task,
-    own_home,
+    daemon_namespace,
     without_visitors,
 )
 from netnsfs.netns.spares import is_spare
@@ -47,7 +47,7 @@ class ProcPass:
     """See `Pass`."""
 
     def __init__(self) -> None:
-        self._home = own_home()
+        self._daemon_namespace = daemon_namespace()
         self._threaded: set[bytes] = set()
 
     def tasks(self, inode: int = 0) -> Iterator[Task]:
@@ -104,7 +104,7 @@ class ProcPass:
 
     def members(self, inode: int = 0) -> Iterator[Task]:
         """See `Pass.members`."""
-        return without_visitors(self.tasks(inode), self._home)
+        return without_visitors(self.tasks(inode), self._daemon_namespace)
 
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
         """See `Pass.mount_namespaces`."""

@@ -37,7 +37,7 @@ from netnsfs.tree.callers import (
     require_capability,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.homes import RESERVED, UNNAMED, Unnamed
+from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
 _MOST_TEXTS = 16
@@ -145,12 +145,12 @@ class UnnamedDirectory(Directory):
             yield holder
 
     def _directory_of(self, holder: tasks.Holder) -> Node:
-        home = Unnamed(self._names, holder, self._is_named)
+        ref = HolderRef(self._names, holder, self._is_named)
         fd, namespace = self._open_holder(holder)
         with linux.closing(fd):
             # A name may have been given, or changed, while all names were looked at.
-            home.require_present(namespace)
-        return self._directories.place_unnamed(namespace, home)
+            ref.require_present(namespace)
+        return self._directories.place_unnamed(namespace, ref)
 
     def _is_named(self, inode: int) -> bool:
         names = self._names.directory.mounted.names_of(inode)

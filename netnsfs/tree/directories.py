@@ -4,7 +4,7 @@ import threading
 from weakref import WeakValueDictionary
 
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.tree.homes import Home, Name, Unnamed
+from netnsfs.tree.refs import NamespaceRef, NameRef, HolderRef
 from netnsfs.tree.namespace import FIRST, NO_NAME, NamespaceDirectory, Settings
 
 
@@ -35,47 +35,47 @@ class Directories:
             OSError: ENOENT.
         """
         known = self._by_name.get(name)
-        if known is None or not isinstance(known.home, Name) or known.home.name != name:
+        if known is None or not isinstance(known.ref, NameRef) or known.ref.name != name:
             return None
-        return known if known.home.is_unchanged() else None
+        return known if known.ref.is_unchanged() else None
 
-    def place_under_name(self, namespace: Namespace, home: Name) -> NamespaceDirectory:
+    def place_under_name(self, namespace: Namespace, ref: NameRef) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
         gone = None
         while True:
             with self._lock:
-                node = self._get_or_make(namespace, home, FIRST)
-                first = node.home
-                if not isinstance(first, Name) or first.name == home.name or first is gone:
-                    return self._remember_home(node, home)
+                node = self._get_or_make(namespace, ref, FIRST)
+                first = node.ref
+                if not isinstance(first, NameRef) or first.name == ref.name or first is gone:
+                    return self._remember_ref(node, ref)
             # Not with the lock: it may be a link, which takes long to follow.
             if _still_stands(first, namespace):
                 with self._lock:
-                    return self._remember_home(
-                        self._get_or_make(namespace, home, home.name), home
+                    return self._remember_ref(
+                        self._get_or_make(namespace, ref, ref.name), ref
                     )
-            # If it is still the home in the next round, it is given up for the new one.
+            # If it is still the ref in the next round, it is given up for the new one.
             gone = first
 
-    def _remember_home(self, node: NamespaceDirectory, home: Name) -> NamespaceDirectory:
-        node.home = home
-        self._by_name[home.name] = node
+    def _remember_ref(self, node: NamespaceDirectory, ref: NameRef) -> NamespaceDirectory:
+        node.ref = ref
+        self._by_name[ref.name] = node
         return node
 
-    def place_unnamed(self, namespace: Namespace, home: Unnamed) -> NamespaceDirectory:
+    def place_unnamed(self, namespace: Namespace, ref: HolderRef) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
         with self._lock:
-            node = self._get_or_make(namespace, home, NO_NAME)
-            node.home = home
+            node = self._get_or_make(namespace, ref, NO_NAME)
+            node.ref = ref
             return node
 
-    def note_renamed(self, old: bytes, home: Name) -> None:
+    def note_renamed(self, old: bytes, ref: NameRef) -> None:
         """Take note that a name is another now, for those who have its directory open."""
         with self._lock:
             node = self._by_name.get(old)
-            if node and isinstance(node.home, Name) and node.home.name == old:
-                node.home = home
-                self._by_name[home.name] = node
+            if node and isinstance(node.ref, NameRef) and node.ref.name == old:
+                node.ref = ref
+                self._by_name[ref.name] = node
 
     def note_removed(self, name: bytes) -> None:
         """Take note that the kernel has removed the directory under a name.
@@ -85,26 +85,26 @@ class Directories:
         """
         with self._lock:
             node = self._by_name.get(name)
-            if node and isinstance(node.home, Name) and node.home.name == name:
+            if node and isinstance(node.ref, NameRef) and node.ref.name == name:
                 self._by_name.pop(name)
                 self._by_key.pop((node.namespace.id, node.place), None)
 
     def _get_or_make(
-        self, namespace: Namespace, home: Home, place: bytes
+        self, namespace: Namespace, ref: NamespaceRef, place: bytes
     ) -> NamespaceDirectory:
         # By ID: the inode number may be the next namespace's already.
         key = namespace.id, place
         node = self._by_key.get(key)
         if node is None:
             node = self._by_key[key] = NamespaceDirectory(
-                namespace, home, self._settings, place
+                namespace, ref, self._settings, place
             )
         return node
 
 
-def _still_stands(home: Home, namespace: Namespace) -> bool:
+def _still_stands(ref: NamespaceRef, namespace: Namespace) -> bool:
     try:
-        home.require_present(namespace)
+        ref.require_present(namespace)
     except OSError:
         return False
     return True

@@ -43,7 +43,7 @@ from netnsfs.node import (
 from netnsfs.permissions import Owner
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
-from netnsfs.tree.homes import RESERVED, UNNAMED, Home
+from netnsfs.tree.refs import RESERVED, UNNAMED, NamespaceRef
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
 
@@ -62,7 +62,7 @@ class Parent(Protocol):
 
     key: Hashable
     namespace: Namespace
-    home: Home
+    ref: NamespaceRef
 
     @property
     def change_cookie(self) -> Hashable:
@@ -76,7 +76,7 @@ class Parent(Protocol):
         """
 
     def is_shown(self) -> bool:
-        """See `Home.is_shown`."""
+        """See `NamespaceRef.is_shown`."""
 
     def enter_namespace(self) -> None:
         """Move the calling thread, inside `visit()`, into the namespace."""
@@ -292,9 +292,9 @@ class LinksDirectory(Directory):
         Raises:
             OSError: EPERM.
         """
-        if not self.parent.home.public and not has_capability(caller, CAP_NET_ADMIN):
+        if not self.parent.ref.public and not has_capability(caller, CAP_NET_ADMIN):
             raise PermissionError(
-                errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.home.name
+                errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.ref.name
             )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
@@ -370,8 +370,8 @@ class LinksDirectory(Directory):
 
 def own_path(parent: Parent) -> bytes:
     """The path of a namespace's directory, from the mount point on."""
-    name = parent.home.name
-    return name if parent.home.public else b"/".join((RESERVED, UNNAMED, name))
+    name = parent.ref.name
+    return name if parent.ref.public else b"/".join((RESERVED, UNNAMED, name))
 
 
 @contextmanager

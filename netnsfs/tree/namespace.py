@@ -42,7 +42,7 @@ from netnsfs.tree.callers import (
     require_capability,
     signal_rule,
 )
-from netnsfs.tree.homes import Home
+from netnsfs.tree.refs import NamespaceRef
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
 from netnsfs.tree.open_files import Cuttable, OpenFiles
 
@@ -189,7 +189,7 @@ class NamespaceDirectory(Directory):
 
     Attributes:
         namespace: which.
-        home: where it was last found.
+        ref: where it was last found.
         place: tells the directories of one namespace apart.
     """
 
@@ -198,12 +198,12 @@ class NamespaceDirectory(Directory):
     def __init__(
         self,
         namespace: Namespace,
-        home: Home,
+        ref: NamespaceRef,
         settings: Settings,
         place: bytes,
     ) -> None:
         self.namespace = namespace
-        self.home = home
+        self.ref = ref
         self._settings = settings
         self.place = place
         # A number is that of one node. The other directories of the namespace get any.
@@ -216,11 +216,11 @@ class NamespaceDirectory(Directory):
 
     @property
     def change_cookie(self) -> Hashable:
-        return self.home.change_cookie()
+        return self.ref.change_cookie()
 
     def current_owner(self) -> Owner:
         """The owner of the namespace."""
-        return self.home.owner() or self._settings.permissions.default_owner()
+        return self.ref.owner() or self._settings.permissions.default_owner()
 
     def attributes(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
@@ -234,7 +234,7 @@ class NamespaceDirectory(Directory):
 
     @property
     def label(self) -> bytes:
-        return self.home.name
+        return self.ref.name
 
     def setattr(
         self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
@@ -247,7 +247,7 @@ class NamespaceDirectory(Directory):
             owner = before or permissions.default_owner()
             return permissions.owner_when_given(owner, mode, uid, gid, caller)
 
-        self.home.change_owner(decide)
+        self.ref.change_owner(decide)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         self.require_present()
@@ -288,7 +288,7 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: EACCES.
         """
-        if self.home.public:
+        if self.ref.public:
             return
         may_block()
         require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
@@ -305,7 +305,7 @@ class NamespaceDirectory(Directory):
         return [*NAMESPACE, _LINK, *self._settings.views, *links]
 
     def require_present(self) -> None:
-        self.home.require_present(self.namespace)
+        self.ref.require_present(self.namespace)
 
     def is_shown(self) -> bool:
         """Whether the namespace is still to be seen where it was found, or under a name.
@@ -313,7 +313,7 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: that cannot be found out.
         """
-        return self.home.is_shown(self.namespace)
+        return self.ref.is_shown(self.namespace)
 
     def show_content(self, row: Row) -> bytes:
         """The content of one of the files.
@@ -399,7 +399,7 @@ class NamespaceDirectory(Directory):
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        return linux.closing(self.home.open_namespace(self.namespace))
+        return linux.closing(self.ref.open_namespace(self.namespace))
 
 
 class TaskList(Snapshot):
@@ -528,10 +528,10 @@ class NamespaceLink(Link):
 
     def target_text(self) -> bytes:
         self._directory.require_present()
-        return self._directory.home.path_for_setns()
+        return self._directory.ref.path_for_setns()
 
     def target_for(self, caller: Caller) -> bytes:
         # The path tells of a process and its files, which not everyone may know.
-        if not self._directory.home.public:
+        if not self._directory.ref.public:
             require_capability(caller, CAP_SYS_PTRACE, _LINK)
         return self.target_text()

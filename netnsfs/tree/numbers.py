@@ -20,7 +20,7 @@ from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
 from netnsfs.tree.corner import LARGEST_INODE, absent_error, path_from_corner
-from netnsfs.tree.homes import RESERVED
+from netnsfs.tree.refs import RESERVED
 
 INIT = b"init"
 # Of 64 bits.

@@ -38,7 +38,7 @@ from netnsfs.tree.corner import (
     absent_error,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.homes import RESERVED, UNNAMED, Name
+from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
 from netnsfs.tree.links import Neighbours, Shared
 from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
@@ -189,14 +189,14 @@ class Root(NamesDirectory):
         if namespace is None:
             return StaleDirectory(name, entry.mark)
         return self._directories.place_under_name(
-            namespace, Name(self._names, name, entry.mark)
+            namespace, NameRef(self._names, name, entry.mark)
         )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         self._require_not_reserved(name)
         owner = self._permissions.owner_at_birth(mode, caller)
         namespace, mark = self._names.create(name, owner)
-        return self._directories.place_under_name(namespace, Name(self._names, name, mark))
+        return self._directories.place_under_name(namespace, NameRef(self._names, name, mark))
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         if name == RESERVED:
@@ -238,7 +238,7 @@ class Root(NamesDirectory):
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             mark = self._names.entry_at(new_name).mark
-            self._directories.note_renamed(name, Name(self._names, new_name, mark))
+            self._directories.note_renamed(name, NameRef(self._names, new_name, mark))
         self._look_ahead(new_name)
         left = _FILES_OF_NAMES + name
         if os.path.isdir(left):

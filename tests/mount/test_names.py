@@ -428,7 +428,7 @@ def test_ln_s_is_for_root_only(start: Start) -> None:
     assert os.listdir(RUN) == []
 
 
-# Unnamed namespaces
+# HolderRef namespaces
 
 
 @pytest.mark.usefixtures("both_ways")

@@ -16,7 +16,7 @@ from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.permissions import Permissions
-from netnsfs.tree.homes import Unnamed
+from netnsfs.tree.refs import HolderRef
 from netnsfs.tree.numbers import by_number
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -203,11 +203,11 @@ def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
         assert shortage_gives(shown) == SHORT
     assert shortage_gives(lambda: by_id.list_names().index(b"%d" % named.id)) == SHORT
     holder = next(tasks.scan(unnamed.inode))
-    home = Unnamed(names, holder, lambda inode: False)
-    assert shortage_gives(partial(home.require_present, unnamed)) == SHORT
+    ref = HolderRef(names, holder, lambda inode: False)
+    assert shortage_gives(partial(ref.require_present, unnamed)) == SHORT
     # The holder has let go, and another is looked for.
-    home = Unnamed(names, holder._replace(path=b"/proc/0/ns/net"), lambda inode: False)
-    assert shortage_gives(partial(home.require_present, unnamed)) == SHORT
+    ref = HolderRef(names, holder._replace(path=b"/proc/0/ns/net"), lambda inode: False)
+    assert shortage_gives(partial(ref.require_present, unnamed)) == SHORT
     names.remove(b"foo")
 
 

@@ -13,7 +13,7 @@ from netnsfs.netns import names as netns
 from netnsfs.netns import signals
 from netnsfs.stats import Stats
 from netnsfs.tree import corner as corner_module
-from netnsfs.tree import homes, links, metrics, root
+from netnsfs.tree import links, metrics, refs, root
 from netnsfs.tree import namespace as files
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
@@ -30,7 +30,7 @@ class Nobody:
 
 def corner() -> list[bytes]:
     tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
-    directory = tree.lookup(homes.RESERVED, Nobody())
+    directory = tree.lookup(refs.RESERVED, Nobody())
     assert isinstance(directory, corner_module.Corner)
     return directory.list_names()
 

@@ -1,6 +1,6 @@
 """Where a namespace is found: under a name, or by what holds it.
 
-A home answers for the namespace that was found there first, and for no other: when something
+A reference answers for the namespace that was found there first, and for no other: when something
 else stands there, it is gone (ENOENT).
 """
 
@@ -23,7 +23,7 @@ UNNAMED = b"unnamed"
 """The directory in it of the namespaces without a name."""
 
 
-class Home(Protocol):
+class NamespaceRef(Protocol):
     """Where a namespace can be found."""
 
     def require_present(self, namespace: Namespace) -> None:
@@ -75,7 +75,7 @@ class Home(Protocol):
         """
 
 
-class Name:
+class NameRef:
     """A name in the run directory.
 
     Args:
@@ -118,12 +118,12 @@ class Name:
         return True
 
     def require_present(self, namespace: Namespace) -> None:
-        """See `Home.require_present`."""
+        """See `NamespaceRef.require_present`."""
         if not self.is_unchanged():
             os.close(self.open_namespace(namespace))
 
     def open_namespace(self, namespace: Namespace) -> int:
-        """See `Home.open_namespace`."""
+        """See `NamespaceRef.open_namespace`."""
         try:
             return _require_same(self._names.open_namespace(self.name), namespace)
         except OSError as error:
@@ -133,7 +133,7 @@ class Name:
             raise _absent_error() from None
 
     def is_shown(self, namespace: Namespace) -> bool:
-        """See `Home.is_shown`: until its last name is removed."""
+        """See `NamespaceRef.is_shown`: until its last name is removed."""
         try:
             self.require_present(namespace)
         except FileNotFoundError:
@@ -141,16 +141,16 @@ class Name:
         return True
 
     def path_for_setns(self) -> bytes:
-        """See `Home.path_for_setns`."""
+        """See `NamespaceRef.path_for_setns`."""
         return self._path
 
     def change_cookie(self) -> Hashable:
-        """See `Home.change_cookie`: when it was last seen to be unchanged."""
+        """See `NamespaceRef.change_cookie`: when it was last seen to be unchanged."""
         # Without a change_cookie, nothing is known to be unchanged: an object that equals no other.
         return self._stamp or object()
 
     def owner(self) -> Owner | None:
-        """See `Home.owner`. When something else stands there, it is closed to everyone."""
+        """See `NamespaceRef.owner`. When something else stands there, it is closed to everyone."""
         if not self._mounted:
             return None
         try:
@@ -159,14 +159,14 @@ class Name:
             return CLOSED
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
-        """See `Home.change_owner`. There is nothing below a symbolic link to keep it on."""
+        """See `NamespaceRef.change_owner`. There is nothing below a symbolic link to keep it on."""
         may_block()
         if not self._mounted:
             raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
         self._names.owners.change_owner(self.name, self.mark, decide)
 
 
-class Unnamed:
+class HolderRef:
     """Held by something else than a name.
 
     Args:
@@ -187,11 +187,11 @@ class Unnamed:
         self.name = b"%d" % holder.inode
 
     def require_present(self, namespace: Namespace) -> None:
-        """See `Home.require_present`."""
+        """See `NamespaceRef.require_present`."""
         os.close(self.open_namespace(namespace))
 
     def open_namespace(self, namespace: Namespace) -> int:
-        """See `Home.open_namespace`."""
+        """See `NamespaceRef.open_namespace`."""
         may_block()
         fd = self._open_held(namespace)
         try:
@@ -222,23 +222,23 @@ class Unnamed:
         raise _absent_error()
 
     def is_shown(self, namespace: Namespace) -> bool:
-        """See `Home.is_shown`: until it gets a name."""
+        """See `NamespaceRef.is_shown`: until it gets a name."""
         return not self._is_named(namespace.inode)
 
     def path_for_setns(self) -> bytes:
-        """See `Home.path_for_setns`. A namespace that only sockets hold has none that works."""
+        """See `NamespaceRef.path_for_setns`. A namespace that only sockets hold has none that works."""
         return self._holder.path
 
     def change_cookie(self) -> Hashable:
-        """See `Home.change_cookie`."""
+        """See `NamespaceRef.change_cookie`."""
         return None
 
     def owner(self) -> Owner | None:
-        """See `Home.owner`."""
+        """See `NamespaceRef.owner`."""
         return ROOT
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
-        """See `Home.change_owner`."""
+        """See `NamespaceRef.change_owner`."""
         raise PermissionError(errno.EPERM, "give the namespace a name first")
 
 
