@@ -150,7 +150,7 @@ class UnnamedDirectory(Directory):
         with linux.closing(fd):
             # A name may have been given, or changed, while all names were looked at.
             ref.require_present(namespace)
-        return self._directories.place_unnamed(namespace, ref)
+        return self._directories.get_unnamed(namespace, ref)
 
     def _is_named(self, inode: int) -> bool:
         names = self._names.directory.mounted.names_of(inode)

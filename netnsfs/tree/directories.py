@@ -39,7 +39,7 @@ class Directories:
             return None
         return known if known.ref.is_unchanged() else None
 
-    def place_under_name(self, namespace: Namespace, ref: NameRef) -> NamespaceDirectory:
+    def get_named(self, namespace: Namespace, ref: NameRef) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""
         gone = None
         while True:
@@ -62,7 +62,7 @@ class Directories:
         self._by_name[ref.name] = node
         return node
 
-    def place_unnamed(self, namespace: Namespace, ref: HolderRef) -> NamespaceDirectory:
+    def get_unnamed(self, namespace: Namespace, ref: HolderRef) -> NamespaceDirectory:
         """The directory of a namespace that was found to have no name."""
         with self._lock:
             node = self._get_or_make(namespace, ref, NO_NAME)
@@ -87,17 +87,17 @@ class Directories:
             node = self._by_name.get(name)
             if node and isinstance(node.ref, NameRef) and node.ref.name == name:
                 self._by_name.pop(name)
-                self._by_key.pop((node.namespace.id, node.place), None)
+                self._by_key.pop((node.namespace.id, node.name_key), None)
 
     def _get_or_make(
-        self, namespace: Namespace, ref: NamespaceRef, place: bytes
+        self, namespace: Namespace, ref: NamespaceRef, name_key: bytes
     ) -> NamespaceDirectory:
         # By ID: the inode number may be the next namespace's already.
-        key = namespace.id, place
+        key = namespace.id, name_key
         node = self._by_key.get(key)
         if node is None:
             node = self._by_key[key] = NamespaceDirectory(
-                namespace, ref, self._settings, place
+                namespace, ref, self._settings, name_key
             )
         return node
 

@@ -143,7 +143,7 @@ NAMESPACE = {
 
 
 _LINK = b"ns"
-# Values of `place` that are not names, and cannot be any.
+# Values of `name_key` that are not names, and cannot be any.
 FIRST = b""
 NO_NAME = b"/"
 
@@ -190,7 +190,7 @@ class NamespaceDirectory(Directory):
     Attributes:
         namespace: which.
         ref: where it was last found.
-        place: tells the directories of one namespace apart.
+        name_key: tells the directories of one namespace apart.
     """
 
     lasting = True
@@ -200,14 +200,14 @@ class NamespaceDirectory(Directory):
         namespace: Namespace,
         ref: NamespaceRef,
         settings: Settings,
-        place: bytes,
+        name_key: bytes,
     ) -> None:
         self.namespace = namespace
         self.ref = ref
         self._settings = settings
-        self.place = place
+        self.name_key = name_key
         # A number is that of one node. The other directories of the namespace get any.
-        self.number = namespace.inode if place == FIRST else 0
+        self.number = namespace.inode if name_key == FIRST else 0
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
         self.subject = namespace.id

@@ -188,7 +188,7 @@ class Root(NamesDirectory):
         entry, namespace = self._names.look_inside(name, namespace_of)
         if namespace is None:
             return StaleDirectory(name, entry.mark)
-        return self._directories.place_under_name(
+        return self._directories.get_named(
             namespace, NameRef(self._names, name, entry.mark)
         )
 
@@ -196,7 +196,7 @@ class Root(NamesDirectory):
         self._require_not_reserved(name)
         owner = self._permissions.owner_at_birth(mode, caller)
         namespace, mark = self._names.create(name, owner)
-        return self._directories.place_under_name(namespace, NameRef(self._names, name, mark))
+        return self._directories.get_named(namespace, NameRef(self._names, name, mark))
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         if name == RESERVED:
