@@ -10,8 +10,8 @@ which rules hold.
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
-    tree/                       what the mount shows, and to whom (`allowance`: how long a user
-                                may keep others waiting)
+    tree/                       what the mount shows, and to whom (`token_bucket`: a rate limit
+                                for each user)
     netns/                      what network namespaces are: names, owners, members, holders
     jobs                        one call on a worker thread; entering a namespace; giving up;
                                 results that many share

@@ -33,7 +33,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.allowance import Allowance
+from netnsfs.tree.token_bucket import TokenBucket
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
@@ -58,7 +58,7 @@ SIGNALLING_RATE = 0.1
 """How many seconds each user, but root, may take for signals in a second, in the long run."""
 
 # The kernel keeps a file locked while it is written. So root waits for whoever writes the same.
-_signalling = Allowance(signals.SECONDS, SIGNALLING_RATE)
+_signalling = TokenBucket(signals.SECONDS, SIGNALLING_RATE)
 
 
 def _sender(caller: Caller) -> Command:
@@ -66,7 +66,7 @@ def _sender(caller: Caller) -> Command:
     rule, user = signal_rule(caller), caller.uid
 
     def send(fd: int, text: bytes) -> None:
-        with _signalling.spent_by(user) if rule else nullcontext():
+        with _signalling.charge(user) if rule else nullcontext():
             signals.send(fd, text, rule)
 
     return send

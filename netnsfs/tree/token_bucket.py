@@ -1,4 +1,4 @@
-"""How long each user may keep others waiting."""
+"""A rate limit for each user, in seconds of work."""
 
 import errno
 import threading
@@ -7,23 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Allowance:
-    """Time that each user may take at once, and how quickly it comes back. For any thread.
+class TokenBucket:
+    """A token bucket for each user, in seconds of work. For any thread.
 
     Args:
-        seconds: at once. Who has any of it left may begin, and so take more.
-        rate: how many seconds come back in a second.
+        burst: seconds of work that a full bucket allows. A user with any left may begin, and
+            so use more.
+        rate: seconds of work that are refilled in a second.
     """
 
-    def __init__(self, seconds: float, rate: float) -> None:
-        self._seconds = seconds
+    def __init__(self, burst: float, rate: float) -> None:
+        self._burst = burst
         self._rate = rate
         self._lock = threading.Lock()
         # When each user will have all of it again.
         self._full_at: dict[int, float] = {}
 
     @contextmanager
-    def spent_by(self, user: int) -> Iterator[None]:
+    def charge(self, user: int) -> Iterator[None]:
         """Count what a block takes.
 
         Raises:
@@ -32,8 +33,8 @@ class Allowance:
         began = time.monotonic()
         with self._lock:
             full_at = self._full_at.get(user, began)
-        if full_at - began >= self._seconds / self._rate:
-            message = "earlier ones of this user took too long: try again later"
+        if full_at - began >= self._burst / self._rate:
+            message = "this user's time for signals is used up: try again later"
             raise BlockingIOError(errno.EAGAIN, message)
         try:
             yield
