@@ -49,7 +49,7 @@ class Job(Generic[T]):
         args: its arguments.
 
     Attributes:
-        receiver: another number for each object whose method it calls.
+        target: another number for each object whose method it calls.
         asked: when it was asked for (time.monotonic).
         started: a thread is at it, or was.
         began: when (time.monotonic).
@@ -64,7 +64,7 @@ class Job(Generic[T]):
         self._committed = False
         self._value: T
         self._error: BaseException | None = None
-        self.receiver = id(getattr(function, "__self__", function))
+        self.target = id(getattr(function, "__self__", function))
         self.asked = time.monotonic()
         self.started = False
         self.began = 0.0

@@ -26,7 +26,7 @@ import trio
 
 from netnsfs.fuse.loop import JobEnd, LoopThread
 from netnsfs.fuse.shares import ROOT
-from netnsfs.fuse.turns import Turns, Waiting
+from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.jobs import Job, expendable, start_thread
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def _wake() -> None:
     """What the event loop is woken for, if there is nothing else."""
 
 
-class _QueuedJob(Waiting):
+class _QueuedJob(QueueItem):
     """A job in a pool.
 
     Attributes:
@@ -53,7 +53,7 @@ class _QueuedJob(Waiting):
     __slots__ = ("done", "end", "job", "lost")
 
     def __init__(self, user: int, job: Job[Any], end: JobEnd) -> None:
-        super().__init__(user, job.receiver)
+        super().__init__(user, job.target)
         self.job = job
         self.end = end
         self.done: trio.Event | None = None
@@ -61,7 +61,7 @@ class _QueuedJob(Waiting):
 
 
 class Pool:
-    """Runs at most `limit` jobs at a time. Users take turns (see `turns`).
+    """Runs at most `limit` jobs at a time. Users take turns (see `fair_queue`).
 
     Args:
         name: of its threads.
@@ -80,7 +80,7 @@ class Pool:
         self._queue_seconds = queue_seconds
         self._loop = loop
         self._token = trio.lowlevel.current_trio_token()
-        self._queue: Turns[_QueuedJob] = Turns(for_others=max(1, limit - 1))
+        self._queue: FairQueue[_QueuedJob] = FairQueue(non_root_limit=max(1, limit - 1))
         self._jobs = 0
         self._threads = 0
         self._lost = 0
@@ -137,7 +137,7 @@ class Pool:
                 queued.lost = job.started
                 self._lost += queued.lost
                 if queued.lost:
-                    self._queue.leave(queued)
+                    self._queue.finish(queued)
         if not done.is_set():
             raise OSError(errno.ETIMEDOUT, "it takes too long")
 
@@ -157,7 +157,7 @@ class Pool:
     def close(self) -> None:
         """Let the threads end, each after the job that it is at."""
         for _ in range(self._threads):
-            self._queue.put_end()
+            self._queue.put_stop()
 
     def _start_threads(self, jobs: int) -> None:
         """Have threads for that many jobs, up to the limit."""
@@ -172,7 +172,7 @@ class Pool:
             self._threads += 1
         if self._threads > limit:
             self._threads -= 1
-            self._queue.put_end()
+            self._queue.put_stop()
 
     def _work(self) -> None:
         with expendable():
@@ -180,7 +180,7 @@ class Pool:
                 job = queued.job
                 if not job.abandoned:
                     job.run()
-                self._queue.leave(queued)
+                self._queue.finish(queued)
                 if not queued.end.tell() and not self._hand_over(queued):
                     return
                 if job.stranded:

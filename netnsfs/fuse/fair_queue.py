@@ -19,58 +19,58 @@ from typing import Generic, TypeVar
 from netnsfs.fuse.shares import ROOT
 
 
-class Waiting:
+class QueueItem:
     """What waits for its turn: a base class.
 
     Attributes:
         user: whose it is.
-        receiver: what it asks: equal for all that ask the same file or directory.
-        at_work: a worker is kept by it.
+        target: what it asks: equal for all that ask the same file or directory.
+        executing: a worker is kept by it.
     """
 
-    __slots__ = ("at_work", "receiver", "user")
+    __slots__ = ("executing", "target", "user")
 
-    def __init__(self, user: int, receiver: Hashable) -> None:
+    def __init__(self, user: int, target: Hashable) -> None:
         self.user = user
-        self.receiver = receiver
-        self.at_work = False
+        self.target = target
+        self.executing = False
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=QueueItem)
 
 
-class Turns(Generic[W]):
+class FairQueue(Generic[W]):
     """A queue in which users take turns.
 
     Args:
-        for_others: how many workers users other than root may keep.
+        non_root_limit: how many workers users other than root may keep.
     """
 
-    def __init__(self, for_others: int) -> None:
-        self._for_others = for_others
-        self._for_each = max(1, for_others - 1)
+    def __init__(self, non_root_limit: int) -> None:
+        self._non_root_limit = non_root_limit
+        self._user_limit = max(1, non_root_limit - 1)
         self._lock = threading.Lock()
-        # By receiver: the first in the dictionary is the next.
+        # By target: the first in the dictionary is the next.
         self._by_user: dict[int, dict[Hashable, deque[W]]] = {}
         self._order: deque[int] = deque()
         # How many workers each user keeps, but for root.
-        self._at_work: Counter[int] = Counter()
+        self._executing: Counter[int] = Counter()
         # True for each item that can be taken, False to end a worker. What is in the queue but
         # may not be taken yet has no token, and is counted instead.
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._without_token = 0
+        self._deferred = 0
 
     def put(self, item: W) -> None:
         """Let an item wait for its turn."""
         with self._lock:
-            by_receiver = self._by_user.get(item.user)
-            if by_receiver is None:
-                by_receiver = self._by_user[item.user] = {}
+            by_target = self._by_user.get(item.user)
+            if by_target is None:
+                by_target = self._by_user[item.user] = {}
                 self._order.append(item.user)
-            by_receiver.setdefault(item.receiver, deque()).append(item)
+            by_target.setdefault(item.target, deque()).append(item)
         self._tokens.put(True)
 
-    def put_end(self) -> None:
+    def put_stop(self) -> None:
         """Let one worker end."""
         self._tokens.put(False)
 
@@ -81,18 +81,18 @@ class Turns(Generic[W]):
                 item = self._take()
                 if item is not None:
                     return item
-                self._without_token += 1
+                self._deferred += 1
         return None
 
-    def leave(self, item: W) -> None:
-        """Take note that an item keeps no worker any more. A second call changes nothing."""
+    def finish(self, item: W) -> None:
+        """Mark the item's worker as free. A second call changes nothing."""
         with self._lock:
-            if item.at_work:
-                item.at_work = False
+            if item.executing:
+                item.executing = False
                 if item.user != ROOT:
-                    self._at_work -= Counter({item.user: 1})
-                if self._without_token:
-                    self._without_token -= 1
+                    self._executing -= Counter({item.user: 1})
+                if self._deferred:
+                    self._deferred -= 1
                     self._tokens.put(True)
 
     def _take(self) -> W | None:
@@ -104,22 +104,22 @@ class Turns(Generic[W]):
         return None
 
     def _may_keep_one_more(self, user: int) -> bool:
-        return self._at_work[user] < self._for_each and (
-            self._at_work.total() < self._for_others
+        return self._executing[user] < self._user_limit and (
+            self._executing.total() < self._non_root_limit
         )
 
     def _take_of(self, user: int) -> W:
-        by_receiver = self._by_user[user]
-        receiver = next(iter(by_receiver))
-        items = by_receiver.pop(receiver)
+        by_target = self._by_user[user]
+        target = next(iter(by_target))
+        items = by_target.pop(target)
         item = items.popleft()
         if items:
-            by_receiver[receiver] = items
-        elif not by_receiver:
+            by_target[target] = items
+        elif not by_target:
             del self._by_user[user]
             # It was the first, and is the last by now.
             self._order.pop()
-        item.at_work = True
+        item.executing = True
         if user != ROOT:
-            self._at_work[user] += 1
+            self._executing[user] += 1
         return item

@@ -6,28 +6,28 @@ import pytest
 from conftest import wait_for
 
 from netnsfs.fuse.shares import ROOT
-from netnsfs.fuse.turns import Turns, Waiting
+from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 
 
-class Item(Waiting):
-    def __init__(self, user: int, number: int = 0, receiver: str = "") -> None:
-        super().__init__(user, receiver)
+class Item(QueueItem):
+    def __init__(self, user: int, number: int = 0, target: str = "") -> None:
+        super().__init__(user, target)
         self.number = number
 
 
 @pytest.fixture
-def turns() -> Turns[Item]:
-    return Turns(for_others=2)
+def turns() -> FairQueue[Item]:
+    return FairQueue(non_root_limit=2)
 
 
-def take(turns: Turns[Item]) -> Item:
+def take(turns: FairQueue[Item]) -> Item:
     item = turns.get()
     assert item
     return item
 
 
 def test_users_take_turns() -> None:
-    turns: Turns[Item] = Turns(for_others=100)
+    turns: FairQueue[Item] = FairQueue(non_root_limit=100)
     for number in range(3):
         turns.put(Item(1, number))
     turns.put(Item(2, 3))
@@ -37,7 +37,7 @@ def test_users_take_turns() -> None:
 
 
 def test_what_a_user_asks_for_takes_turns() -> None:
-    turns: Turns[Item] = Turns(for_others=100)
+    turns: FairQueue[Item] = FairQueue(non_root_limit=100)
     for number in range(3):
         turns.put(Item(1, number, "a"))
     turns.put(Item(1, 3, "b"))
@@ -48,7 +48,7 @@ def test_what_a_user_asks_for_takes_turns() -> None:
     assert [take(turns).number for _ in range(4)] == [1, 5, 6, 2]
 
 
-def test_others_leave_a_worker_to_root(turns: Turns[Item]) -> None:
+def test_others_leave_a_worker_to_root(turns: FairQueue[Item]) -> None:
     others = [Item(user) for user in (1, 2, 3, 1)]
     for item in others:
         turns.put(item)
@@ -61,15 +61,15 @@ def test_others_leave_a_worker_to_root(turns: Turns[Item]) -> None:
     wait_for(lambda: got)
     assert got == [root]
     for item in taken:
-        turns.leave(item)
+        turns.finish(item)
         # Once is enough: its place is not given away twice.
-        turns.leave(item)
+        turns.finish(item)
     worker.join(20)
     assert {*taken, *got[1:]} == {*others}
 
 
 def test_a_user_leaves_a_worker_to_others() -> None:
-    turns: Turns[Item] = Turns(for_others=3)
+    turns: FairQueue[Item] = FairQueue(non_root_limit=3)
     for number in range(3):
         turns.put(Item(1, number))
     first, _ = taken = [take(turns), take(turns)]
@@ -82,26 +82,26 @@ def test_a_user_leaves_a_worker_to_others() -> None:
     wait_for(lambda: got)
     assert got == [other]
     # The one that the other gives up is not for the first either.
-    turns.leave(other)
-    turns.leave(first)
+    turns.finish(other)
+    turns.finish(first)
     worker.join(20)
     assert [item.number for item in got[1:]] == [2]
 
 
-def test_a_worker_ends(turns: Turns[Item]) -> None:
+def test_a_worker_ends(turns: FairQueue[Item]) -> None:
     turns.put(Item(1))
-    turns.put_end()
+    turns.put_stop()
     assert turns.get()
     assert turns.get() is None
 
 
-def test_nothing_is_lost_between_many_workers(turns: Turns[Item]) -> None:
+def test_nothing_is_lost_between_many_workers(turns: FairQueue[Item]) -> None:
     got: list[Item] = []
 
     def work() -> None:
         while item := turns.get():
             got.append(item)
-            turns.leave(item)
+            turns.finish(item)
 
     workers = [threading.Thread(target=work) for _ in range(3)]
     for worker in workers:
@@ -111,7 +111,7 @@ def test_nothing_is_lost_between_many_workers(turns: Turns[Item]) -> None:
         turns.put(item)
     wait_for(lambda: len(got) == len(items))
     for _ in workers:
-        turns.put_end()
+        turns.put_stop()
     for worker in workers:
         worker.join(20)
     assert {item.number for item in got} == {*range(5000)}
