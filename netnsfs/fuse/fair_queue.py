@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from netnsfs.fuse.shares import ROOT
+from netnsfs.fuse.quotas import ROOT
 
 
 class QueueItem:

@@ -10,11 +10,11 @@ from collections.abc import Hashable
 from weakref import WeakValueDictionary
 
 from netnsfs.fuse.nodes import KnownNode
-from netnsfs.fuse.shares import ROOT, Share
+from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.node import Caller, Directory
 
-LISTINGS_EACH = 4096
-LISTINGS_TOGETHER = 32768
+LISTINGS_PER_USER = 4096
+LISTINGS_TOTAL = 32768
 
 _DOTS = [b".", b".."]
 # What CPython needs for a short name and its place in a list.
@@ -64,9 +64,9 @@ class Listings:
         texts: how many bytes each user makes the daemon keep.
     """
 
-    def __init__(self, texts: Share) -> None:
+    def __init__(self, texts: Quota) -> None:
         self._texts = texts
-        self._opened = Share(errno.EMFILE, LISTINGS_EACH, LISTINGS_TOGETHER)
+        self._opened = Quota(errno.EMFILE, LISTINGS_PER_USER, LISTINGS_TOTAL)
         self._last: WeakValueDictionary[Hashable, _Names] = WeakValueDictionary()
         self._by_number: dict[int, Listing] = {}
 
@@ -79,13 +79,13 @@ class Listings:
         Raises:
             OSError: EMFILE if its user has too many.
         """
-        self._opened.take(listing.user)
+        self._opened.charge(listing.user)
         self._by_number[fh] = listing
 
     def remove(self, fh: int) -> None:
         """Forget one that was closed."""
         listing = self._by_number.pop(fh)
-        self._opened.give_back(listing.user)
+        self._opened.uncharge(listing.user)
         self._show(listing, None)
 
     def fill(self, listing: Listing, names: list[bytes]) -> None:
@@ -104,7 +104,7 @@ class Listings:
     def _show(self, listing: Listing, shown: _Names | None) -> None:
         user, before = listing.user, listing._shown
         if shown and user != ROOT and not shown.users[user]:
-            self._texts.take(user, shown.cost)
+            self._texts.charge(user, shown.cost)
         listing._shown = shown
         if user == ROOT:
             return
@@ -114,4 +114,4 @@ class Listings:
             before.users[user] -= 1
             if not before.users[user]:
                 del before.users[user]
-                self._texts.give_back(user, before.cost)
+                self._texts.uncharge(user, before.cost)

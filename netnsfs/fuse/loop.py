@@ -39,7 +39,7 @@ import pyfuse3
 import trio
 
 from netnsfs import linux
-from netnsfs.fuse.shares import Share
+from netnsfs.fuse.quotas import Quota
 
 # Signals, limits of time and other tasks can be late by twice this.
 _TURN_MS = 2
@@ -57,8 +57,8 @@ _WANTED_PENALTY = 1000
 _MOST_PREEMPTIONS = 100
 """A second: who gets more shares its processor with somebody who has much to do."""
 
-WAITING_EACH = 100
-WAITING_TOGETHER = 700
+WAITING_PER_USER = 100
+WAITING_TOTAL = 700
 """How many handlers may wait for one user, and for all but root: see session.MAX_TASKS."""
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class LoopThread:
         self._lookout = _Lookout(self._poll_requests, self._glance)
         self._last_turn = 0.0
         self.jobs = 0
-        self.waiting = Share(errno.EAGAIN, WAITING_EACH, WAITING_TOGETHER)
+        self.waiting = Quota(errno.EAGAIN, WAITING_PER_USER, WAITING_TOTAL)
 
     def watch_requests(self, requests: int) -> None:
         """Wait in place from now on.

@@ -49,7 +49,7 @@ from netnsfs import linux
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import KnownNode, NodeTable
 from netnsfs.fuse.pool import Pool
-from netnsfs.fuse.shares import ROOT, Share
+from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
@@ -144,8 +144,8 @@ class Operations(pyfuse3.Operations):
         slow: Pool,
         ready: Callable[[], None],
         stats: Stats,
-        files: Share,
-        texts: Share,
+        files: Quota,
+        texts: Quota,
         told: Told,
     ) -> None:
         super().__init__()
@@ -588,26 +588,26 @@ class Operations(pyfuse3.Operations):
 
     def _count_open(self, user: int, length: int, handle: Handle) -> None:
         try:
-            self._files.take(user)
+            self._files.charge(user)
             try:
-                self._texts.take(user, length)
+                self._texts.charge(user, length)
             except OSError:
-                self._files.give_back(user)
+                self._files.uncharge(user)
                 raise
         except OSError:
             handle.close()
             raise
 
     def _count_closed(self, opened: _OpenFile) -> None:
-        self._files.give_back(opened.user)
-        self._texts.give_back(opened.user, opened.length)
+        self._files.uncharge(opened.user)
+        self._texts.uncharge(opened.user, opened.length)
 
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
         pool = self._pool_for(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
         # The text may be a new one. Another read of the same file may have told so already.
         opened, length = self._find_file(fh), opened.handle.length
-        self._texts.correct(opened.user, opened.length, length)
+        self._texts.recharge(opened.user, opened.length, length)
         self._handles[fh] = opened._replace(length=length)
         return data
 

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import trio
 
 from netnsfs.fuse.loop import JobEnd, LoopThread
-from netnsfs.fuse.shares import ROOT
+from netnsfs.fuse.quotas import ROOT
 from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.jobs import Job, expendable, start_thread
 
@@ -107,7 +107,7 @@ class Pool:
             Exception: what the function raises.
         """
         job = Job(function, *args)
-        self._loop.waiting.take(user)
+        self._loop.waiting.charge(user)
         self._loop.jobs += 1
         try:
             self._start_threads(self._jobs + 1)
@@ -121,7 +121,7 @@ class Pool:
                 await self._wait_for(queued, queued.done)
         finally:
             self._loop.jobs -= 1
-            self._loop.waiting.give_back(user)
+            self._loop.waiting.uncharge(user)
         return job.result()
 
     async def _wait_for(self, queued: _QueuedJob, done: trio.Event) -> None:

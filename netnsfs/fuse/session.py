@@ -48,7 +48,7 @@ from netnsfs.fuse import takeover
 from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
-from netnsfs.fuse.shares import Share
+from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.takeover import Identity
 from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
@@ -91,14 +91,14 @@ WORKERS = {"locked": 4, "read": 4, "mutate": 4, "slow": 2}
 """How many threads work at what. Of those for what is slow, one is for root."""
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
-# stop all others. Not all are for users (loop.WAITING_TOGETHER).
+# stop all others. Not all are for users (loop.WAITING_TOTAL).
 MAX_TASKS = 1000
 
-FILES_EACH = 4096
+FILES_PER_USER = 4096
 """How many open files a user may have, if the daemon may have that many descriptors."""
 
-TEXT_EACH = 64 << 20
-TEXT_TOGETHER = 256 << 20
+TEXT_PER_USER = 64 << 20
+TEXT_TOTAL = 256 << 20
 """How many bytes of text a user, and all but root, may make the daemon keep."""
 
 _MOST_TRIES = 10
@@ -156,9 +156,9 @@ async def _serve(
             _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
             for work, limit in WORKERS.items()
         )
-        texts = Share(errno.EMFILE, TEXT_EACH, TEXT_TOGETHER)
+        texts = Quota(errno.EMFILE, TEXT_PER_USER, TEXT_TOTAL)
         operations = Operations(
-            root, locked, read_only, mutating, slow, ready, stats, _share_files(), texts, told
+            root, locked, read_only, mutating, slow, ready, stats, _file_quota(), texts, told
         )
         if config.debug:
             trace(operations)
@@ -185,10 +185,10 @@ async def _serve_requests() -> None:
         log.info("the kernel has ended the connection")
 
 
-def _share_files() -> Share:
+def _file_quota() -> Quota:
     """An open file may keep a descriptor: half of them are for root and the daemon."""
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return Share(errno.EMFILE, min(FILES_EACH, descriptors // 4), descriptors // 2)
+    return Quota(errno.EMFILE, min(FILES_PER_USER, descriptors // 4), descriptors // 2)
 
 
 def _open_pool(name: str, limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MOST_BUSY = 0.1
-"""Share of the processors that others may use before a section."""
+"""Quota of the processors that others may use before a section."""
 QUIET_SECONDS = 120.0
 
 

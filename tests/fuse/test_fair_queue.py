@@ -5,7 +5,7 @@ import threading
 import pytest
 from conftest import wait_for
 
-from netnsfs.fuse.shares import ROOT
+from netnsfs.fuse.quotas import ROOT
 from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 
 

@@ -30,7 +30,7 @@ from netnsfs.config import Config
 from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopThread
 from netnsfs.fuse.pool import Pool
-from netnsfs.fuse.shares import Share
+from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import never_block, on_own_thread, visit
 from netnsfs.netns.names import Names
@@ -554,7 +554,7 @@ def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> Non
         pool = Pool("test", 2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))
-        unbounded = Share(errno.EMFILE, 1 << 60, 1 << 60)
+        unbounded = Quota(errno.EMFILE, 1 << 60, 1 << 60)
         operations = fuse.Operations(
             root, pool, pool, pool, pool, lambda: None, stats, unbounded, unbounded, Told()
         )

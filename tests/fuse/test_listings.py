@@ -8,7 +8,7 @@ import pytest
 from netnsfs.fuse import listings as module
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import KnownNode
-from netnsfs.fuse.shares import ROOT, Share
+from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.node import Caller, Directory
 
 NAMES = [b"%d" % number for number in range(10)]
@@ -17,12 +17,12 @@ COST = 64 * (len(NAMES) + 2)
 
 
 @pytest.fixture
-def texts() -> Share:
-    return Share(errno.EMFILE, each=2 * COST, together=10 * COST)
+def texts() -> Quota:
+    return Quota(errno.EMFILE, per_user=2 * COST, total=10 * COST)
 
 
 @pytest.fixture
-def listings(texts: Share) -> Listings:
+def listings(texts: Quota) -> Listings:
     return Listings(texts)
 
 
@@ -47,27 +47,27 @@ def test_who_lists_the_same_shares_one_list(listings: Listings) -> None:
         listings.remove(fh)
 
 
-def test_each_user_pays_once_for_each_list(listings: Listings, texts: Share) -> None:
+def test_each_user_pays_once_for_each_list(listings: Listings, texts: Quota) -> None:
     several = [opened(listings, fh, user) for fh, user in enumerate([1, 1, 2, ROOT, ROOT])]
     for listing in several:
         listings.fill(listing, NAMES)
-    texts.take(1, COST)
+    texts.charge(1, COST)
     for listing in several[2:]:
         listings.fill(listing, NAMES[1:])
     # The old list is kept by the first user only, who has no room for another one.
     with pytest.raises(OSError, match="Too many open files"):
         listings.fill(several[0], NAMES[1:])
     assert several[0].names[2:] == NAMES
-    texts.give_back(1, COST)
+    texts.uncharge(1, COST)
     for fh in range(5):
         listings.remove(fh)
     for user in (1, 2):
-        texts.take(user, 2 * COST)
+        texts.charge(user, 2 * COST)
 
 
 def test_a_user_has_so_many(listings: Listings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LISTINGS_EACH", 2)
-    listings = Listings(Share(errno.EMFILE, 0, 0))
+    monkeypatch.setattr(module, "LISTINGS_PER_USER", 2)
+    listings = Listings(Quota(errno.EMFILE, 0, 0))
     for fh in range(2):
         opened(listings, fh, 1)
     with pytest.raises(OSError, match="Too many open files"):

@@ -17,9 +17,9 @@ import trio
 import trio.testing
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import WAITING_EACH, LoopThread
+from netnsfs.fuse.loop import WAITING_PER_USER, LoopThread
 from netnsfs.fuse.pool import Pool
-from netnsfs.fuse.shares import Share
+from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
@@ -116,8 +116,8 @@ def root() -> Root:
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopThread()
     locked, read_only, mutating, slow = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
-    files = Share(errno.EMFILE, FILES, 2 * FILES)
-    texts = Share(errno.EMFILE, TEXT, 2 * TEXT)
+    files = Quota(errno.EMFILE, FILES, 2 * FILES)
+    texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)
     yield fuse.Operations(
         root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts, Told()
     )
@@ -594,7 +594,7 @@ async def test_a_user_waits_for_so_many(ops: fuse.Operations, root: Root) -> Non
     root.nodes[b"a"] = find
     nobody = asked_by(65534)
     async with trio.open_nursery() as nursery:
-        for _ in range(WAITING_EACH):
+        for _ in range(WAITING_PER_USER):
             nursery.start_soon(ops.lookup, 1, b"a", nobody)
         await trio.testing.wait_all_tasks_blocked()
         assert await code(ops.lookup(1, b"a", nobody)) == "EAGAIN"

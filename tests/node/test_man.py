@@ -81,10 +81,10 @@ def test_the_page_tells_the_limits() -> None:
     _, _, after = TEXT.partition(".Sh LIMITS\n")
     section, _, _ = after.replace("\n", " ").partition(".Sh ")
     for limit in (
-        f"{loop.WAITING_EACH:,} each, {loop.WAITING_TOGETHER:,} together",
-        f"Open files: {session.FILES_EACH:,} each",
-        f"{listings.LISTINGS_EACH:,} each, {listings.LISTINGS_TOGETHER:,} together",
-        f"{session.TEXT_EACH >> 20} MiB each, {session.TEXT_TOGETHER >> 20} MiB together",
+        f"{loop.WAITING_PER_USER:,} each, {loop.WAITING_TOTAL:,} together",
+        f"Open files: {session.FILES_PER_USER:,} each",
+        f"{listings.LISTINGS_PER_USER:,} each, {listings.LISTINGS_TOTAL:,} together",
+        f"{session.TEXT_PER_USER >> 20} MiB each, {session.TEXT_TOTAL >> 20} MiB together",
         f"{signals.SECONDS:.0f} seconds of work at once, "
         f"of which {files.SIGNALLING_RATE} come back each second",
     ):

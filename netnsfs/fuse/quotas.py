@@ -1,7 +1,7 @@
-"""Limits for each user of what all users share, so that no user takes all of it.
+"""Quotas by user: how much of a resource per_user user may have.
 
-Each user has a limit, and all but root have one together, because one person may have many user
-IDs (newuidmap(1)). Root has no limit: what the others may not take is left for root.
+Every user but root has a limit. All of them also share one, because one person may have many
+user IDs (newuidmap(1)). Root has no limit: what the others may not have is left for root.
 """
 
 import os
@@ -10,23 +10,23 @@ from collections import defaultdict
 ROOT = 0
 
 
-class Share:
-    """Something that is limited, and how much of it each user has.
+class Quota:
+    """Something that is limited, and how much of it every user has.
 
     Args:
         code: the errno for a user who wants more.
-        each: how much one user may have.
-        together: how much all users but root may have.
+        per_user: how much one user may have.
+        total: how much all users but root may have.
     """
 
-    def __init__(self, code: int, each: int, together: int) -> None:
+    def __init__(self, code: int, per_user: int, total: int) -> None:
         self._code = code
-        self._each = each
-        self._together = together
+        self._per_user = per_user
+        self._total = total
         self._taken: defaultdict[int, int] = defaultdict(int)
         self._all = 0
 
-    def take(self, user: int, amount: int = 1) -> None:
+    def charge(self, user: int, amount: int = 1) -> None:
         """Let a user have more.
 
         Raises:
@@ -35,16 +35,16 @@ class Share:
         if user == ROOT:
             return
         had = self._taken.get(user, 0)
-        if had + amount > self._each or self._all + amount > self._together:
+        if had + amount > self._per_user or self._all + amount > self._total:
             raise OSError(self._code, os.strerror(self._code))
         self._change(user, amount)
 
-    def give_back(self, user: int, amount: int = 1) -> None:
+    def uncharge(self, user: int, amount: int = 1) -> None:
         """Let a user have less."""
         if user != ROOT:
             self._change(user, -amount)
 
-    def correct(self, user: int, before: int, now: int) -> None:
+    def recharge(self, user: int, before: int, now: int) -> None:
         """Count more or less for a user than before, whatever the limit is."""
         if user != ROOT:
             self._change(user, now - before)
