@@ -73,8 +73,8 @@ def _sender(caller: Caller) -> Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A control file. One of `fixed`, `live` and `tasks` makes its content.
+class NamespaceFileSpec:
+    """A file of a namespace's directory. One of `fixed`, `live` and `tasks` makes its content.
 
     Attributes:
         name: of the file.
@@ -83,12 +83,12 @@ class Row:
         live: content that does, from the namespace and a descriptor of it. On a worker.
         tasks: the tasks that the content is about, from the namespace's inode number. On a
             worker.
-        tell: the content, from those of these tasks that the reader may see.
+        format: the content, from those of these tasks that the reader may see.
         bound: an upper bound of the length, for stat(2). Without one, stat(2) makes the content
             to know its length.
-        write: from the caller who opens the file, a function that carries out a command: it
+        store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
-        guarded: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
         slow: see `File.slow`.
     """
 
@@ -97,45 +97,45 @@ class Row:
     fixed: Callable[[Namespace], bytes] | None = None
     live: Show | None = None
     tasks: Callable[[int], list[int]] | None = None
-    tell: Callable[[list[int]], bytes] = _one_a_line
+    format: Callable[[list[int]], bytes] = _one_a_line
     bound: Callable[[], int] | None = None
-    write: Callable[[Caller], Command] | None = None
-    guarded: bool = False
+    store: Callable[[Caller], Command] | None = None
+    needs_ptrace: bool = False
     slow: bool = False
 
 
 NAMESPACE = {
     row.name: row
     for row in (
-        Row(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
-        Row(b"id", fixed=lambda ns: b"%d\n" % ns.id),
-        Row(b"pids", tasks=tasks.pids, bound=tasks.listing_size),
-        Row(b"tids", tasks=tasks.tids, bound=tasks.listing_size),
-        Row(
+        NamespaceFileSpec(b"inode", fixed=lambda ns: b"%d\n" % ns.inode),
+        NamespaceFileSpec(b"id", fixed=lambda ns: b"%d\n" % ns.id),
+        NamespaceFileSpec(b"pids", tasks=tasks.pids, bound=tasks.listing_size),
+        NamespaceFileSpec(b"tids", tasks=tasks.tids, bound=tasks.listing_size),
+        NamespaceFileSpec(
             b"cgroups",
             tasks=tasks.pids,
-            tell=tasks.control_groups,
+            format=tasks.control_groups,
             bound=lambda: USUAL_SIZE,
         ),
-        Row(
+        NamespaceFileSpec(
             b"holders",
             mode=0o400,
             live=lambda ns, fd: tasks.listing(ns.inode),
             bound=tasks.holders_size,
-            guarded=True,
+            needs_ptrace=True,
         ),
-        Row(
+        NamespaceFileSpec(
             b"nsid",
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
-            write=lambda caller: nsid.assign_nsid,
+            store=lambda caller: nsid.assign_nsid,
         ),
-        Row(
+        NamespaceFileSpec(
             b"kill",
             mode=0o200,
             live=lambda ns, fd: b"",
             bound=lambda: 0,
-            write=_sender,
+            store=_sender,
             slow=True,
         ),
     )
@@ -252,7 +252,7 @@ class NamespaceDirectory(Directory):
     def lookup(self, name: bytes, caller: Caller) -> Node:
         self.require_present()
         if name in NAMESPACE:
-            return ControlFile(self, NAMESPACE[name])
+            return NamespaceFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
         if name == LINKS and self._settings.links:
@@ -315,7 +315,7 @@ class NamespaceDirectory(Directory):
         """
         return self.ref.is_shown(self.namespace)
 
-    def show_content(self, row: Row) -> bytes:
+    def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.
 
         Raises:
@@ -330,7 +330,7 @@ class NamespaceDirectory(Directory):
         with self.held_open() as fd:
             return row.live(self.namespace, fd)
 
-    def list_tasks(self, row: Row, viewer: Viewer) -> tuple[bytes, bool]:
+    def list_tasks(self, row: NamespaceFileSpec, viewer: Viewer) -> tuple[bytes, bool]:
         """The content of one of the files that tell of tasks, for somebody.
 
         Returns:
@@ -343,19 +343,19 @@ class NamespaceDirectory(Directory):
         with self.held_open():
             return self._make_list(row, viewer)
 
-    def length_of_tasks(self, row: Row) -> int:
+    def length_of_tasks(self, row: NamespaceFileSpec) -> int:
         """The length of such a list, for somebody who may know of all tasks."""
         return len(self._make_list(row, None)[0])
 
-    def _make_list(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+    def _make_list(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
         told = None if viewer is None or viewer.sees_all else viewer.uid
         return self._lists[row.name].get_since_asked(partial(self._look_at_tasks, row, viewer), told)
 
-    def _look_at_tasks(self, row: Row, viewer: Viewer | None) -> tuple[bytes, bool]:
+    def _look_at_tasks(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
         assert row.tasks
         found = row.tasks(self.namespace.inode)
         shown = [task for task in found if viewer is None or viewer.may_see(task)]
-        return row.tell(shown), bool(found)
+        return row.format(shown), bool(found)
 
     def is_populated(self) -> bool:
         """Whether a process is inside, whoever may know of it.
@@ -409,7 +409,7 @@ class TaskList(Snapshot):
     """
 
     def __init__(
-        self, flags: int, directory: NamespaceDirectory, row: Row, viewer: Viewer
+        self, flags: int, directory: NamespaceDirectory, row: NamespaceFileSpec, viewer: Viewer
     ) -> None:
         self.key = directory.key
         self.is_shown = directory.is_shown
@@ -471,15 +471,15 @@ class TaskList(Snapshot):
             self._watch.close()
 
 
-class ControlFile(File):
+class NamespaceFile(File):
     """A file of the table, for one namespace."""
 
-    def __init__(self, directory: NamespaceDirectory, row: Row) -> None:
+    def __init__(self, directory: NamespaceDirectory, row: NamespaceFileSpec) -> None:
         self._directory = directory
         self._row = row
         self.key = (directory.key, row.name)
         self.label = row.name
-        self.writable = row.write is not None
+        self.writable = row.store is not None
         self.slow = row.slow
 
     def attributes(self) -> Attributes:
@@ -505,7 +505,7 @@ class ControlFile(File):
 
     def open(self, flags: int, caller: Caller) -> Handle:
         directory = self._directory
-        if self._row.guarded:
+        if self._row.needs_ptrace:
             require_capability(caller, CAP_SYS_PTRACE, self.label)
         writes = self.writable and opened_for_writing(flags)
         directory.require_may_open(caller, writes)
@@ -514,8 +514,8 @@ class ControlFile(File):
             return TaskList(flags, directory, self._row, Viewer(caller))
         take = partial(directory.show_content, self._row)
         run = None
-        if self._row.write and writes:
-            run = partial(directory.run_command, self._row.write(caller))
+        if self._row.store and writes:
+            run = partial(directory.run_command, self._row.store(caller))
         return Snapshot(flags, take, directory.require_present, run)
 
 

@@ -60,7 +60,7 @@ def test_the_page_tells_every_counter() -> None:
 
 
 @pytest.mark.parametrize("row", files.NAMESPACE.values(), ids=lambda row: row.name.decode())
-def test_the_page_tells_the_modes(row: files.Row) -> None:
+def test_the_page_tells_the_modes(row: files.NamespaceFileSpec) -> None:
     assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 
