@@ -19,7 +19,7 @@ from netnsfs.netns.nsfs import namespace_of
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
-from netnsfs.tree.corner import LARGEST_INODE, absent_error, path_from_corner
+from netnsfs.tree.ctldir import LARGEST_INODE, absent_error, path_from_ctldir
 from netnsfs.tree.refs import RESERVED
 
 INIT = b"init"
@@ -66,7 +66,7 @@ class NumberDirectory(Directory):
         for inode, name in named.items():
             number = self._number_under(name)
             if number is not None:
-                found[b"%d" % number] = name, path_from_corner(inode, named, b"../")
+                found[b"%d" % number] = name, path_from_ctldir(inode, named, b"../")
         self._listed = found
         return [*found]
 
@@ -93,7 +93,7 @@ class NumberDirectory(Directory):
             inode = self._find_unnamed(number, named)
         if inode is None:
             raise absent_error(name, "there is no such namespace")
-        text = path_from_corner(inode, named, b"../")
+        text = path_from_ctldir(inode, named, b"../")
         return FixedLink((self.key, name, text), text)
 
     def _may_tell(self, name: bytes, caller: Caller) -> bool:
@@ -172,4 +172,4 @@ class InitLink(Link):
         inode = tasks.machines_own()
         if inode is None:
             raise absent_error(INIT, "the kernel does not let the daemon see which it is")
-        return path_from_corner(inode, self._names.names_by_inode(without=RESERVED), b"")
+        return path_from_ctldir(inode, self._names.names_by_inode(without=RESERVED), b"")

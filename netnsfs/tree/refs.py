@@ -17,7 +17,7 @@ from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import CLOSED, ROOT, Owner
 
 RESERVED = b".netnsfs"
-"""The corner: the one name that no namespace has in the mount."""
+"""The control directory: the one name that no namespace has in the mount."""
 
 UNNAMED = b"unnamed"
 """The directory in it of the namespaces without a name."""

@@ -26,9 +26,9 @@ from netnsfs.node import (
 )
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import require_may_attach
-from netnsfs.tree.corner import (
+from netnsfs.tree.ctldir import (
     PID,
-    Corner,
+    ControlDirectory,
     LastError,
     Metrics,
     NamesDirectory,
@@ -102,7 +102,7 @@ class Root(NamesDirectory):
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
         graph = Topology(names, config.permissions)
-        self._corner = Corner(
+        self._ctldir = ControlDirectory(
             {
                 UNNAMED: self._unnamed,
                 PID: PidDirectory(names),
@@ -137,7 +137,7 @@ class Root(NamesDirectory):
         match path:
             case [name] if name != RESERVED:
                 found = self._find_name(name)
-            case [corner, kind, name] if (corner, kind) == (RESERVED, UNNAMED):
+            case [ctldir, kind, name] if (ctldir, kind) == (RESERVED, UNNAMED):
                 found = self._unnamed.lookup(name, caller)
             case _:
                 if beyond := self._follow_number(path, caller):
@@ -172,13 +172,13 @@ class Root(NamesDirectory):
         return Attributes(owner.mode, 0, 1, *self._times, 1, owner.uid, owner.gid)
 
     def list_names(self) -> list[bytes]:
-        # The corner is found by those who know it: what walks a tree must not walk every
+        # The control directory is found by those who know it: what walks a tree must not walk every
         # namespace of the machine.
         return [name for name in self._names.list_names() if name != RESERVED]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         if name == RESERVED:
-            return self._corner
+            return self._ctldir
         return self._find_name(name)
 
     def _find_name(self, name: bytes) -> Node:
@@ -300,7 +300,7 @@ class Root(NamesDirectory):
         match path:
             case [name] | [name, b"ns"] if name != RESERVED:
                 return self._names.open_settled(name)
-            case [corner, kind, name] | [corner, kind, name, b"ns"] if corner == RESERVED:
+            case [ctldir, kind, name] | [ctldir, kind, name, b"ns"] if ctldir == RESERVED:
                 if kind == UNNAMED:
                     return self._unnamed.open_namespace(name)
                 if kind == PID:
@@ -312,10 +312,10 @@ class Root(NamesDirectory):
     def _follow_number(self, path: Sequence[bytes], caller: Caller) -> Sequence[bytes]:
         """Where a path that begins with a link from a number leads to; nothing for others."""
         match path:
-            case [corner, kind, *rest] if corner == RESERVED and kind == INIT:
-                above, link = [corner], self._corner.lookup(kind, caller)
-            case [corner, kind, number, *rest] if corner == RESERVED:
-                above, directory = [corner, kind], self._corner.lookup(kind, caller)
+            case [ctldir, kind, *rest] if ctldir == RESERVED and kind == INIT:
+                above, link = [ctldir], self._ctldir.lookup(kind, caller)
+            case [ctldir, kind, number, *rest] if ctldir == RESERVED:
+                above, directory = [ctldir, kind], self._ctldir.lookup(kind, caller)
                 if not isinstance(directory, NumberDirectory | PidDirectory):
                     return []
                 link = directory.lookup(number, caller)

@@ -3,7 +3,7 @@
 The modules of `netnsfs/tree` are tested here too, as what one meets in the mount:
 `views`, `sysfs`, `links`, `metrics` and `topology` have a file of their name. Of the others,
 - `root`, `directories`: test_session.py
-- `namespace`, `refs`, `corner`: test_names.py
+- `namespace`, `refs`, `ctldir`: test_names.py
 - `callers`: test_permissions.py, test_kill.py
 - `open_files`: test_views.py
 """

@@ -827,7 +827,7 @@ def test_metrics_of_a_closed_namespace_are_for_root(mnt: Mounted) -> None:
     clear(mnt)
 
 
-def test_the_corner_obeys_the_masks(start: Start) -> None:
+def test_the_control_directory_obeys_the_masks(start: Start) -> None:
     mounted = start("-o", "fmask=077")
     for name in ("metrics", "last_error"):
         assert owner(mounted / ".netnsfs" / name)[2] == 0o400

@@ -77,7 +77,7 @@ def test_ls_is_what_ip_netns_list_prints(mnt: Mounted) -> None:
     (RUN / "directory").rmdir()
 
 
-def test_the_corner_is_found_and_never_listed(mnt: Mounted, foo: Path) -> None:
+def test_the_control_directory_is_found_and_never_listed(mnt: Mounted, foo: Path) -> None:
     assert (mnt / ".netnsfs/last_error").read_text() == "ok\n"
     assert os.stat(mnt / ".netnsfs").st_mode == stat.S_IFDIR | 0o555
     for walk in ("find . -maxdepth 1", "du -a --max-depth=1", "ls -fa1 | sed s,^,./,"):
@@ -461,7 +461,7 @@ def test_everything_else_is_not_permitted(mnt: Mounted, foo: Path) -> None:
         "chown": lambda: os.chown(foo / "inode", 1, 1),
         "truncate": lambda: os.truncate(foo / "inode", 5),
         "rename a file": lambda: os.rename(foo / "inode", foo / "x"),
-        "rename the corner": lambda: os.rename(mnt / ".netnsfs", mnt / "x"),
+        "rename the control directory": lambda: os.rename(mnt / ".netnsfs", mnt / "x"),
         "symlink in foo": lambda: os.symlink("/proc/self/ns/net", foo / "x"),
     }
     assert {name: error_of(call) for name, call in operations.items()} == dict.fromkeys(

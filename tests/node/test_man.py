@@ -12,7 +12,7 @@ from netnsfs.fuse import listings, loop, session
 from netnsfs.netns import names as netns
 from netnsfs.netns import signals
 from netnsfs.stats import Stats
-from netnsfs.tree import corner as corner_module
+from netnsfs.tree import ctldir as corner_module
 from netnsfs.tree import links, metrics, refs, root
 from netnsfs.tree import namespace as files
 
@@ -31,7 +31,7 @@ class Nobody:
 def corner() -> list[bytes]:
     tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
     directory = tree.lookup(refs.RESERVED, Nobody())
-    assert isinstance(directory, corner_module.Corner)
+    assert isinstance(directory, corner_module.ControlDirectory)
     return directory.list_names()
 
 

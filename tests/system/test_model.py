@@ -48,7 +48,7 @@ DEAD = ("ENOTCONN", "ECONNABORTED")
 UTS = b"/proc/self/ns/uts"
 MARKER = b"sysctl/core/somaxconn"
 FILES = (b"inode", b"id", b"nsid", b"pids", b"ns", MARKER)
-# In the corner, these are directories.
+# In the control directory, these are directories.
 NUMBERS = (b"inode", b"id", b"nsid")
 
 NAMES = (
@@ -712,7 +712,7 @@ class Machine(RuleBasedStateMachine):
             if space:
                 self.compare(content(self.at(index, name, b"id")), b"id", space)
         absent = NAMES[self.steps % len(NAMES)]
-        # The corner is there, and not listed.
+        # The control directory is there, and not listed.
         if absent not in (*numbers, RESERVED):
             assert error_of(os.stat, self.at(index, absent)) == "ENOENT"
 

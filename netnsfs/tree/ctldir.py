@@ -1,4 +1,4 @@
-"""The file system's own corner, `.netnsfs`."""
+"""The file system's control directory, `.netnsfs`."""
 
 import errno
 import os
@@ -49,13 +49,13 @@ def absent_error(name: bytes, why: str = "there is no such name") -> OSError:
     return FileNotFoundError(errno.ENOENT, why, name)
 
 
-def path_from_corner(inode: int, named: dict[int, bytes], up: bytes) -> bytes:
+def path_from_ctldir(inode: int, named: dict[int, bytes], up: bytes) -> bytes:
     """The path of a namespace's directory, for the text of a link.
 
     Args:
         inode: number of the namespace.
         named: the first name of each namespace that has one.
-        up: the path from where the link is to the corner.
+        up: the path from where the link is to the control directory.
     """
     return up + (b"../" + named[inode] if inode in named else b"%b/%d" % (UNNAMED, inode))
 
@@ -106,7 +106,7 @@ class UnnamedDirectory(Directory):
 
     def list_names(self) -> list[bytes]:
         may_block()
-        # A namespace that another tool named `.netnsfs` is hidden by the corner. So it is shown
+        # A namespace that another tool named `.netnsfs` is hidden by the control directory. So it is shown
         # here.
         named = self._names.names_by_inode(without=RESERVED)
         self._listed = found = {holder.inode: holder for holder in tasks.one_of_each(named)}
@@ -245,7 +245,7 @@ def _link_to_task(
 ) -> Node:
     if inode is None or not viewer.may_see(int(_pid_of(name, viewer))):
         raise absent_error(name, "there is no such process, or its namespace is not to be seen")
-    text = path_from_corner(inode, named, b"../")
+    text = path_from_ctldir(inode, named, b"../")
     return FixedLink((PID, name, text), text)
 
 
@@ -350,8 +350,8 @@ class Topology(SharedText):
         return topology.render(self._names, RESERVED, shown)
 
 
-class Corner(Directory):
-    """`.netnsfs`: the file system's own corner."""
+class ControlDirectory(Directory):
+    """`.netnsfs`: the file system's control directory."""
 
     key = RESERVED
     # The nodes are made once, with the file system.
