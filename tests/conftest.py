@@ -33,7 +33,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 
 from netnsfs import linux
 from netnsfs.netns import tasks
-from netnsfs.netns.kernel_pass import KernelPass
+from netnsfs.netns.bpf_scanner import BpfScanner
 
 # pytest loads this file by a name of its own; what tests import is to be the same module.
 sys.modules["conftest"] = sys.modules[__name__]
@@ -63,7 +63,7 @@ kills_forks = pytest.mark.skipif(
 )
 """For what kills processes while they fork."""
 
-IN_KERNEL = pytest.param(KernelPass, marks=needs_btf)
+IN_KERNEL = pytest.param(BpfScanner, marks=needs_btf)
 
 HOLD_THREAD = """
 import ctypes, os, sys, threading, time

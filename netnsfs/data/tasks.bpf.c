@@ -1,6 +1,6 @@
 /* Who is in a network namespace, and which open files keep one alive.
  *
- * Two iterators (Linux 5.8) that write binary records; netns/kernel_pass.py reads them. From Linux
+ * Two iterators (Linux 5.8) that write binary records; netns/bpf_scanner.py reads them. From Linux
  * 6.7 on, a program can go through all tasks by itself, in a quarter of the time. Of the kernel's
  * structures only the fields that are used are named here: libbpf finds their places in the
  * kernel that runs (CO-RE), so one object serves all.
@@ -130,7 +130,7 @@ extern void *bpf_rdonly_cast(const void *, __u32) __weak __ksym;
 
 char terms[] SEC("license") = "Dual MIT/GPL";
 
-/* What is asked for, and the records: netns/kernel_pass.py reads the same. */
+/* What is asked for, and the records: netns/bpf_scanner.py reads the same. */
 struct {
 	__u32 inode; /* of one namespace, or 0 for all */
 	__u32 own;   /* the process whose descriptors are left out */

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.jobs import commit, may_block
 from netnsfs.netns import tasks
-from netnsfs.netns.proc_pass import load
+from netnsfs.netns.proc_scanner import load
 
 SECONDS = 5.0
 """How long new processes are looked for."""

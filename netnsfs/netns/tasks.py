@@ -33,9 +33,9 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsfs
-from netnsfs.netns.kernel_pass import KernelPass
-from netnsfs.netns.passes import NAMESPACE_FILE, Descriptor, Pass
-from netnsfs.netns.proc_pass import ProcPass, load, numbers_in
+from netnsfs.netns.bpf_scanner import BpfScanner
+from netnsfs.netns.scanner import NAMESPACE_FILE, Descriptor, Scanner
+from netnsfs.netns.proc_scanner import ProcScanner, load, numbers_in
 
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
@@ -51,33 +51,33 @@ log = logging.getLogger(__name__)
 
 
 class _Chosen:
-    """The way to make passes: it is found out at the first use, which may take 50 ms."""
+    """The scanner: it is found out at the first use, which may take 50 ms."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._way: Pass | None = None
+        self._scanner: Scanner | None = None
 
-    def way(self) -> Pass:
+    def scanner(self) -> Scanner:
         may_block()
         with self._lock:
-            if self._way is None:
-                self._way = _best()
-            return self._way
+            if self._scanner is None:
+                self._scanner = _best()
+            return self._scanner
 
 
 _chosen = _Chosen()
 
 
-def _best() -> Pass:
+def _best() -> Scanner:
     try:
-        return KernelPass()
+        return BpfScanner()
     except OSError as error:
         message = (
             "members and holders are looked for in /proc, which takes longer, "
             "and poll(2) tells nothing of members: %s"
         )
         log.info(message, error.strerror)
-        return ProcPass()
+        return ProcScanner()
 
 
 def is_cheap() -> bool:
@@ -86,7 +86,7 @@ def is_cheap() -> bool:
     Raises:
         WouldBlock: on the event loop's thread.
     """
-    return isinstance(_chosen.way(), KernelPass)
+    return isinstance(_chosen.scanner(), BpfScanner)
 
 
 def pids(inode: int) -> list[int]:
@@ -105,7 +105,7 @@ def pids(inode: int) -> list[int]:
 def threads_inside(inode: int) -> dict[int, set[int]]:
     """The threads in a namespace, by process. Arguments and errors as for `pids`."""
     found: dict[int, set[int]] = defaultdict(set)
-    for pid, tid, _ in _chosen.way().members(inode):
+    for pid, tid, _ in _chosen.scanner().members(inode):
         found[pid].add(tid)
     if not found and not linux.in_initial_pid_namespace():
         message = "members may be outside of the daemon's PID namespace"
@@ -141,7 +141,7 @@ def counts() -> Counter[int]:
         WouldBlock: on the event loop's thread.
     """
     # A process may have several threads in one namespace, and counts once.
-    inside = {(pid, inode) for pid, _, inode in _chosen.way().members()}
+    inside = {(pid, inode) for pid, _, inode in _chosen.scanner().members()}
     return Counter(inode for _, inode in inside)
 
 
@@ -253,12 +253,12 @@ def one_of_each(without: Iterable[int]) -> Iterator[Holder]:
         WouldBlock: on the event loop's thread.
     """
     seen = set(without)
-    for holder in scan(without=seen):
+    for holder in iter_holders(without=seen):
         seen.add(holder.inode)
         yield holder
 
 
-def scan(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
+def iter_holders(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
     """The holders of a network namespace, or of any: what is found soonest comes first.
 
     Args:
@@ -268,16 +268,16 @@ def scan(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
     Raises:
         WouldBlock: on the event loop's thread.
     """
-    way = _chosen.way()
-    yield from _tasks(way, inode, without)
-    yield from (holder for holder in _mounts(way, inode) if holder.inode not in without)
-    for found in way.descriptors(inode, without):
+    scanner = _chosen.scanner()
+    yield from _tasks(scanner, inode, without)
+    yield from (holder for holder in _mounts(scanner, inode) if holder.inode not in without)
+    for found in scanner.descriptors(inode, without):
         line = b"%b %d %d" % (found.kind, found.task, found.fd)
         yield Holder(found.inode, line, found.path, found)
 
 
-def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
-    inside = list(way.tasks(inode))
+def _tasks(scanner: Scanner, inode: int, without: Container[int]) -> Iterator[Holder]:
+    inside = list(scanner.tasks(inode))
     leaders: dict[int, int] = {}
     for pid, tid, found in inside:
         if found in without:
@@ -293,12 +293,12 @@ def _tasks(way: Pass, inode: int, without: Container[int]) -> Iterator[Holder]:
             yield Holder(found, b"thread %d %d" % (pid, tid), path)
 
 
-def _mounts(way: Pass, inode: int) -> Iterator[Holder]:
+def _mounts(scanner: Scanner, inode: int) -> Iterator[Holder]:
     # The mounts of our own mount namespace have paths that need no /proc/PID/root.
     own = nsfs.number_in(os.readlink(b"/proc/self/ns/mnt"))
     yield from _mounts_of(b"self", b"", inode)
     inside: dict[int, list[int]] = defaultdict(list)
-    for task, mount_namespace in way.mount_namespaces():
+    for task, mount_namespace in scanner.mount_namespaces():
         if mount_namespace != own:
             inside[mount_namespace].append(task)
     for tasks in inside.values():
@@ -357,7 +357,7 @@ def _escaped(path: bytes) -> bytes:
 def holders_of(inode: int) -> list[Holder]:
     """The holders of one namespace: those that most likely stay and can be opened first."""
     # A namespace may be mounted several times at one place.
-    return sorted(set(scan(inode)), key=_order)
+    return sorted(set(iter_holders(inode)), key=_order)
 
 
 def _order(holder: Holder) -> tuple[object, ...]:

@@ -140,7 +140,7 @@ class UnnamedDirectory(Directory):
         """First the one that was seen last, then, at the cost of a scan, all."""
         if inode in self._listed:
             yield self._listed[inode]
-        for holder in tasks.scan(inode):
+        for holder in tasks.iter_holders(inode):
             self._listed[inode] = holder
             yield holder
 

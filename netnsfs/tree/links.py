@@ -189,7 +189,7 @@ class Neighbours:
         for inode, name in named.items():
             yield _Found(name, inode, True, partial(self._names.open_namespace, name))
         seen = set(named)
-        for holder in tasks.scan():
+        for holder in tasks.iter_holders():
             if holder.inode not in seen:
                 path = b"/".join((RESERVED, UNNAMED, b"%d" % holder.inode))
                 opened = partial(holder.open, self._names.links.avoid)

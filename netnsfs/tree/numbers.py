@@ -117,7 +117,7 @@ class NumberDirectory(Directory):
 
     def _find_unnamed(self, number: int, named: Collection[int]) -> int | None:
         seen = set(named)
-        for holder in tasks.scan(without=seen):
+        for holder in tasks.iter_holders(without=seen):
             try:
                 with linux.closing(holder.open(self._names.links.avoid)) as fd:
                     seen.add(holder.inode)
@@ -144,7 +144,7 @@ class InodeDirectory(NumberDirectory):
 
     def _find_unnamed(self, number: int, named: Collection[int]) -> int | None:
         # No namespace has the number 0. To a scan, it means any.
-        return next((holder.inode for holder in tasks.scan(number) if number), None)
+        return next((holder.inode for holder in tasks.iter_holders(number) if number), None)
 
 
 def by_number(names: Names, permissions: Permissions) -> list[NumberDirectory]:

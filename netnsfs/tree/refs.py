@@ -211,7 +211,7 @@ class HolderRef:
             return self._open_another(namespace)
 
     def _open_another(self, namespace: Namespace) -> int:
-        for holder in tasks.scan(namespace.inode):
+        for holder in tasks.iter_holders(namespace.inode):
             try:
                 fd = _require_same(holder.open(self._names.links.avoid), namespace)
             except OSError as error:

@@ -202,7 +202,7 @@ def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
         shown = partial(by_id.lookup, b"%d" % namespace.id, Root())
         assert shortage_gives(shown) == SHORT
     assert shortage_gives(lambda: by_id.list_names().index(b"%d" % named.id)) == SHORT
-    holder = next(tasks.scan(unnamed.inode))
+    holder = next(tasks.iter_holders(unnamed.inode))
     ref = HolderRef(names, holder, lambda inode: False)
     assert shortage_gives(partial(ref.require_present, unnamed)) == SHORT
     # The holder has let go, and another is looked for.

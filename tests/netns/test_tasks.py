@@ -20,11 +20,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netnsfs import linux
-from netnsfs.netns import proc_pass, tasks
-from netnsfs.netns.kernel_pass import OBJECT
+from netnsfs.netns import proc_scanner, tasks
+from netnsfs.netns.bpf_scanner import OBJECT
 from netnsfs.netns.names import Names
-from netnsfs.netns.passes import Pass
-from netnsfs.netns.proc_pass import ProcPass
+from netnsfs.netns.scanner import Scanner
+from netnsfs.netns.proc_scanner import ProcScanner
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -157,7 +157,7 @@ def threads(pid: str) -> list[str]:
 
 
 def test_threads_that_start_during_a_pass_hide_no_others(
-    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, way: Pass
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, way: Scanner
 ) -> None:
     ip("netns", "add", "a")
     inode = inode_of("a")
@@ -169,7 +169,7 @@ def test_threads_that_start_during_a_pass_hide_no_others(
     process.stdout.readline()
     expected = list(way.tasks(inode))
     assert expected
-    load, calls, stop = proc_pass.load, 0, threading.Event()
+    load, calls, stop = proc_scanner.load, 0, threading.Event()
     threads = [threading.Thread(target=stop.wait) for _ in range(300)]
 
     def slow() -> Any:
@@ -181,7 +181,7 @@ def test_threads_that_start_during_a_pass_hide_no_others(
                 thread.start()
         return loaded
 
-    monkeypatch.setattr(proc_pass, "load", slow)
+    monkeypatch.setattr(proc_scanner, "load", slow)
     assert list(way.tasks(inode)) == expected
     stop.set()
     for thread in threads:
@@ -200,7 +200,7 @@ def odd(*kinds: str) -> Iterator[set[int]]:
         yield {process.pid, *map(int, process.stdout.readline().split())}
 
 
-def seen(way: Pass, inode: int, processes: set[int]) -> tuple[Any, ...]:
+def seen(way: Scanner, inode: int, processes: set[int]) -> tuple[Any, ...]:
     """What a way tells of a namespace, and of some processes."""
     inside = sorted(way.tasks(inode))
     of_all = sorted(task for task in way.tasks() if {2, *processes} & {task[0]})
@@ -230,8 +230,8 @@ kinds = st.lists(st.sampled_from(sorted(odd_tasks.KINDS)), min_size=1, max_size=
 
 @pytest.mark.machine
 @pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
-def test_both_ways_tell_the_same(way: Pass) -> None:
-    other = ProcPass()
+def test_both_ways_tell_the_same(way: Scanner) -> None:
+    other = ProcScanner()
 
     @settings(max_examples=10, deadline=None)
     @example([*odd_tasks.KINDS])
@@ -271,8 +271,8 @@ KINDS = ("thread", "fd", "mount", "socket", "tun")
 
 
 @pytest.mark.machine
-def test_a_descriptor_table_of_a_thread(spawn: Spawn, way: Pass) -> None:
-    if isinstance(way, ProcPass) and OF_THREADS:
+def test_a_descriptor_table_of_a_thread(spawn: Spawn, way: Scanner) -> None:
+    if isinstance(way, ProcScanner) and OF_THREADS:
         pytest.skip("this kernel has no pidfd of a thread (Linux 6.9)")
     if linux.share_descriptors(os.getpid(), spawn("sleep", "60").pid):
         pytest.skip("this kernel has no kcmp(2)")

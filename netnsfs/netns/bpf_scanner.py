@@ -9,7 +9,7 @@ import struct
 from collections.abc import Container, Iterable
 
 from netnsfs import linux
-from netnsfs.netns.passes import (
+from netnsfs.netns.scanner import (
     NAMESPACE_FILE,
     PROC_FILE,
     SOCKET,
@@ -33,8 +33,8 @@ _DESCRIPTOR = struct.Struct("=IIIIIIQQ")
 _KINDS = (NAMESPACE_FILE, SOCKET, TUN, PROC_FILE)
 
 
-class KernelPass:
-    """See `Pass`.
+class BpfScanner:
+    """See `Scanner`.
 
     Raises:
         OSError: the kernel does not allow it or lacks something, or part of this program does.
@@ -48,16 +48,16 @@ class KernelPass:
         self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"), "list_tasks")
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
-        """See `Pass.tasks`."""
+        """See `Scanner.tasks`."""
         return _TASK.iter_unpack(self._ask_tasks(inode))
 
     def members(self, inode: int = 0) -> Iterable[Task]:
-        """See `Pass.members`."""
+        """See `Scanner.members`."""
         told = self._ask_tasks(inode, members=True)
         return without_visitors(_TASK.iter_unpack(told), self._daemon_namespace)
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
-        """See `Pass.mount_namespaces`."""
+        """See `Scanner.mount_namespaces`."""
         return _MOUNTS.iter_unpack(self._ask_tasks())
 
     def _ask_tasks(self, inode: int = 0, members: bool = False) -> bytes:
@@ -66,7 +66,7 @@ class KernelPass:
         return self._iterators.run("tasks", question) if listed is None else listed
 
     def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
-        """See `Pass.descriptors`."""
+        """See `Scanner.descriptors`."""
         told = self._iterators.run("descriptors", _QUESTION.pack(inode, os.getpid(), False))
         # If the first thread has ended, the kernel shows the table of the process once for
         # each of the others.

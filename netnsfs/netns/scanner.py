@@ -1,7 +1,7 @@
 """What a pass over all tasks, or over all open files, of the machine gives.
 
-There are two ways to make one, with the same answers: `kernel_pass` and, where the kernel does
-not allow that, `proc_pass`. `tasks` chooses.
+There are two ways to make one, with the same answers: `bpf_scanner` and, where the kernel does
+not allow that, `proc_scanner`. `tasks` chooses.
 """
 
 import os
@@ -75,7 +75,7 @@ class Descriptor(NamedTuple):
         return linux.namespace_of_file(self.task, self.fd)
 
 
-class Pass(Protocol):
+class Scanner(Protocol):
     """A way to look at all tasks and open files.
 
     Missing are those that end meanwhile, and those that the kernel does not let us see. The

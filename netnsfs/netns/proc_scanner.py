@@ -19,7 +19,7 @@ from collections.abc import Container, Iterator
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import nsfs_device, number_in, reopen
-from netnsfs.netns.passes import (
+from netnsfs.netns.scanner import (
     NAMESPACE_FILE,
     SOCKET,
     TUN,
@@ -43,15 +43,15 @@ _Shared = dict[bytes, list[Descriptor]]
 log = logging.getLogger(__name__)
 
 
-class ProcPass:
-    """See `Pass`."""
+class ProcScanner:
+    """See `Scanner`."""
 
     def __init__(self) -> None:
         self._daemon_namespace = daemon_namespace()
         self._threaded: set[bytes] = set()
 
     def tasks(self, inode: int = 0) -> Iterator[Task]:
-        """See `Pass.tasks`."""
+        """See `Scanner.tasks`."""
         wanted = b"net:[%d]" % inode if inode else b""
         # No helper functions, and short paths: a pass makes one or two system calls for each
         # process, and what stands around them takes as long.
@@ -103,11 +103,11 @@ class ProcPass:
             yield pid, threads
 
     def members(self, inode: int = 0) -> Iterator[Task]:
-        """See `Pass.members`."""
+        """See `Scanner.members`."""
         return without_visitors(self.tasks(inode), self._daemon_namespace)
 
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
-        """See `Pass.mount_namespaces`."""
+        """See `Scanner.mount_namespaces`."""
         with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):
                 for tid in (pid, *threads):
@@ -119,7 +119,7 @@ class ProcPass:
                         yield int(tid), number_in(link)
 
     def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterator[Descriptor]:
-        """See `Pass.descriptors`. What a child process has to look at comes last."""
+        """See `Scanner.descriptors`. What a child process has to look at comes last."""
         # Who has which socket: a socket with a thousand descriptors is looked at once.
         shared: _Shared = {}
         with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
