@@ -60,7 +60,7 @@ class LostReplies(logging.Filter):
         return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
-class OneOfAKind(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets one line of a kind pass in a second: what users cause must not fill the disk.
 
     A kind is a message before names and numbers are put into it. What root has asked for
@@ -116,7 +116,7 @@ def leave_terminal(debug: bool) -> None:
 
 def _log_to(handler: logging.Handler, debug: bool) -> None:
     handler.addFilter(LostReplies())
-    handler.addFilter(OneOfAKind())
+    handler.addFilter(RateLimitFilter())
     handler.setFormatter(OneLineFormatter("netnsfs: %(levelname)s: %(message)s"))
     level = logging.DEBUG if debug else logging.INFO
     logging.basicConfig(level=level, handlers=[handler], force=True)
