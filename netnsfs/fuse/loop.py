@@ -46,12 +46,12 @@ _TURN_MS = 2
 _TURN_SECONDS = _TURN_MS / 1000
 _TURN_SECONDS_BESIDE_JOBS = 0.0005
 
-_LOOK_SECONDS = 30e-6
+_SPIN_SECONDS = 30e-6
 _QUICK_SECONDS = 150e-6
 """A request that came after less, sleep included, might have been looked for."""
 
 _QUICK_ENOUGH = 4
-_LOOKS_BEFORE_CHECK = 256
+_SPINS_BEFORE_CHECK = 256
 _MOST_PENALTY = 256
 _WANTED_PENALTY = 1000
 _MOST_PREEMPTIONS = 100
@@ -86,7 +86,7 @@ class UnfairLock:
             self._waiting.unpark()
 
 
-class JobEnd:
+class Completion:
     """The end of one job, and how the event loop's thread learns of it.
 
     A lock decides which was first, the end of the job or the end of the wait in place. So the
@@ -95,13 +95,13 @@ class JobEnd:
 
     __slots__ = ("_in_place", "_lock", "_loop", "_seen")
 
-    def __init__(self, loop: "LoopThread", in_place: bool) -> None:
+    def __init__(self, loop: "LoopWaiter", in_place: bool) -> None:
         self._loop = loop
         self._lock = threading.Lock()
         self._in_place = in_place
         self._seen = False
 
-    def tell(self) -> bool:
+    def complete(self) -> bool:
         """On a worker: wake the loop's thread if it waits in place.
 
         Returns:
@@ -125,11 +125,11 @@ class JobEnd:
         with self._lock:
             self._in_place = False
         if self._seen:
-            self._loop.take_wake()
+            self._loop.drain()
         return self._seen
 
 
-class LoopThread:
+class LoopWaiter:
     """Decides how the event loop's thread waits. There is one of it.
 
     Attributes:
@@ -141,10 +141,10 @@ class LoopThread:
         self._job_ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._requests = -1
         self._poll_requests = select.poll()
-        self._glance = linux.Poll()
+        self._ready_poll = linux.Poll()
         self._poll_both = select.poll()
         self._poll_both.register(self._job_ended, select.POLLIN)
-        self._lookout = _Lookout(self._poll_requests, self._glance)
+        self._busy_poll = BusyPoll(self._poll_requests, self._ready_poll)
         self._last_turn = 0.0
         self.jobs = 0
         self.waiting = Quota(errno.EAGAIN, WAITING_PER_USER, WAITING_TOTAL)
@@ -157,8 +157,8 @@ class LoopThread:
         """
         self._requests = requests
         self._poll_requests.register(requests, select.POLLIN)
-        self._glance = linux.Poll((requests, select.POLLIN))
-        self._lookout = _Lookout(self._poll_requests, self._glance)
+        self._ready_poll = linux.Poll((requests, select.POLLIN))
+        self._busy_poll = BusyPoll(self._poll_requests, self._ready_poll)
         self._poll_both.register(requests, select.POLLIN)
 
     def close(self) -> None:
@@ -192,14 +192,14 @@ class LoopThread:
     def _finds_request(self, now: float) -> bool:
         if self.jobs:
             beside = now - self._last_turn < _TURN_SECONDS_BESIDE_JOBS
-            return beside and self._glance.any_ready()
-        return now - self._last_turn < _TURN_SECONDS and self._lookout.finds_request(now)
+            return beside and self._ready_poll.any_ready()
+        return now - self._last_turn < _TURN_SECONDS and self._busy_poll.finds_request(now)
 
     # Jobs
 
-    def expect_job(self) -> JobEnd:
+    def expect_job(self) -> Completion:
         """For a job that is about to start, and is counted in `jobs` already."""
-        return JobEnd(self, self.jobs == 1 and self._requests >= 0)
+        return Completion(self, self.jobs == 1 and self._requests >= 0)
 
     def wait_for_job(self) -> None:
         """Until a job, which was expected in place, ends or something else happens."""
@@ -209,12 +209,12 @@ class LoopThread:
         """On a worker: end `wait_for_job`."""
         os.eventfd_write(self._job_ended, 1)
 
-    def take_wake(self) -> None:
+    def drain(self) -> None:
         """Take back what `wake` has left."""
         os.eventfd_read(self._job_ended)
 
 
-class _Lookout:
+class BusyPoll:
     """Waits for a request in place, and decides how: asleep, or looking for it first.
 
     Attributes:
@@ -223,31 +223,31 @@ class _Lookout:
         _penalty: what it is set to when looking fails the next time.
     """
 
-    def __init__(self, poll: select.poll, glance: linux.Poll) -> None:
+    def __init__(self, poll: select.poll, ready_poll: linux.Poll) -> None:
         self._poll = poll
-        self._glance = glance
+        self._ready_poll = ready_poll
         self._quick = 0
         self._penalty = _QUICK_ENOUGH
-        self._looks = 0
+        self._spins = 0
         self._preemptions = 0
         self._checked = 0.0
 
     def finds_request(self, now: float) -> bool:
         """Wait for a moment. Whether a request is there."""
-        if self._quick >= _QUICK_ENOUGH and self._look(now):
+        if self._quick >= _QUICK_ENOUGH and self._spin(now):
             return True
         found = bool(self._poll.poll(_TURN_MS))
         quick = found and monotonic() - now < _QUICK_SECONDS
         self._quick = self._quick + 1 if quick else min(self._quick, 0)
         return found
 
-    def _look(self, now: float) -> bool:
-        if not self._looks % _LOOKS_BEFORE_CHECK and self._is_processor_wanted(now):
+    def _spin(self, now: float) -> bool:
+        if not self._spins % _SPINS_BEFORE_CHECK and self._is_processor_wanted(now):
             self._quick = -_WANTED_PENALTY
             return False
-        self._looks += 1
-        end = now + _LOOK_SECONDS
-        while not self._glance.any_ready():
+        self._spins += 1
+        end = now + _SPIN_SECONDS
+        while not self._ready_poll.any_ready():
             if monotonic() > end:
                 self._quick = -self._penalty
                 self._penalty = min(2 * self._penalty, _MOST_PENALTY)

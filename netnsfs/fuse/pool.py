@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from netnsfs.fuse.loop import JobEnd, LoopThread
+from netnsfs.fuse.loop import Completion, LoopWaiter
 from netnsfs.fuse.quotas import ROOT
 from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.jobs import Job, expendable, start_thread
@@ -52,7 +52,7 @@ class _QueuedJob(QueueItem):
 
     __slots__ = ("done", "end", "job", "lost")
 
-    def __init__(self, user: int, job: Job[Any], end: JobEnd) -> None:
+    def __init__(self, user: int, job: Job[Any], end: Completion) -> None:
         super().__init__(user, job.target)
         self.job = job
         self.end = end
@@ -72,7 +72,7 @@ class Pool:
     """
 
     def __init__(
-        self, name: str, limit: int, seconds: float, queue_seconds: float, loop: LoopThread
+        self, name: str, limit: int, seconds: float, queue_seconds: float, loop: LoopWaiter
     ) -> None:
         self._name = name
         self._limit = limit
@@ -181,7 +181,7 @@ class Pool:
                 if not job.abandoned:
                     job.run()
                 self._queue.finish(queued)
-                if not queued.end.tell() and not self._hand_over(queued):
+                if not queued.end.complete() and not self._hand_over(queued):
                     return
                 if job.stranded:
                     return

@@ -45,7 +45,7 @@ import trio
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
 from netnsfs.fuse import takeover
-from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
@@ -150,7 +150,7 @@ async def _serve(
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
-        loop = LoopThread()
+        loop = LoopWaiter()
         cleanup.callback(loop.close)
         locked, read_only, mutating, slow = (
             _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
@@ -191,14 +191,14 @@ def _file_quota() -> Quota:
     return Quota(errno.EMFILE, min(FILES_PER_USER, descriptors // 4), descriptors // 2)
 
 
-def _open_pool(name: str, limit: int, loop: LoopThread, cleanup: ExitStack) -> Pool:
+def _open_pool(name: str, limit: int, loop: LoopWaiter, cleanup: ExitStack) -> Pool:
     pool = Pool(name, limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
     cleanup.callback(pool.close)
     return pool
 
 
 def _open_session(
-    operations: Operations, loop: LoopThread, config: Config, cleanup: ExitStack
+    operations: Operations, loop: LoopWaiter, config: Config, cleanup: ExitStack
 ) -> tuple[int, Identity]:
     """Mount, and open pyfuse3's session. What undoes both goes to `cleanup`.
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
@@ -550,7 +550,7 @@ requests = st.lists(
 def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
         never_block()
-        loop = LoopThread()
+        loop = LoopWaiter()
         pool = Pool("test", 2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))

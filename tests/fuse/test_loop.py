@@ -14,7 +14,7 @@ import trio
 from conftest import others_run
 
 from netnsfs.fuse import loop as loop_module
-from netnsfs.fuse.loop import LoopThread, UnfairLock
+from netnsfs.fuse.loop import LoopWaiter, UnfairLock
 from netnsfs.fuse.pool import Pool
 
 NEVER_MS = 10_000
@@ -30,15 +30,15 @@ def requests() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture
-def loop(requests: tuple[int, int]) -> Iterator[LoopThread]:
-    loop = LoopThread()
+def loop(requests: tuple[int, int]) -> Iterator[LoopWaiter]:
+    loop = LoopWaiter()
     loop.watch_requests(requests[0])
     yield loop
     loop.close()
 
 
 @pytest.fixture
-async def flood(loop: LoopThread, requests: tuple[int, int]) -> AsyncIterator[list[float]]:
+async def flood(loop: LoopWaiter, requests: tuple[int, int]) -> AsyncIterator[list[float]]:
     """Requests without end, and the times at which they were answered."""
     answered: list[float] = []
 
@@ -54,13 +54,13 @@ async def flood(loop: LoopThread, requests: tuple[int, int]) -> AsyncIterator[li
         nursery.cancel_scope.cancel()
 
 
-async def gives_way(loop: LoopThread, fd: int) -> bool:
+async def gives_way(loop: LoopWaiter, fd: int) -> bool:
     """Whether other tasks have their turn while a request that is there is waited for."""
     # Of two tasks that can go on, trio takes one at random first.
     return any([await others_run(loop.wait_readable(fd)) for _ in range(30)])
 
 
-async def take_turn(loop: LoopThread, requests: tuple[int, int]) -> None:
+async def take_turn(loop: LoopWaiter, requests: tuple[int, int]) -> None:
     """Serve a request by way of trio, as the first one is."""
     os.write(requests[1], b"request")
     await loop.wait_readable(requests[0])
@@ -70,7 +70,7 @@ async def take_turn(loop: LoopThread, requests: tuple[int, int]) -> None:
 
 
 async def test_a_request_is_waited_for_in_place(
-    loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_SECONDS", 60)
     await take_turn(loop, requests)
@@ -79,7 +79,7 @@ async def test_a_request_is_waited_for_in_place(
 
 
 async def test_a_request_that_does_not_come_is_left_to_trio(
-    loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_SECONDS", 60)
     await take_turn(loop, requests)
@@ -90,7 +90,7 @@ async def test_a_request_that_does_not_come_is_left_to_trio(
 
 
 async def test_trio_has_its_turn(
-    loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_SECONDS", 0)
     await take_turn(loop, requests)
@@ -98,7 +98,7 @@ async def test_trio_has_its_turn(
 
 
 async def test_no_request_is_waited_for_in_place_while_a_handler_waits(
-    loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_SECONDS_BESIDE_JOBS", 0)
     await take_turn(loop, requests)
@@ -114,7 +114,7 @@ async def test_no_request_is_waited_for_in_place_while_a_handler_waits(
 
 
 async def test_other_descriptors_are_left_to_trio(
-    loop: LoopThread, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, requests: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_SECONDS", 60)
     await take_turn(loop, requests)
@@ -150,7 +150,7 @@ async def test_signals_are_heeded_under_a_flood(flood: list[float]) -> None:
     assert statistics.median(late) < 0.02
 
 
-async def test_results_are_heeded_under_a_flood(flood: list[float], loop: LoopThread) -> None:
+async def test_results_are_heeded_under_a_flood(flood: list[float], loop: LoopWaiter) -> None:
     pool = Pool("test", limit=2, seconds=20, queue_seconds=40, loop=loop)
     late = []
     for _ in range(20):
@@ -169,7 +169,7 @@ def slept() -> float:
 # Without requests
 
 
-async def test_who_waits_in_vain_sleeps(loop: LoopThread, requests: tuple[int, int]) -> None:
+async def test_who_waits_in_vain_sleeps(loop: LoopWaiter, requests: tuple[int, int]) -> None:
     await take_turn(loop, requests)
     os.read(requests[0], 99)
 
@@ -188,10 +188,10 @@ async def test_who_waits_in_vain_sleeps(loop: LoopThread, requests: tuple[int, i
 class Asker:
     """Answers its own requests: the next one comes so and so long after the last."""
 
-    def __init__(self, loop: LoopThread, requests: tuple[int, int]) -> None:
+    def __init__(self, loop: LoopWaiter, requests: tuple[int, int]) -> None:
         self.loop = loop
         self.requests = requests
-        self.lookout = loop._lookout
+        self.lookout = loop._busy_poll
 
     async def ask(self, count: int, pause: float) -> None:
         asking = threading.Thread(target=self._ask, args=(count, pause))
@@ -208,7 +208,7 @@ class Asker:
 
 
 @pytest.fixture
-def asker(loop: LoopThread, requests: tuple[int, int]) -> Asker:
+def asker(loop: LoopWaiter, requests: tuple[int, int]) -> Asker:
     return Asker(loop, requests)
 
 
@@ -219,46 +219,46 @@ def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_slow_drip_is_not_looked_for(asker: Asker, two_processors: None) -> None:
     await asker.ask(50, 0.003)
-    assert asker.lookout._looks == 0
+    assert asker.lookout._spins == 0
 
 
 async def test_what_follows_quickly_is_looked_for(
-    flood: list[float], loop: LoopThread, two_processors: None, monkeypatch: pytest.MonkeyPatch
+    flood: list[float], loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", 1e9)
-    while loop._lookout._looks < 1000:
+    while loop._busy_poll._spins < 1000:
         await trio.sleep(0.01)
 
 
 async def test_it_is_not_looked_for_on_one_processor(
-    flood: list[float], loop: LoopThread, monkeypatch: pytest.MonkeyPatch
+    flood: list[float], loop: LoopWaiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1})
     while len(flood) < 5000:
         await trio.sleep(0.01)
-    assert loop._lookout._looks == 0
+    assert loop._busy_poll._spins == 0
 
 
 async def test_it_is_not_looked_for_while_others_want_the_processor(
-    flood: list[float], loop: LoopThread, two_processors: None, monkeypatch: pytest.MonkeyPatch
+    flood: list[float], loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", -1)
     while len(flood) < 5000:
         await trio.sleep(0.01)
-    assert loop._lookout._looks == 0
+    assert loop._busy_poll._spins == 0
 
 
 def test_looking_in_vain_becomes_rare(
-    loop: LoopThread, two_processors: None, monkeypatch: pytest.MonkeyPatch
+    loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", 1e12)
-    lookout = loop._lookout
+    lookout = loop._busy_poll
     for _ in range(2000):
         # As if the last one had come quickly, and the next does not come.
         lookout._quick += 1
         if lookout._quick >= loop_module._QUICK_ENOUGH:
-            assert not lookout._look(time.monotonic())
-    assert 5 < lookout._looks < 30
+            assert not lookout._spin(time.monotonic())
+    assert 5 < lookout._spins < 30
 
 
 # The lock
@@ -314,7 +314,7 @@ async def test_a_cancelled_holder_lets_go() -> None:
 # pyfuse3
 
 
-def test_pyfuse3_waits_as_told_and_only_then(loop: LoopThread) -> None:
+def test_pyfuse3_waits_as_told_and_only_then(loop: LoopWaiter) -> None:
     def used() -> object:
         return vars(pyfuse3)["trio"]
 
@@ -327,7 +327,7 @@ def test_pyfuse3_waits_as_told_and_only_then(loop: LoopThread) -> None:
 
 
 def test_a_pyfuse3_that_cannot_be_told(
-    loop: LoopThread, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    loop: LoopWaiter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delitem(vars(pyfuse3), "trio")
     with loop.serving_pyfuse3():

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import WAITING_PER_USER, LoopThread
+from netnsfs.fuse.loop import WAITING_PER_USER, LoopWaiter
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
@@ -114,7 +114,7 @@ def root() -> Root:
 
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
-    loop = LoopThread()
+    loop = LoopWaiter()
     locked, read_only, mutating, slow = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
     files = Quota(errno.EMFILE, FILES, 2 * FILES)
     texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)

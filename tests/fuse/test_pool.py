@@ -13,7 +13,7 @@ from conftest import others_run, wait_for
 from netnsfs import jobs as workers
 from netnsfs import linux
 from netnsfs.fuse import loop as loop_module
-from netnsfs.fuse.loop import LoopThread
+from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool
 
 
@@ -31,8 +31,8 @@ def asking() -> Iterator[tuple[int, int]]:
 
 
 @pytest.fixture(params=["loop", "in place"])
-def loop(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[LoopThread]:
-    loop = LoopThread()
+def loop(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[LoopWaiter]:
+    loop = LoopWaiter()
     if request.param == "in place":
         loop.watch_requests(asking[0])
     yield loop
@@ -40,14 +40,14 @@ def loop(request: pytest.FixtureRequest, asking: tuple[int, int]) -> Iterator[Lo
 
 
 @pytest.fixture
-async def pool(loop: LoopThread) -> AsyncIterator[Pool]:
+async def pool(loop: LoopWaiter) -> AsyncIterator[Pool]:
     pool = Pool("test", limit=2, seconds=20, queue_seconds=40, loop=loop)
     yield pool
     pool.close()
 
 
 @pytest.fixture
-async def hasty(loop: LoopThread) -> AsyncIterator[Pool]:
+async def hasty(loop: LoopWaiter) -> AsyncIterator[Pool]:
     """A pool for jobs that take too long."""
     pool = Pool("test", limit=2, seconds=1, queue_seconds=3, loop=loop)
     yield pool
@@ -87,7 +87,7 @@ async def test_a_stranded_thread_is_replaced(
 
 
 async def test_jobs_queued_behind_a_stranded_thread_are_done(
-    loop: LoopThread,
+    loop: LoopWaiter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool = Pool("test", limit=1, seconds=5, queue_seconds=5, loop=loop)
@@ -180,7 +180,7 @@ async def test_a_job_that_has_committed_ends_what_it_has_begun(hasty: Pool) -> N
     assert await _commits_late(hasty, workers.commit)
 
 
-async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
+async def test_a_job_has_its_time_from_when_it_starts(loop: LoopWaiter) -> None:
     pool = Pool("test", limit=1, seconds=1.5, queue_seconds=10, loop=loop)
     async with trio.open_nursery() as nursery:
         # The second waits for so long before it starts.
@@ -190,7 +190,7 @@ async def test_a_job_has_its_time_from_when_it_starts(loop: LoopThread) -> None:
 
 
 async def test_a_job_is_waited_for_in_place_while_nobody_else_waits(
-    pool: Pool, loop: LoopThread, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pool: Pool, loop: LoopWaiter, asking: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_TURN_MS", 10_000)
     loop.watch_requests(asking[0])

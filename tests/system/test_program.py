@@ -528,7 +528,7 @@ FAILURES = {
     "mountinfo": "linux.mounts = fail_when_mounted",
     "the session": "session.pyfuse3.init = fail",
     "the start of the loop": "session.never_block = fail",
-    "a clean-up too": "session.never_block = loop.LoopThread.close = fail",
+    "a clean-up too": "session.never_block = loop.LoopWaiter.close = fail",
 }
 
 
