@@ -18,6 +18,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 # For what has no time of its own.
 MOUNTED_NS = time.time_ns()
 
+ENTRY_TIMEOUT = 3600.0
+"""How many seconds the kernel may keep a name that never stands for anything else."""
+
 USUAL_SIZE = 4096
 """What sysfs says of files whose size it does not know."""
 
@@ -34,7 +37,7 @@ class Attributes(NamedTuple):
         size: in bytes.
         links: number of hard links; 1 for a directory whose subdirectories nobody counts.
         atime_ns, mtime_ns, ctime_ns: nanoseconds since the epoch.
-        seconds: how long the kernel may keep these attributes.
+        attr_timeout: how many seconds the kernel may keep these attributes.
         uid, gid: owner.
     """
 
@@ -45,7 +48,7 @@ class Attributes(NamedTuple):
     atime_ns: int = MOUNTED_NS
     mtime_ns: int = MOUNTED_NS
     ctime_ns: int = MOUNTED_NS
-    seconds: float = 3600.0
+    attr_timeout: float = 3600.0
     uid: int = 0
     gid: int = 0
 
@@ -159,10 +162,11 @@ class Directory(Node):
     """A directory in which nothing can be made.
 
     Attributes:
-        lasting: what a name below stands for never changes, so the kernel may keep it.
+        entry_timeout: how many seconds the kernel may keep the names below: 0 where what they
+            stand for can change.
     """
 
-    lasting = False
+    entry_timeout = 0.0
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         """The node under a name.
@@ -221,7 +225,7 @@ class Link(Node):
     def attributes(self) -> Attributes:
         # The size can change: the target of a link may follow a rename. A link is followed
         # without its attributes, so that not keeping them costs nothing.
-        return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), seconds=0)
+        return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), attr_timeout=0)
 
 
 class FixedLink(Link):

@@ -42,7 +42,7 @@ class KnownNode:
 
     __slots__ = ("attributes", "lookups", "node", "number", "shown", "change_cookie")
 
-    def __init__(self, node: Node, number: int, name_seconds: float) -> None:
+    def __init__(self, node: Node, number: int, entry_timeout: float) -> None:
         self.node = node
         self.number = number
         self.lookups = 0
@@ -50,7 +50,7 @@ class KnownNode:
         self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
-        self.attributes.entry_timeout = name_seconds
+        self.attributes.entry_timeout = entry_timeout
         if node.number not in (0, number):
             self.shown = EntryAttributes()
             self.shown.st_ino = node.number
@@ -65,7 +65,7 @@ class KnownNode:
 
 
 def _fill(entry: EntryAttributes, taken: Attributes) -> None:
-    entry.attr_timeout = taken.seconds
+    entry.attr_timeout = taken.attr_timeout
     entry.st_mode = taken.mode
     entry.st_nlink = taken.links
     entry.st_size = taken.size
@@ -103,19 +103,19 @@ class NodeTable:
         self.by_number = _ByNumber({self.root.number: self.root})
         self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
 
-    def admit(self, node: Node, name_seconds: float) -> KnownNode:
+    def admit(self, node: Node, entry_timeout: float) -> KnownNode:
         """Enter a node, under the number that it asks for if that is free.
 
         The caller counts the lookup.
 
         Args:
             node: a node whose key is not in the table.
-            name_seconds: how long the kernel may keep its name.
+            entry_timeout: how long the kernel may keep its name.
         """
         number = node.number
         if not number or number in self.by_number:
             number = next(self._unused_numbers)
-        known = KnownNode(node, number, name_seconds)
+        known = KnownNode(node, number, entry_timeout)
         self.by_number[number] = self.by_key[node.key] = known
         return known
 

@@ -1,6 +1,6 @@
 """The adapter between the FUSE protocol, as pyfuse3 has it, and the nodes of a tree.
 
-Caching. The kernel keeps the names below a directory that is `lasting`, and attributes for
+Caching. The kernel keeps the names below a directory with an `entry_timeout`, and attributes for
 the time that they name. It keeps no name below any other directory, so that the next lookup
 sees a change whoever made it. read(2) always asks here (direct_io). Only sendfile(2) and
 splice(2) read from the kernel's pages, which every open throws away.
@@ -59,7 +59,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Adapter = TypeVar("Adapter", bound="Operations")
 
-LASTING_SECONDS = 3600.0
 LISTING_SECONDS = 1.0
 """After this time the entries found so far are the answer. The kernel asks for the others."""
 
@@ -252,7 +251,7 @@ class Operations(pyfuse3.Operations):
         taken = await self._call_tree(self._locked, user, node.attributes)
         known = self._by_key.get(node.key)
         if known is None:
-            known = self._nodes.admit(node, LASTING_SECONDS if directory.lasting else 0)
+            known = self._nodes.admit(node, directory.entry_timeout)
         known.take_attributes(taken, change_cookie)
         return known
 

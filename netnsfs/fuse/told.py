@@ -40,7 +40,7 @@ class _Gone(Directory):
         self.key = self
 
     def attributes(self) -> Attributes:
-        return Attributes(stat.S_IFDIR, seconds=0)
+        return Attributes(stat.S_IFDIR, attr_timeout=0)
 
 
 class Told:

@@ -15,6 +15,7 @@ from netnsfs.netns import tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import Namespace, namespace_of
 from netnsfs.node import (
+    ENTRY_TIMEOUT,
     USUAL_SIZE,
     Attributes,
     Caller,
@@ -263,7 +264,7 @@ class LastError(File):
         self._mode = stat.S_IFREG | permissions.file_attributes(0o444, ROOT)[0]
 
     def attributes(self) -> Attributes:
-        return Attributes(self._mode, len(self._stats.last), seconds=0)
+        return Attributes(self._mode, len(self._stats.last), attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         return Snapshot(flags, lambda: self._stats.last)
@@ -291,7 +292,7 @@ class SharedText(File):
     def attributes(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
         size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
-        return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, seconds=0)
+        return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         require_read_only(flags)
@@ -355,7 +356,7 @@ class ControlDirectory(Directory):
 
     key = RESERVED
     # The nodes are made once, with the file system.
-    lasting = True
+    entry_timeout = ENTRY_TIMEOUT
 
     def __init__(self, nodes: dict[bytes, Node]) -> None:
         self._nodes = nodes

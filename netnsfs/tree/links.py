@@ -251,7 +251,7 @@ class LinksDirectory(Directory):
         owner = self.parent.current_owner()
         # Who may make namespaces (dmask=) may not yet change what is in them (fmask=).
         mode = stat.S_IFDIR | owner.mode & ~0o222 | owner.write
-        return Attributes(mode, seconds=0, uid=owner.uid, gid=owner.gid)
+        return Attributes(mode, attr_timeout=0, uid=owner.uid, gid=owner.gid)
 
     def interface_attributes(self) -> Attributes:
         """What the directory of each interface shows: who moves it must be able to write it."""
@@ -259,7 +259,7 @@ class LinksDirectory(Directory):
         # same for all.
         change_cookie, known = self.change_cookie, self._shown
         if known is None or known[0] is not change_cookie:
-            self._shown = known = change_cookie, self.attributes()._replace(seconds=1)
+            self._shown = known = change_cookie, self.attributes()._replace(attr_timeout=1)
         return known[1]
 
     def sysfs_mount(self) -> SysfsMount:
@@ -493,7 +493,7 @@ class InterfaceDirectory(Directory):
     def file_attributes(self, mode: int, size: int) -> Attributes:
         """What a file with those permission bits shows."""
         mode, uid, gid = self._directory.parent.file_attributes(mode)
-        return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
+        return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 
     def require_privileged(self, caller: Caller) -> None:
         """See `LinksDirectory.require_privileged`."""

@@ -20,6 +20,7 @@ from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.population import Population, Watch
 from netnsfs.node import (
+    ENTRY_TIMEOUT,
     USUAL_SIZE,
     Attributes,
     Caller,
@@ -157,7 +158,7 @@ _WRITABLE_VIEW = b"sysctl"
 
 # In /proc/sys/net/ipv4, what has directories by interface is conf and neigh; in /proc/net,
 # several of the directories have files by interface.
-_LASTING_LEVELS = {b"net": 1, b"sysctl": 2}
+_FIXED_LEVELS = {b"net": 1, b"sysctl": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class NamespaceDirectory(Directory):
         name_key: tells the directories of one namespace apart.
     """
 
-    lasting = True
+    entry_timeout = ENTRY_TIMEOUT
 
     def __init__(
         self,
@@ -271,7 +272,7 @@ class NamespaceDirectory(Directory):
             self.require_may_open,
             self._settings.permissions.dmask,
             name == _WRITABLE_VIEW,
-            _LASTING_LEVELS[name],
+            _FIXED_LEVELS[name],
         )
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
@@ -488,7 +489,7 @@ class NamespaceFile(File):
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
-        return Attributes(mode, self.size_to_show(bound), seconds=0, uid=uid, gid=gid)
+        return Attributes(mode, self.size_to_show(bound), attr_timeout=0, uid=uid, gid=gid)
 
     def exact_attributes(self) -> Attributes:
         shown = self.attributes()

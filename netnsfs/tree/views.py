@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from netnsfs.jobs import may_block, on_own_thread, visit
 from netnsfs.node import (
+    ENTRY_TIMEOUT,
     USUAL_SIZE,
     Attributes,
     Caller,
@@ -58,7 +59,7 @@ class View:
             mode says.
         dmask: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
-        lasting_levels: how many levels have names that come and go with kernel modules only,
+        fixed_levels: how many levels have names that come and go with kernel modules only,
             and not with interfaces. The kernel may keep those names. One that is gone is
             noticed when its file is opened.
     """
@@ -71,7 +72,7 @@ class View:
     require_may_open: Callable[[Caller, bool], None]
     dmask: int
     writable: bool
-    lasting_levels: int
+    fixed_levels: int
 
     def find_node(self, path: bytes, level: int = 0) -> Node:
         """A directory, file or link of procfs, as seen in the namespace.
@@ -114,7 +115,7 @@ def _modes_in(path: bytes) -> dict[bytes, int]:
 class _Directory(Directory):
     def __init__(self, view: View, path: bytes, mode: int, level: int) -> None:
         self.key = (view.key, path)
-        self.lasting = level < view.lasting_levels
+        self.entry_timeout = ENTRY_TIMEOUT if level < view.fixed_levels else 0
         self._view = view
         self._path = path
         self._mode = mode
@@ -163,7 +164,7 @@ class _File(File):
         size = self.size_to_show(lambda: USUAL_SIZE)
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
         mode, uid, gid = self._view.file_attributes(bits)
-        return Attributes(stat.S_IFREG | mode, size, seconds=0, uid=uid, gid=gid)
+        return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:

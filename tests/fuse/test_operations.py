@@ -22,7 +22,7 @@ from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
+from netnsfs.node import ENTRY_TIMEOUT, Attributes, Caller, Directory, File, Handle, Node, Snapshot
 from netnsfs.stats import Stats
 
 ROOT, NOBODY = 0, 65534
@@ -220,9 +220,9 @@ async def test_names_of_a_directory_that_does_not_last_are_not_cached(
 ) -> None:
     root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
     assert (await ops.lookup(1, b"a", CTX)).entry_timeout == 0
-    monkeypatch.setattr(Root, "lasting", True)
+    monkeypatch.setattr(Root, "entry_timeout", ENTRY_TIMEOUT)
     root.nodes[b"b"] = lambda: Leaf("b", lambda: b"abc")
-    assert (await ops.lookup(1, b"b", CTX)).entry_timeout == fuse.LASTING_SECONDS
+    assert (await ops.lookup(1, b"b", CTX)).entry_timeout == ENTRY_TIMEOUT
 
 
 class Replies:

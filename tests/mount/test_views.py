@@ -454,7 +454,7 @@ def view_of_here(enter: Callable[[], None]) -> views.View:
         require_may_open=lambda caller, writes: None,
         dmask=0,
         writable=True,
-        lasting_levels=2,
+        fixed_levels=2,
     )
 
 
