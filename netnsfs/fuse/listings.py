@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Hashable
 from weakref import WeakValueDictionary
 
-from netnsfs.fuse.nodes import KnownNode
+from netnsfs.fuse.nodes import NodeEntry
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.node import Caller, Directory
 
@@ -43,7 +43,7 @@ class Listing:
     __slots__ = ("_shown", "caller", "directory", "known", "user")
 
     def __init__(
-        self, known: KnownNode, directory: Directory, caller: Caller, user: int
+        self, known: NodeEntry, directory: Directory, caller: Caller, user: int
     ) -> None:
         self.known = known
         self.directory = directory

@@ -28,24 +28,24 @@ from netnsfs.node import Attributes, Directory, Node
 _FIRST_NUMBER = 1 << 32
 
 
-class KnownNode:
+class NodeEntry:
     """A node that the kernel knows.
 
     Attributes:
         node: the node of the tree.
         number: the kernel's number for it.
-        lookups: how often the kernel was told of it and has not forgotten it.
+        lookup_count: how often the kernel was told of it and has not forgotten it.
         change_cookie: the node's change_cookie when its attributes were last taken.
         attributes: the attributes in the form of pyfuse3, with the number.
         shown: the same for getattr, with the st_ino that stat(2) is to show.
     """
 
-    __slots__ = ("attributes", "lookups", "node", "number", "shown", "change_cookie")
+    __slots__ = ("attributes", "lookup_count", "node", "number", "shown", "change_cookie")
 
     def __init__(self, node: Node, number: int, entry_timeout: float) -> None:
         self.node = node
         self.number = number
-        self.lookups = 0
+        self.lookup_count = 0
         self.change_cookie: Hashable = None
         self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
@@ -76,9 +76,9 @@ def _fill(entry: EntryAttributes, taken: Attributes) -> None:
     entry.st_ctime_ns = taken.ctime_ns
 
 
-class _ByNumber(dict[int, KnownNode]):
+class _ByNumber(dict[int, NodeEntry]):
     # A subscript, with no call of a function, is what most requests begin with.
-    def __missing__(self, number: int) -> KnownNode:
+    def __missing__(self, number: int) -> NodeEntry:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
 
@@ -97,13 +97,13 @@ class NodeTable:
 
     def __init__(self, root: Directory) -> None:
         self._unused_numbers = itertools.count(_FIRST_NUMBER)
-        self.root = KnownNode(root, pyfuse3.ROOT_INODE, 0)
-        self.root.lookups = 1
+        self.root = NodeEntry(root, pyfuse3.ROOT_INODE, 0)
+        self.root.lookup_count = 1
         self.root.take_attributes(root.attributes(), root.change_cookie)
         self.by_number = _ByNumber({self.root.number: self.root})
-        self.by_key: dict[Hashable, KnownNode] = {root.key: self.root}
+        self.by_key: dict[Hashable, NodeEntry] = {root.key: self.root}
 
-    def admit(self, node: Node, entry_timeout: float) -> KnownNode:
+    def insert(self, node: Node, entry_timeout: float) -> NodeEntry:
         """Enter a node, under the number that it asks for if that is free.
 
         The caller counts the lookup.
@@ -115,22 +115,22 @@ class NodeTable:
         number = node.number
         if not number or number in self.by_number:
             number = next(self._unused_numbers)
-        known = KnownNode(node, number, entry_timeout)
+        known = NodeEntry(node, number, entry_timeout)
         self.by_number[number] = self.by_key[node.key] = known
         return known
 
-    def drop_unused(self, known: KnownNode) -> None:
+    def drop_unused(self, known: NodeEntry) -> None:
         """Drop a node unless the kernel knows it."""
         # A listing that is still open may be of a directory that was dropped before.
-        if known.lookups <= 0 and self.by_number.get(known.number) is known:
+        if known.lookup_count <= 0 and self.by_number.get(known.number) is known:
             del self.by_number[known.number]
             del self.by_key[known.node.key]
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
-        """Take lookups back: numbers, and how many of each."""
+        """Take back lookups: numbers, and how many of each."""
         for number, count in counts:
             known = self.by_number.get(number)
             if known is None or known is self.root:
                 continue
-            known.lookups -= count
+            known.lookup_count -= count
             self.drop_unused(known)

@@ -47,7 +47,7 @@ from pyfuse3 import (
 
 from netnsfs import linux
 from netnsfs.fuse.listings import Listing, Listings
-from netnsfs.fuse.nodes import KnownNode, NodeTable
+from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.fuse.told import Told
@@ -158,7 +158,7 @@ class Operations(pyfuse3.Operations):
         self._files = files
         self._texts = texts
         self._told = told
-        self._kept: KnownNode | None = None
+        self._kept: NodeEntry | None = None
         self._handles: dict[int, _OpenFile] = {}
         self._pollers: dict[int, Any] = {}
         self._listings = Listings(texts)
@@ -239,7 +239,7 @@ class Operations(pyfuse3.Operations):
             self.stats.remember_refusal(function.__name__, name, error)
             raise
 
-    async def _admit(self, user: int, node: Node, directory: Directory) -> KnownNode:
+    async def _insert(self, user: int, node: Node, directory: Directory) -> NodeEntry:
         """The table's entry for a node that was just found, with attributes as they are now.
 
         The caller counts the lookup before it awaits anything else.
@@ -251,12 +251,12 @@ class Operations(pyfuse3.Operations):
         taken = await self._call_tree(self._locked, user, node.attributes)
         known = self._by_key.get(node.key)
         if known is None:
-            known = self._nodes.admit(node, directory.entry_timeout)
+            known = self._nodes.insert(node, directory.entry_timeout)
         known.take_attributes(taken, change_cookie)
         return known
 
     async def _refresh_attributes(
-        self, pool: Pool, user: int, known: KnownNode
+        self, pool: Pool, user: int, known: NodeEntry
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
         change_cookie = known.node.change_cookie
@@ -283,8 +283,8 @@ class Operations(pyfuse3.Operations):
                 node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if known is None or not known.attributes.attr_timeout or known.change_cookie != node.change_cookie:
-                known = await self._admit(ctx.uid, node, directory)
-            known.lookups += 1
+                known = await self._insert(ctx.uid, node, directory)
+            known.lookup_count += 1
             return known.attributes
         except Exception as error:
             raise self.refuse(error, "lookup") from None
@@ -376,8 +376,8 @@ class Operations(pyfuse3.Operations):
         self, directory: Directory, node: Node, ctx: RequestContext
     ) -> EntryAttributes:
         """The answer that tells the kernel of a node."""
-        known = await self._admit(ctx.uid, node, directory)
-        known.lookups += 1
+        known = await self._insert(ctx.uid, node, directory)
+        known.lookup_count += 1
         return known.attributes
 
     # Changes that others have made, for watchers to be told
@@ -402,7 +402,7 @@ class Operations(pyfuse3.Operations):
         until mkdir(2) shows it again a moment later.
         """
         if node is not None and (known := self._by_key.get(node.key)):
-            known.lookups += 1
+            known.lookup_count += 1
             self._kept = known
 
     @contextmanager
@@ -513,12 +513,12 @@ class Operations(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
                     self._nodes.drop_unused(known)
                     break
-                known.lookups += index >= 2
+                known.lookup_count += index >= 2
                 replied = True
             if replied and time.monotonic() > end:
                 break
 
-    async def _find_listed(self, listing: Listing, index: int) -> KnownNode | None:
+    async def _find_listed(self, listing: Listing, index: int) -> NodeEntry | None:
         if index < 2:
             return listing.known if index == 0 else self._nodes.root
         name = listing.names[index]
@@ -527,7 +527,7 @@ class Operations(pyfuse3.Operations):
             node = await self._call_tree(
                 self._locked, listing.user, listing.directory.lookup_listed, name, listing.caller
             )
-            return await self._admit(listing.user, node, listing.directory)
+            return await self._insert(listing.user, node, listing.directory)
         except OSError as error:
             linux.reraise_if_resource(error)
             return None
@@ -570,7 +570,7 @@ class Operations(pyfuse3.Operations):
             raise self.refuse(error, "open") from None
 
     async def _correct_size(
-        self, user: int, known: KnownNode, size: int, handle: Handle
+        self, user: int, known: NodeEntry, size: int, handle: Handle
     ) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
         # corrected before: storing the last byte does it, and open throws the page away. This

@@ -7,7 +7,7 @@ import pytest
 
 from netnsfs.fuse import listings as module
 from netnsfs.fuse.listings import Listing, Listings
-from netnsfs.fuse.nodes import KnownNode
+from netnsfs.fuse.nodes import NodeEntry
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.node import Caller, Directory
 
@@ -31,7 +31,7 @@ class Some(Directory):
 
 
 def opened(listings: Listings, fh: int, user: int) -> Listing:
-    listing = Listing(cast(KnownNode, None), Some(), cast(Caller, None), user)
+    listing = Listing(cast(NodeEntry, None), Some(), cast(Caller, None), user)
     listings.add(fh, listing)
     return listing
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from netnsfs.fuse.nodes import KnownNode, NodeTable
+from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.node import Attributes, Directory
 
 
@@ -24,9 +24,9 @@ def table() -> NodeTable:
     return NodeTable(Numbered("root"))
 
 
-def looked_up(table: NodeTable, node: Numbered, lookups: int = 1) -> KnownNode:
-    known = table.admit(node, 0)
-    known.lookups += lookups
+def looked_up(table: NodeTable, node: Numbered, lookups: int = 1) -> NodeEntry:
+    known = table.insert(node, 0)
+    known.lookup_count += lookups
     return known
 
 
