@@ -155,7 +155,7 @@ class Watcher:
         return not self.lost
 
 
-def _is_covered(placeholder: int) -> bool:
+def _is_overmounted(placeholder: int) -> bool:
     try:
         return is_of_nsfs(placeholder)
     except OSError:
@@ -164,7 +164,7 @@ def _is_covered(placeholder: int) -> bool:
         raise
 
 
-class Uncovered:
+class UnderlyingDirectory:
     """A directory as it is below the mounts in it, for as long as this object lives.
 
     Args:
@@ -291,7 +291,7 @@ class RunDirectory:
         self._watcher: Watcher | None = None
         self._watcher_wanted = False
         self._watch_again_at = 0.0
-        self._uncovered: Uncovered | None = None
+        self._uncovered: UnderlyingDirectory | None = None
         self._prepared_mount = 0
 
     def path_of(self, name: bytes) -> bytes:
@@ -420,7 +420,7 @@ class RunDirectory:
                 may_block()
                 fd = os.open(name, _STEP, dir_fd=directory.fd)
             try:
-                covered = _is_covered(fd)
+                covered = _is_overmounted(fd)
             except BaseException:
                 os.close(fd)
                 raise
@@ -448,13 +448,13 @@ class RunDirectory:
             return False
         return (found.dev, found.ino) == (before.dev, before.ino)
 
-    def _below_mounts(self) -> Uncovered:
+    def _below_mounts(self) -> UnderlyingDirectory:
         uncovered = self._uncovered
         if uncovered and uncovered.identity == self._identity():
             return uncovered
         may_block()
         self._start_watching()
-        uncovered = self._uncovered = Uncovered(self.path)
+        uncovered = self._uncovered = UnderlyingDirectory(self.path)
         return uncovered
 
     def _identity(self) -> tuple[int, int]:

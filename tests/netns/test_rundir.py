@@ -13,7 +13,7 @@ import pytest
 from conftest import RUN, ip
 
 from netnsfs import linux
-from netnsfs.netns.rundir import Changes, MountedNames, RunDirectory, Uncovered, Watcher
+from netnsfs.netns.rundir import Changes, MountedNames, RunDirectory, UnderlyingDirectory, Watcher
 
 ABOVE = Path("/run/above")
 DIRECTORY = ABOVE / "names"
@@ -116,7 +116,7 @@ def test_changed_attributes_are_told(watcher: Watcher) -> None:
     bind()
     assert watcher.change_cookie() is not before
     assert set(watcher.owners) == {b"old", b"other"}
-    below = Uncovered(bytes(DIRECTORY))
+    below = UnderlyingDirectory(bytes(DIRECTORY))
     before = watcher.change_cookie()
     os.setxattr(f"/proc/self/fd/{below.fd}/old", "trusted.netnsfs-test", b"1")
     assert watcher.change_cookie() is not before
