@@ -18,8 +18,8 @@ from functools import partial
 
 from netnsfs import last_process, linux, logs, running
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
-from netnsfs.fuse import session, takeover
-from netnsfs.fuse.takeover import Identity
+from netnsfs.fuse import session, mounting
+from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
@@ -77,7 +77,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
     try:
         _mount_and_serve(config, ready)
     except Failure as failure:
-        already = isinstance(failure, takeover.AlreadyMounted)
+        already = isinstance(failure, mounting.AlreadyMounted)
         # mount(8) asks for the same mount again, which is no failure.
         if already and config.repeatable and running.serves(config):
             return 0
@@ -90,7 +90,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
 
 def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
-    takeover.require_fuse()
+    mounting.require_fuse()
     names = Names(config.run_dir, Spares(config.spare))
     # Taken away, so that no child process can speak for us.
     tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
@@ -98,7 +98,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)
     _raise_descriptor_limit()
-    config = replace(config, mount_point=takeover.clear(config.mount_point))
+    config = replace(config, mount_point=mounting.clear(config.mount_point))
     _require_usable(config)
 
     stats = Stats()

@@ -15,7 +15,7 @@ import trio
 
 from netnsfs import logs
 from netnsfs.config import Config
-from netnsfs.fuse import session, takeover
+from netnsfs.fuse import session, mounting
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import may_block
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
@@ -63,7 +63,7 @@ async def keep_busy() -> None:
         await trio.sleep(0)
 
 
-def mounted(identity: takeover.Identity) -> None:
+def mounted(identity: mounting.Identity) -> None:
     if sys.argv[2:] == ["busy"]:
         trio.lowlevel.spawn_system_task(keep_busy)
 
@@ -84,5 +84,5 @@ class Root(Directory):
 if __name__ == "__main__":
     logs.log_to_terminal(debug=False)
     config = Config(mount_point=sys.argv[1].encode())
-    takeover.clear(config.mount_point)
+    mounting.clear(config.mount_point)
     session.serve(Root(), Stats(), config, Told(), mounted, lambda: None)

@@ -6,7 +6,7 @@ notify_store, which need the session that this module keeps open.) What is done 
 rest:
 
 1. libfuse mounts by path, and tells nobody which mount it has made. So the mount is made
-   here, known before it is mounted anywhere (see `takeover`), and libfuse gets its descriptor
+   here, known before it is mounted anywhere (see `mounting`), and libfuse gets its descriptor
    of /dev/fuse.
 2. pyfuse3 polls /dev/fuse and then reads it with the interpreter locked. If the client of the
    only request is killed in between, the read blocks the whole process until the next
@@ -21,7 +21,7 @@ rest:
    made to give that back.
 6. close() unmounts by path, whatever is mounted there by now, and does not unmount after an
    abort of the connection (umount -f). So it only closes the session, and the mount is
-   detached here if it is still there (`takeover.is_still`).
+   detached here if it is still there (`mounting.is_still`).
 7. Whatever fails, every step of the clean-up is made, so that no mount is left without a
    daemon.
 """
@@ -44,12 +44,12 @@ import trio
 
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
-from netnsfs.fuse import takeover
+from netnsfs.fuse import mounting
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.takeover import Identity
+from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
@@ -233,13 +233,13 @@ def _mount(config: Config) -> tuple[int, Identity]:
             device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             undo.callback(os.close, device)
             with linux.closing(_new_mount(device, config)) as mount:
-                ours = takeover.attach(mount, config.mount_point)
+                ours = mounting.attach(mount, config.mount_point)
             if ours:
                 # The session closes the device.
                 undo.pop_all()
                 return device, ours
         # Ends here if the other start serves. If it has failed meanwhile, this one tries again.
-        takeover.clear(config.mount_point)
+        mounting.clear(config.mount_point)
     raise Failure("the mount was gone as soon as it was made", EXIT_MOUNT)
 
 
@@ -262,7 +262,7 @@ def _new_mount(device: int, config: Config) -> int:
     try:
         return linux.new_mount(b"fuse", options, attributes)
     except OSError as error:
-        raise takeover.cannot_mount(error) from None
+        raise mounting.cannot_mount(error) from None
 
 
 @contextmanager
@@ -279,9 +279,9 @@ def _top_if_ours(
     with ExitStack() as opened:
         top = None
         with suppress(FileNotFoundError, NotADirectoryError):
-            fd = takeover.open_mount_point(mount_point)
+            fd = mounting.open_mount_point(mount_point)
             opened.callback(os.close, fd)
-            if takeover.is_still(fd, ours, device is not None and _is_connected(device)):
+            if mounting.is_still(fd, ours, device is not None and _is_connected(device)):
                 top = fd
         yield top
 
@@ -307,7 +307,7 @@ def _detach(mount_point: bytes, ours: Identity, device: int | None = None) -> No
 
 def _is_mounted(ours: Identity) -> bool:
     return any(
-        mount.dev == ours.dev and mount.fs_type == takeover.FS_TYPE for mount in linux.mounts()
+        mount.dev == ours.dev and mount.fs_type == mounting.FS_TYPE for mount in linux.mounts()
     )
 
 

@@ -1,7 +1,7 @@
 """The adapter and its threads, without a mount: requests made by hand, of trees made for it.
 
 Without a file of their own name:
-- `session`, `takeover`: tests/mount/test_session.py and test_traps.py, and
+- `session`, `mounting`: tests/mount/test_session.py and test_traps.py, and
   tests/system/test_program.py. Both are about a mount.
 - `trace`: tests/mount/test_life.py. It is what -d logs.
 """

@@ -30,7 +30,7 @@ from conftest import (
 )
 
 from netnsfs import linux
-from netnsfs.fuse import takeover
+from netnsfs.fuse import mounting
 
 PROGRAM = [sys.executable, "-m", "netnsfs"]
 
@@ -272,7 +272,7 @@ def test_mount_refused_by_a_security_module() -> None:
     refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
     told = "cannot mount: Permission denied: AppArmor or SELinux refuses it: run the container "
     assert (
-        str(takeover.cannot_mount(refused)) == told + "with --security-opt=apparmor=unconfined"
+        str(mounting.cannot_mount(refused)) == told + "with --security-opt=apparmor=unconfined"
     )
 
 
@@ -388,17 +388,17 @@ def test_several_starts_at_one_moment_make_one_mount(number: int) -> None:
 LOOKS_EARLY = """
 import os, sys, time
 from netnsfs.__main__ import main
-from netnsfs.fuse import takeover
+from netnsfs.fuse import mounting
 
 def clear(mount_point):
-    takeover.clear = really_clear
+    mounting.clear = really_clear
     found = really_clear(mount_point)
     open(f"/run/looked/{os.getpid()}", "w").close()
     while not os.path.exists("/run/looked/all"):
         time.sleep(0.001)
     return found
 
-really_clear, takeover.clear = takeover.clear, clear
+really_clear, mounting.clear = mounting.clear, clear
 sys.exit(main())
 """
 
@@ -524,7 +524,7 @@ sys.exit(main())
 """
 
 FAILURES = {
-    "the look at the mount": "session.takeover.identity_of = fail",
+    "the look at the mount": "session.mounting.identity_of = fail",
     "mountinfo": "linux.mounts = fail_when_mounted",
     "the session": "session.pyfuse3.init = fail",
     "the start of the loop": "session.never_block = fail",

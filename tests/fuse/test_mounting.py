@@ -9,7 +9,7 @@ from conftest import MNT, fuse_mounts, type_at
 
 from netnsfs import linux
 from netnsfs.config import Failure
-from netnsfs.fuse import takeover
+from netnsfs.fuse import mounting
 
 PLACE = bytes(MNT)
 
@@ -30,9 +30,9 @@ class Mounts:
         options |= {b"rootmode": b"40000", b"subtype": b"netnsfs"}
         return linux.new_mount(b"fuse", options, linux.MOUNT_ATTR_NODEV)
 
-    def attach(self) -> takeover.Identity | None:
+    def attach(self) -> mounting.Identity | None:
         with linux.closing(self.make()) as mount:
-            return takeover.attach(mount, PLACE)
+            return mounting.attach(mount, PLACE)
 
     def kill(self) -> None:
         """All daemons."""
@@ -45,13 +45,13 @@ def mounts() -> Iterator[Mounts]:
     mounts = Mounts()
     yield mounts
     mounts.kill()
-    while type_at(MNT) == takeover.FS_TYPE:
+    while type_at(MNT) == mounting.FS_TYPE:
         linux.umount(PLACE, linux.MNT_DETACH)
 
 
-def top() -> takeover.Identity:
-    with linux.closing(takeover.open_mount_point(PLACE)) as fd:
-        return takeover.identity_of(fd)
+def top() -> mounting.Identity:
+    with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+        return mounting.identity_of(fd)
 
 
 def test_the_second_withdraws(mounts: Mounts) -> None:
@@ -70,14 +70,14 @@ def test_who_withdraws_leaves_nothing_though_another_is_on_top(
         monkeypatch.undo()
         with (
             linux.closing(mounts.make()) as other,
-            linux.closing(takeover.open_mount_point(PLACE)) as target,
+            linux.closing(mounting.open_mount_point(PLACE)) as target,
         ):
             linux.move_mount(other, target)
         assert len(fuse_mounts()) == 3
         return False
 
     first = mounts.attach()
-    monkeypatch.setattr(takeover, "_is_lowest", another_too)
+    monkeypatch.setattr(mounting, "_is_lowest", another_too)
     assert mounts.attach() is None
     assert first == top()
     assert fuse_mounts() == [PLACE]
@@ -107,7 +107,7 @@ def test_a_mount_of_another_kind_below_is_not_another_start(mounts: Mounts) -> N
 def test_a_dead_one_is_detached(mounts: Mounts) -> None:
     mounts.attach()
     mounts.kill()
-    assert takeover.clear(PLACE) == PLACE
+    assert mounting.clear(PLACE) == PLACE
     assert fuse_mounts() == []
 
 
@@ -120,13 +120,13 @@ def test_what_has_replaced_a_dead_one_is_not_detached(
         linux.umount(PLACE, linux.MNT_DETACH)
         alive.append(mounts.attach())
 
-    alive: list[takeover.Identity | None] = []
-    refuse_alive = takeover._require_dead
+    alive: list[mounting.Identity | None] = []
+    refuse_alive = mounting._require_dead
     mounts.attach()
     mounts.kill()
-    monkeypatch.setattr(takeover, "_require_dead", replace)
+    monkeypatch.setattr(mounting, "_require_dead", replace)
     with pytest.raises(Failure, match="a netnsfs is already mounted at /mnt/netnsfs"):
-        takeover.clear(PLACE)
+        mounting.clear(PLACE)
     assert alive == [top()]
     assert fuse_mounts() == [PLACE]
 
@@ -138,16 +138,16 @@ def test_what_has_the_numbers_of_a_dead_mount_is_another(
     monkeypatch.setattr(linux, "FIRST_UNIQUE_MOUNT", 1 << 64)
     ours = mounts.attach()
     assert ours
-    with linux.closing(takeover.open_mount_point(PLACE)) as fd:
-        assert takeover.is_still(fd, ours, connected=True)
+    with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+        assert mounting.is_still(fd, ours, connected=True)
         # A netnsfs that does not answer is one that is alive.
-        assert not takeover.is_still(fd, ours, connected=False)
+        assert not mounting.is_still(fd, ours, connected=False)
         mounts.kill()
-        assert takeover.is_still(fd, ours, connected=False)
+        assert mounting.is_still(fd, ours, connected=False)
     linux.umount(PLACE, linux.MNT_DETACH)
     subprocess.run(["mount", "-t", "tmpfs", "theirs", MNT], check=True)
     try:
-        with linux.closing(takeover.open_mount_point(PLACE)) as fd:
-            assert not takeover.is_still(fd, takeover.identity_of(fd), connected=False)
+        with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+            assert not mounting.is_still(fd, mounting.identity_of(fd), connected=False)
     finally:
         linux.umount(PLACE, 0)
