@@ -18,7 +18,7 @@ from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.netns.population import Population, Watch
+from netnsfs.netns.populated_events import PopulatedEvents, MembershipWatch
 from netnsfs.node import (
     ENTRY_TIMEOUT,
     USUAL_SIZE,
@@ -170,14 +170,14 @@ class Settings:
         permissions: to whom it belongs unless it was given to somebody.
         opened: the open files of all views and `links`, and lists that somebody waits for.
         links: what all `links` have in common; None if there are none.
-        population: tells when members come and go.
+        populated_events: tells when members come and go.
     """
 
     views: Mapping[bytes, bytes]
     permissions: Permissions
     opened: OpenFiles
     links: Shared | None = None
-    population: Population = field(default_factory=Population)
+    populated_events: PopulatedEvents = field(default_factory=PopulatedEvents)
 
 
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
@@ -368,13 +368,13 @@ class NamespaceDirectory(Directory):
         with self.held_open():
             return bool(tasks.tids(self.namespace.inode))
 
-    def watch(self, file: Cuttable, wake: Callable[[], None]) -> Watch | None:
+    def watch(self, file: Cuttable, wake: Callable[[], None]) -> MembershipWatch | None:
         """Wake an open file when its namespace may be populated no longer, or again, or gone.
 
         Returns:
             None if this machine cannot tell.
         """
-        watch = self._settings.population.watch(self.namespace.inode, wake)
+        watch = self._settings.populated_events.watch(self.namespace.inode, wake)
         if watch:
             self._settings.opened.keep(file)
         return watch
@@ -420,7 +420,7 @@ class TaskList(Snapshot):
         self._changed = False
         self._closed = False
         self._lock = threading.Lock()
-        self._watch: Watch | None = None
+        self._watch: MembershipWatch | None = None
         self._wake: Callable[[], None] | None = None
         super().__init__(flags, self._take_list, directory.require_present)
 
@@ -439,7 +439,7 @@ class TaskList(Snapshot):
             self._changed = watch is not None and self._has_changed(watch)
         return self._changed
 
-    def _find_watch(self, wake: Callable[[], None]) -> Watch | None:
+    def _find_watch(self, wake: Callable[[], None]) -> MembershipWatch | None:
         with self._lock:
             self._wake = wake
             if self._watch is None:
@@ -449,7 +449,7 @@ class TaskList(Snapshot):
             self.close()
         return self._watch
 
-    def _has_changed(self, watch: Watch) -> bool:
+    def _has_changed(self, watch: MembershipWatch) -> bool:
         # Before the look: whatever comes after it is told.
         watch.renew()
         try:

@@ -15,7 +15,7 @@ from netnsfs import linux
 
 TESTS = Path(__file__).parents[1]
 OBJECT = str(TESTS.parent / "netnsfs/netns/tasks.bpf.o")
-PROBES_OBJECT = str(TESTS.parent / "netnsfs/netns/population.bpf.o")
+PROBES_OBJECT = str(TESTS.parent / "netnsfs/netns/populated_events.bpf.o")
 RELEASE = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 LOAD = f"""
 import errno

@@ -26,7 +26,7 @@ from conftest import (
 )
 
 from netnsfs import linux
-from netnsfs.netns.population import LINGER_SECONDS
+from netnsfs.netns.populated_events import LINGER_SECONDS
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 

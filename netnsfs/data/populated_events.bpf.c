@@ -3,7 +3,7 @@
  * A task leaves when it ends, or by setns(2) or unshare(2), and comes by setns(2). (A child is born
  * in the namespace of its parent, or in a new one that nobody watches yet.) All is told after it is
  * true, but for the end of a task, which is marked as ending by then. Each namespace is told of
- * once, until it is watched again: netns/population.py does so before it looks.
+ * once, until it is watched again: netns/populated_events.py does so before it looks.
  */
 
 #include "types.bpf.h"

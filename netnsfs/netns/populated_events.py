@@ -1,8 +1,8 @@
 """When the first member of a network namespace comes, and when the last one goes.
 
-The probes of data/population.bpf.c tell that a task came or left. What is true then, whoever
+The probes of data/populated_events.bpf.c tell that a task came or left. What is true then, whoever
 is told finds out for themselves (`tasks.tids`). A namespace is told of once. So it is
-watched again (`Watch.renew`) before that look: what happens after it is told.
+watched again (`MembershipWatch.renew`) before that look: what happens after it is told.
 
 The probes are attached while something is watched, and for a moment longer. They make each
 system call of the machine longer by less than 0.1 us.
@@ -23,7 +23,7 @@ from netnsfs import linux
 from netnsfs.jobs import may_block, start_thread
 from netnsfs.netns import tasks
 
-OBJECT = os.path.join(os.path.dirname(__file__), "population.bpf.o")
+OBJECT = os.path.join(os.path.dirname(__file__), "populated_events.bpf.o")
 """The compiled programs: made when the package is built."""
 
 PROBES = ("ends", "begins_call", "ends_call")
@@ -43,17 +43,17 @@ _NUMBER = struct.Struct("=I")
 log = logging.getLogger(__name__)
 
 
-class Watch:
+class MembershipWatch:
     """A namespace that somebody wants to be told of.
 
     Args:
-        population: what tells.
+        populated_events: what tells.
         inode: number of the namespace. Once that is gone, it may be another's.
         wake: called, on a thread of its own, when a task has come or left. It never waits.
     """
 
-    def __init__(self, population: "Population", inode: int, wake: Callable[[], None]) -> None:
-        self._population = population
+    def __init__(self, populated_events: "PopulatedEvents", inode: int, wake: Callable[[], None]) -> None:
+        self._population = populated_events
         self.inode = inode
         self.wake = wake
 
@@ -71,22 +71,22 @@ class Watch:
         self._population.give_up(self)
 
 
-class Population:
+class PopulatedEvents:
     """Tells when tasks come and go. For any thread; its own is `netnsfs-members`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watches: dict[int, set[Watch]] = {}
+        self._watches: dict[int, set[MembershipWatch]] = {}
         self._renewed: set[int] = set()
         self._probes: linux.Probes | None = None
         self._impossible = False
-        self._given_up: SimpleQueue[Watch] = SimpleQueue()
+        self._given_up: SimpleQueue[MembershipWatch] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Not when the interpreter ends: the thread may be at work until then.
         weakref.finalize(self, os.close, self._wake).atexit = False
 
-    def watch(self, inode: int, wake: Callable[[], None]) -> Watch | None:
-        """Watch a namespace. Arguments as for `Watch`.
+    def watch(self, inode: int, wake: Callable[[], None]) -> MembershipWatch | None:
+        """Watch a namespace. Arguments as for `MembershipWatch`.
 
         Returns:
             None if this machine cannot tell.
@@ -101,7 +101,7 @@ class Population:
         with self._lock:
             if not self._probes and not self._start():
                 return None
-            watch = Watch(self, inode, wake)
+            watch = MembershipWatch(self, inode, wake)
             self._watches.setdefault(inode, set()).add(watch)
             return watch
 
@@ -122,7 +122,7 @@ class Population:
         return True
 
     def renew(self, inode: int) -> None:
-        """See `Watch.renew`."""
+        """See `MembershipWatch.renew`."""
         may_block()
         with self._lock:
             # Whoever asks may have given it up meanwhile.
@@ -131,8 +131,8 @@ class Population:
                 self._probes.watch(_NUMBER.pack(inode))
                 self._renewed.add(inode)
 
-    def give_up(self, watch: Watch) -> None:
-        """See `Watch.close`."""
+    def give_up(self, watch: MembershipWatch) -> None:
+        """See `MembershipWatch.close`."""
         # The lock may be held by who loads the programs.
         self._given_up.put(watch)
         os.eventfd_write(self._wake, 1)
@@ -167,8 +167,8 @@ class Population:
                 self._renewed.discard(watch.inode)
                 probes.ignore(_NUMBER.pack(watch.inode))
 
-    def _take_told(self, probes: linux.Probes) -> list[Watch]:
-        woken: list[Watch] = []
+    def _take_told(self, probes: linux.Probes) -> list[MembershipWatch]:
+        woken: list[MembershipWatch] = []
         for told in probes.read_told():
             (inode,) = _NUMBER.unpack(told)
             self._renewed.discard(inode)

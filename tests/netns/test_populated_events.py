@@ -11,7 +11,7 @@ import pytest
 from conftest import RUN, ip, needs_btf, wait_for
 
 from netnsfs import linux
-from netnsfs.netns.population import Population
+from netnsfs.netns.populated_events import PopulatedEvents
 
 pytestmark = [
     pytest.mark.skipif(
@@ -36,8 +36,8 @@ def inode() -> Iterator[int]:
 
 
 def test_each_watch_is_told_once_until_it_is_renewed(inode: int) -> None:
-    population, told = Population(), queue.SimpleQueue[str]()
-    watches = [population.watch(inode, partial(told.put, name)) for name in "ab"]
+    populated_events, told = PopulatedEvents(), queue.SimpleQueue[str]()
+    watches = [populated_events.watch(inode, partial(told.put, name)) for name in "ab"]
     for watch in watches:
         assert watch
         watch.renew()
@@ -57,8 +57,8 @@ def test_each_watch_is_told_once_until_it_is_renewed(inode: int) -> None:
 
 
 def test_one_that_is_closed_is_told_nothing(inode: int) -> None:
-    population, told = Population(), queue.SimpleQueue[str]()
-    left, kept = (population.watch(inode, partial(told.put, name)) for name in "ab")
+    populated_events, told = PopulatedEvents(), queue.SimpleQueue[str]()
+    left, kept = (populated_events.watch(inode, partial(told.put, name)) for name in "ab")
     assert left
     assert kept
     left.renew()
@@ -73,10 +73,10 @@ def test_one_that_is_closed_is_told_nothing(inode: int) -> None:
 
 
 def test_it_works_again_after_a_rest(inode: int) -> None:
-    population = Population()
+    populated_events = PopulatedEvents()
     for _ in range(3):
         told = threading.Event()
-        watch = population.watch(inode, told.set)
+        watch = populated_events.watch(inode, told.set)
         assert watch
         assert is_at_work()
         watch.renew()
@@ -87,17 +87,17 @@ def test_it_works_again_after_a_rest(inode: int) -> None:
 
 
 def test_one_that_is_renewed_after_it_is_closed_hides_no_later_one(inode: int) -> None:
-    population, told = Population(), threading.Event()
-    late = population.watch(inode, told.set)
-    other = population.watch(os.stat("/proc/self/ns/net").st_ino, told.set)
+    populated_events, told = PopulatedEvents(), threading.Event()
+    late = populated_events.watch(inode, told.set)
+    other = populated_events.watch(os.stat("/proc/self/ns/net").st_ino, told.set)
     assert late
     assert other
     late.close()
-    wait_for(lambda: inode not in population._watches)
+    wait_for(lambda: inode not in populated_events._watches)
     late.renew()
     other.close()
     wait_for(lambda: not is_at_work())
-    watch = population.watch(inode, told.set)
+    watch = populated_events.watch(inode, told.set)
     assert watch
     watch.renew()
     ip("netns", "exec", "a", "true")
@@ -106,8 +106,8 @@ def test_one_that_is_renewed_after_it_is_closed_hides_no_later_one(inode: int) -
 
 
 def test_our_own_visits_are_not_told(inode: int) -> None:
-    population, told = Population(), threading.Event()
-    watch = population.watch(inode, told.set)
+    populated_events, told = PopulatedEvents(), threading.Event()
+    watch = populated_events.watch(inode, told.set)
     assert watch
     watch.renew()
 
