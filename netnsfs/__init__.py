@@ -63,7 +63,7 @@ threads but the event loop's have a name:
     netnsfs-link        follows a symbolic link of the run directory
     netnsfs-spares      makes spares
     netnsfs-probe       at the start, asks whether what is at the mount point answers
-    netnsfs-cut         closes what is open in a namespace whose last name was removed
+    netnsfs-revoke         closes what is open in a namespace whose last name was removed
     netnsfs-members     wakes whoever polls a list of members
     netnsfs-last       in a user's own mount namespace, waits until no other process is in it
     netnsfs-events      starts the *teller*, and starts it again if it ends

@@ -103,7 +103,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
 
     stats = Stats()
     root = Root(names, stats, config)
-    cut = partial(root.cut_what_others_remove, Changes(config.run_dir))
+    revoke = partial(root.revoke_what_others_remove, Changes(config.run_dir))
     told = Told(root.list_names())
     ours: list[Identity] = []
 
@@ -115,7 +115,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     def answers() -> None:
         ready()
         names.spares.start()
-        start_thread(cut, "netnsfs-cut")
+        start_thread(revoke, "netnsfs-revoke")
         _start_telling(config, ours[0], told)
         _end_when_last(config)
         tell_manager("READY=1")

@@ -45,7 +45,7 @@ from netnsfs.tree.callers import (
 )
 from netnsfs.tree.refs import NamespaceRef
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
-from netnsfs.tree.open_files import Cuttable, OpenFiles
+from netnsfs.tree.open_files import Revocable, OpenFiles
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
@@ -368,7 +368,7 @@ class NamespaceDirectory(Directory):
         with self.held_open():
             return bool(tasks.tids(self.namespace.inode))
 
-    def watch(self, file: Cuttable, wake: Callable[[], None]) -> MembershipWatch | None:
+    def watch(self, file: Revocable, wake: Callable[[], None]) -> MembershipWatch | None:
         """Wake an open file when its namespace may be populated no longer, or again, or gone.
 
         Returns:
@@ -457,8 +457,8 @@ class TaskList(Snapshot):
         except FileNotFoundError:
             return True
 
-    def cut(self, null: int) -> None:
-        """See `Cuttable.cut`."""
+    def revoke(self, null: int) -> None:
+        """See `Revocable.revoke`."""
         self._tell()
 
     def _tell(self) -> None:

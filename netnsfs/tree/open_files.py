@@ -1,7 +1,7 @@
 """Files of procfs and sysfs that users have open, and how they end with their namespace.
 
 Only what users have open is kept open: any other descriptor would keep a removed namespace
-alive. Once the last name of a namespace is removed, what users have open is cut (`OpenFiles`):
+alive. Once the last name of a namespace is removed, what users have open is revoked (`OpenFiles`):
 it answers ENODEV, and its descriptor leads to /dev/null. Otherwise whoever keeps a file open
 would keep the namespace, and read on in what nobody sees any more.
 """
@@ -18,7 +18,7 @@ from weakref import WeakSet
 from netnsfs.node import gone_error
 
 
-class Cuttable(Protocol):
+class Revocable(Protocol):
     """What is open, and is to learn that its namespace is not to be seen any more.
 
     Attributes:
@@ -34,7 +34,7 @@ class Cuttable(Protocol):
             OSError: that cannot be found out.
         """
 
-    def cut(self, null: int) -> None:
+    def revoke(self, null: int) -> None:
         """Take note that it is not.
 
         Args:
@@ -47,7 +47,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: WeakSet[Cuttable] = WeakSet()
+        self._files: WeakSet[Revocable] = WeakSet()
         self._any = threading.Event()
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._null)
@@ -61,15 +61,15 @@ class OpenFiles:
             since: how many `rounds` there had been before it was opened.
 
         Raises:
-            OSError: ESTALE if it should have been cut meanwhile.
+            OSError: ESTALE if it should have been revoked meanwhile.
         """
         # A round of cutting after the open has missed a file that was not in the table yet.
         if self.keep(file) != since and not file.is_shown():
-            file.cut(self._null)
+            file.revoke(self._null)
             file.close()
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def keep(self, file: Cuttable) -> int:
+    def keep(self, file: Revocable) -> int:
         """Take in what needs no look.
 
         Returns:
@@ -84,7 +84,7 @@ class OpenFiles:
         """Wait until there are some, or may be."""
         self._any.wait()
 
-    def cut_hidden(self) -> bool:
+    def revoke_unreachable(self) -> bool:
         """Cut those whose namespace is not to be seen any more where they were opened.
 
         Returns:
@@ -103,7 +103,7 @@ class OpenFiles:
                 if key not in shown:
                     shown[key] = file.is_shown()
                 if not shown[key]:
-                    file.cut(self._null)
+                    file.revoke(self._null)
             except OSError:
                 told = False
         return told
@@ -123,22 +123,22 @@ class OpenFile:
         self.is_shown = is_shown
         self.file = file
         self._closing = threading.Lock()
-        self._is_cut = False
+        self._revoked = False
 
     def require_not_revoked(self) -> None:
-        """Say so if it was cut.
+        """Say so if it was revoked.
 
         Raises:
             OSError: ENODEV.
         """
-        if self._is_cut:
+        if self._revoked:
             raise gone_error()
 
-    def cut(self, null: int) -> None:
-        """See `Cuttable.cut`. The file answers ENODEV from now on, also to a read meanwhile."""
+    def revoke(self, null: int) -> None:
+        """See `Revocable.revoke`. The file answers ENODEV from now on, also to a read meanwhile."""
         # First this: a read that goes on meanwhile then finds it set, and does not return what
         # it got.
-        self._is_cut = True
+        self._revoked = True
         # With a close(2) in between, the number would be another file's.
         with self._closing:
             if not self.file.closed:

@@ -146,7 +146,7 @@ class Root(NamesDirectory):
             return found
         raise absent_error(b"/".join(path), "there is no such namespace")
 
-    def cut_what_others_remove(self, changes: Changes) -> None:
+    def revoke_what_others_remove(self, changes: Changes) -> None:
         """Cut the open files of each namespace that loses its last name. Never returns.
 
         Args:
@@ -155,7 +155,7 @@ class Root(NamesDirectory):
         while True:
             self._opened.wait_for_any()
             changes.wait()
-            while not self._opened.cut_hidden():
+            while not self._opened.revoke_unreachable():
                 time.sleep(_RETRY_SECONDS)
 
     def attributes(self) -> Attributes:
@@ -207,7 +207,7 @@ class Root(NamesDirectory):
             self._require_no_devices(name)
         self._names.remove(name)
         self._directories.note_removed(name)
-        self._opened.cut_hidden()
+        self._opened.revoke_unreachable()
 
     def _require_idle(self, name: bytes) -> None:
         # Of a symbolic link, only the link is removed.
@@ -253,7 +253,7 @@ class Root(NamesDirectory):
         self._require_not_reserved(name)
         self._names.attach(name, fd)
         self._look_ahead(name)
-        self._opened.cut_hidden()
+        self._opened.revoke_unreachable()
 
     def _look_ahead(self, name: bytes) -> None:
         """Look a new name up, so that directories which are open learn of it at once."""

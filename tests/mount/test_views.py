@@ -300,7 +300,7 @@ def opened(mnt: Mounted, foo: Path) -> Iterator[Opened]:
     (mnt / "far").rmdir()
 
 
-def is_cut(fd: int) -> bool:
+def is_revoked(fd: int) -> bool:
     return error_of(os.pread, fd, 99, 0) == "ENODEV"
 
 
@@ -319,7 +319,7 @@ def remove_by_hand(foo: Path) -> None:
     ],
     ids=["rmdir", "ip netns del", "umount", "another daemon"],
 )
-def test_what_is_open_is_cut_with_the_last_name(
+def test_what_is_open_is_revoked_with_the_last_name(
     mnt: Mounted, foo: Path, opened: Opened, remove: Callable[[Path], object]
 ) -> None:
     assert opened.codes() == {""}
@@ -331,7 +331,7 @@ def test_what_is_open_is_cut_with_the_last_name(
         foo.mkdir()
 
 
-def test_what_is_open_is_cut_though_a_process_is_inside(
+def test_what_is_open_is_revoked_though_a_process_is_inside(
     foo: Path, opened: Opened, spawn: Spawn
 ) -> None:
     inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
@@ -364,7 +364,7 @@ def test_what_is_open_stays_while_any_name_stands(
     foo.mkdir()
 
 
-def test_what_is_open_is_cut_with_a_link(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+def test_what_is_open_is_revoked_with_a_link(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     inside = spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
     wait_for((foo / "pids").read_bytes)
     (RUN / "link").symlink_to(f"/proc/{inside.pid}/ns/net")
@@ -372,12 +372,12 @@ def test_what_is_open_is_cut_with_a_link(mnt: Mounted, foo: Path, spawn: Spawn) 
     foo.rmdir()
     assert error_of(os.pread, file, 99, 0) == ""
     (RUN / "link").unlink()
-    wait_for(partial(is_cut, file))
+    wait_for(partial(is_revoked, file))
     os.close(file)
     foo.mkdir()
 
 
-def test_what_is_open_below_unnamed_is_cut_by_a_name(
+def test_what_is_open_below_unnamed_is_revoked_by_a_name(
     mnt: Mounted, foo: Path, spawn: Spawn
 ) -> None:
     spawn("nsenter", f"--net={RUN}/foo", "sleep", "60")
@@ -391,13 +391,13 @@ def test_what_is_open_below_unnamed_is_cut_by_a_name(
         files = [os.open(unnamed / file, os.O_RDONLY) for file in Opened.FILES]
         give()
         for file in files:
-            wait_for(partial(is_cut, file))
+            wait_for(partial(is_revoked, file))
             os.close(file)
         foo.rmdir()
     foo.mkdir()
 
 
-def test_no_open_escapes_the_cut(mnt: Mounted) -> None:
+def test_no_open_escapes_revocation(mnt: Mounted) -> None:
     stop = threading.Event()
     held: list[int] = []
     seen: list[int] = []
@@ -420,7 +420,7 @@ def test_no_open_escapes_the_cut(mnt: Mounted) -> None:
     for thread in threads:
         thread.join()
     for fd in held:
-        wait_for(partial(is_cut, fd))
+        wait_for(partial(is_revoked, fd))
         os.close(fd)
 
 
