@@ -58,8 +58,8 @@ threads but the event loop's have a name:
 
     netnsfs-locked, netnsfs-read, netnsfs-mutate, netnsfs-slow
                         workers: a job at a time; may enter a namespace, but inside
-                        `jobs.visit()` only
-    netnsfs-visit       enters a namespace for a thread that may not (`jobs.on_own_thread`)
+                        `jobs.restoring_namespace()` only
+    netnsfs-enter       enters a namespace for a thread that may not (`jobs.on_own_thread`)
     netnsfs-link        follows a symbolic link of the run directory
     netnsfs-spares      makes spares
     netnsfs-probe       at the start, asks whether what is at the mount point answers

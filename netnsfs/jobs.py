@@ -4,9 +4,9 @@ unshare(2) and setns(2) change one thread. A thread that comes back to a pool in
 namespace poisons whatever runs on it next, and a thread that it starts is born in that
 namespace too. Hence three rules:
 
-1. A thread enters a namespace only inside `visit()`, and only if it is expendable. The
-   block ends with the thread at home, or with the thread marked as stranded.
-2. A stranded thread ends after its job, and starts no other thread.
+1. A thread enters a namespace only inside `restoring_namespace()`, and only if it is disposable. The
+   block ends with the thread at home, or with the thread marked as tainted.
+2. A tainted thread ends after its job, and starts no other thread.
 3. A job whose caller stops waiting is told so at `commit()`, the point before anything
    that others can see. One of the two wins: either the caller learns that the job went
    through, or the job undoes what it has begun.
@@ -42,7 +42,7 @@ class Abandoned(Exception):
 
 
 class Job(Generic[T]):
-    """One call, made on an expendable thread and awaited elsewhere.
+    """One call, made on a disposable thread and awaited elsewhere.
 
     Args:
         function: what to call.
@@ -54,7 +54,7 @@ class Job(Generic[T]):
         started: a thread is at it, or was.
         began: when (time.monotonic).
         abandoned: nobody waits for it any more.
-        stranded: it left its thread in a foreign namespace.
+        tainted: it left its thread in a foreign namespace.
     """
 
     def __init__(self, function: Callable[..., T], *args: object) -> None:
@@ -69,7 +69,7 @@ class Job(Generic[T]):
         self.started = False
         self.began = 0.0
         self.abandoned = False
-        self.stranded = False
+        self.tainted = False
 
     def run(self) -> None:
         """Make the call on this thread and keep what comes of it."""
@@ -83,7 +83,7 @@ class Job(Generic[T]):
             self._error = error
         finally:
             _local.job = None
-            self.stranded = _local.stranded
+            self.tainted = _local.tainted
 
     def result(self) -> T:
         """What the call returned, or raise what it raised."""
@@ -114,8 +114,8 @@ class Job(Generic[T]):
 
 class _Local(threading.local):
     never_blocks = False
-    expendable = False
-    stranded = False
+    disposable = False
+    tainted = False
     original_ns: int | None = None
     job: Job[Any] | None = None
 
@@ -182,12 +182,12 @@ def commit() -> None:
 
 
 @contextlib.contextmanager
-def expendable() -> Iterator[None]:
-    """Make the calling thread, which must end after the block, one that may `visit()`."""
+def disposable() -> Iterator[None]:
+    """Make the calling thread, which must end after the block, one that may `restoring_namespace()`."""
     # Signals belong to the main thread: it is the one whose blocked read they must end,
     # and here they would make system calls fail with EINTR.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    _local.expendable = True
+    _local.disposable = True
     try:
         yield
     finally:
@@ -196,10 +196,10 @@ def expendable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def visit() -> Iterator[None]:
-    """Let the calling, expendable thread change its network namespace until the block ends."""
-    if not _local.expendable:
-        raise RuntimeError("only an expendable thread may leave its network namespace")
+def restoring_namespace() -> Iterator[None]:
+    """Let the calling, disposable thread change its network namespace until the block ends."""
+    if not _local.disposable:
+        raise RuntimeError("only a disposable thread may leave its network namespace")
     if _local.original_ns is None:
         # /proc/self would be the process's first thread.
         _local.original_ns = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -211,7 +211,7 @@ def visit() -> Iterator[None]:
         except OSError:
             # In a user namespace, the way back to a namespace of the outer one is closed
             # (EPERM). The work is done all the same, so this is no error of the job.
-            _local.stranded = True
+            _local.tainted = True
 
 
 def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
@@ -239,17 +239,17 @@ def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
 
 
 def on_own_thread(function: Callable[..., T], *args: object) -> T:
-    """Call `function` where it may `visit()`: here, or on a thread made for this one call."""
+    """Call `function` where it may `restoring_namespace()`: here, or on a thread made for this one call."""
     may_block()
-    if _local.expendable:
+    if _local.disposable:
         return function(*args)
     job = Job(function, *args)
 
     def run() -> None:
-        with expendable():
+        with disposable():
             job.run()
 
-    start_thread(run, "netnsfs-visit").join()
+    start_thread(run, "netnsfs-enter").join()
     return job.result()
 
 
@@ -264,7 +264,7 @@ def each_on_own_thread(function: Callable[[A], T], arguments: Iterable[A]) -> li
     def call_until_stranded() -> bool:
         for argument in left:
             results.append(function(argument))
-            if _local.stranded:
+            if _local.tainted:
                 return True
         return False
 

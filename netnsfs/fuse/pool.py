@@ -5,7 +5,7 @@ bounded in time: a client that waits for a FUSE request cannot be killed, not ev
 SIGKILL.
 
 trio.to_thread was considered: its threads go back to a cache that the whole process
-shares, and one that is stranded in a namespace (see `jobs`) could not be taken out.
+shares, and one that is tainted in a namespace (see `jobs`) could not be taken out.
 
 The counts of jobs and threads are kept by the event loop's thread alone, and so need no lock.
 A worker hands a finished job over with `run_sync_soon`. A job that hangs (a dead NFS server
@@ -27,7 +27,7 @@ import trio
 from netnsfs.fuse.loop import Completion, LoopWaiter
 from netnsfs.fuse.quotas import ROOT
 from netnsfs.fuse.fair_queue import FairQueue, QueueItem
-from netnsfs.jobs import Job, expendable, start_thread
+from netnsfs.jobs import Job, disposable, start_thread
 
 T = TypeVar("T")
 
@@ -175,7 +175,7 @@ class Pool:
             self._queue.put_stop()
 
     def _work(self) -> None:
-        with expendable():
+        with disposable():
             while (queued := self._queue.get()) is not None:
                 job = queued.job
                 if not job.abandoned:
@@ -183,7 +183,7 @@ class Pool:
                 self._queue.finish(queued)
                 if not queued.end.complete() and not self._hand_over(queued):
                     return
-                if job.stranded:
+                if job.tainted:
                     return
                 # What a job holds ends with it, not with the next one.
                 del queued, job
@@ -206,7 +206,7 @@ class Pool:
         job = queued.job
         self._jobs -= 1
         self._lost -= queued.lost
-        self._threads -= job.stranded
+        self._threads -= job.tainted
         if queued.done is not None:
             queued.done.set()
         # What waits in the queue has been refused already if there is no thread at all.

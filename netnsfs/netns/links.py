@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import commit, may_block, on_own_thread, visit
+from netnsfs.jobs import commit, may_block, on_own_thread, restoring_namespace
 from netnsfs.linux.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -220,7 +220,7 @@ def rtnetlink(fd: int, groups: int = 0) -> Iterator[RouteSocket]:
 
 
 def _open_inside(fd: int, groups: int) -> RouteSocket:
-    with visit():
+    with restoring_namespace():
         linux.setns(fd, linux.CLONE_NEWNET)
         return RouteSocket(groups)
 

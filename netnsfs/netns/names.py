@@ -40,7 +40,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from netnsfs import linux
-from netnsfs.jobs import commit, may_block, on_own_thread, visit
+from netnsfs.jobs import commit, may_block, on_own_thread, restoring_namespace
 from netnsfs.netns.nsfs import (
     Namespace,
     is_of_nsfs,
@@ -486,7 +486,7 @@ def _entry_of(fd: int) -> Entry:
 
 @contextmanager
 def _new_namespace() -> Iterator[tuple[int, Namespace]]:
-    with visit():
+    with restoring_namespace():
         with _telling_limit("user.max_net_namespaces"):
             linux.unshare(linux.CLONE_NEWNET)
         fd, made = open_own_namespace()
@@ -502,7 +502,7 @@ def _open_inside(fd: int) -> int:
     no other place where the run directory is mounted (fs/namespace.c).
     """
     try:
-        with visit():
+        with restoring_namespace():
             linux.setns(fd, linux.CLONE_NEWNET)
             return open_own_namespace()[0]
     except PermissionError:

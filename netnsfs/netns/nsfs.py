@@ -9,7 +9,7 @@ import os
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import on_own_thread, visit
+from netnsfs.jobs import on_own_thread, restoring_namespace
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _OWN = b"/proc/thread-self/ns/net"
@@ -70,7 +70,7 @@ def _describe(fd: int) -> Namespace:
 
 
 def _cookie_of(fd: int) -> int:
-    with visit():
+    with restoring_namespace():
         linux.setns(fd, linux.CLONE_NEWNET)
         return linux.netns_cookie()
 

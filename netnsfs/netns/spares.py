@@ -38,7 +38,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import expendable, start_thread, visit
+from netnsfs.jobs import disposable, start_thread, restoring_namespace
 from netnsfs.netns.nsfs import Namespace, open_own_namespace
 
 # How long after a mkdir spares are made. A thread that makes one takes the interpreter and the
@@ -215,7 +215,7 @@ class Spares:
             os.close(self._held.popleft().fd)
 
     def _keep_filled(self) -> None:
-        with expendable():
+        with disposable():
             while self._wanted.wait():
                 self._wanted.clear()
                 try:
@@ -238,7 +238,7 @@ class Spares:
 
     def _add_spare(self) -> None:
         origin = self._current_origin()
-        with visit():
+        with restoring_namespace():
             linux.unshare(linux.CLONE_NEWNET)
             spare = _Spare(*open_own_namespace())
         with ExitStack() as unfit:

@@ -79,7 +79,7 @@ class Parent(Protocol):
         """See `NamespaceRef.is_shown`."""
 
     def enter_namespace(self) -> None:
-        """Move the calling thread, inside `visit()`, into the namespace."""
+        """Move the calling thread, inside `restoring_namespace()`, into the namespace."""
 
     def held_open(self) -> AbstractContextManager[int]:
         """A descriptor of the namespace, until the block ends."""

@@ -20,7 +20,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import each_on_own_thread, may_block, visit
+from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
@@ -265,7 +265,7 @@ def _read_namespace(names: Names, name: bytes) -> Reading | None:
 
 def _read_inside(name: bytes, fd: int) -> Reading:
     # Entered only now: the thread that follows a link starts in the namespace of this one.
-    with visit():
+    with restoring_namespace():
         linux.setns(fd, linux.CLONE_NEWNET)
         sockets = _read_file(_SOCKETS) + _read_file(_SOCKETS6)
         overflows = _parse_overflows(_read_file(_STATISTICS))

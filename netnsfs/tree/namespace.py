@@ -380,7 +380,7 @@ class NamespaceDirectory(Directory):
         return watch
 
     def enter_namespace(self) -> None:
-        """Move the calling thread, inside `visit()`, into the namespace.
+        """Move the calling thread, inside `restoring_namespace()`, into the namespace.
 
         Raises:
             OSError: ENOENT if it cannot be found any more.

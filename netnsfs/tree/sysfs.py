@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netnsfs import linux
-from netnsfs.jobs import may_block, on_own_thread, visit
+from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
 from netnsfs.node import (
     USUAL_SIZE,
     Attributes,
@@ -129,7 +129,7 @@ class SysfsMounts:
 
 
 def _mount_inside(enter: Callable[[], None]) -> int:
-    with visit():
+    with restoring_namespace():
         enter()
         return linux.new_mount(b"sysfs", {}, _MOUNT_ATTRIBUTES)
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from netnsfs.jobs import may_block, on_own_thread, visit
+from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
 from netnsfs.node import (
     ENTRY_TIMEOUT,
     USUAL_SIZE,
@@ -94,7 +94,7 @@ class View:
         """Call something on a thread that is in the namespace."""
 
         def run() -> T:
-            with visit():
+            with restoring_namespace():
                 self.enter()
                 return function(*args)
 

@@ -32,7 +32,7 @@ from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
-from netnsfs.jobs import never_block, on_own_thread, visit
+from netnsfs.jobs import never_block, on_own_thread, restoring_namespace
 from netnsfs.netns.names import Names
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
@@ -182,7 +182,7 @@ class Direct:
         return on_own_thread(self._write, name, data, offset)
 
     def _write(self, name: str, data: bytes, offset: int) -> tuple[str, int, bytes]:
-        with visit():
+        with restoring_namespace():
             linux.setns(self._fd, linux.CLONE_NEWNET)
             return outcome(Path("/proc/sys/net", name), data, offset)
 

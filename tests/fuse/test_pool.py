@@ -55,7 +55,7 @@ async def hasty(loop: LoopWaiter) -> AsyncIterator[Pool]:
 
 
 def travel() -> str:
-    with workers.visit():
+    with workers.restoring_namespace():
         linux.unshare(linux.CLONE_NEWNET)
         return own()
 
@@ -104,7 +104,7 @@ async def test_jobs_queued_behind_a_stranded_thread_are_done(
 
 
 def test_only_an_expendable_thread_may_visit() -> None:
-    with pytest.raises(RuntimeError, match="expendable"), workers.visit():
+    with pytest.raises(RuntimeError, match="disposable"), workers.restoring_namespace():
         pass
 
 

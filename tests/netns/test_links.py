@@ -14,7 +14,7 @@ import pytest
 from conftest import RUN, error_of, ip, wait_for
 
 from netnsfs import linux
-from netnsfs.jobs import on_own_thread, visit
+from netnsfs.jobs import on_own_thread, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links
 from netnsfs.netns.links import rtnetlink
@@ -57,7 +57,7 @@ def index_of(fd: int, name: bytes) -> int:
 
 def sysfs_of(fd: int) -> int:
     def inside() -> int:
-        with visit():
+        with restoring_namespace():
             linux.setns(fd, linux.CLONE_NEWNET)
             return linux.new_mount(b"sysfs", {}, 0)
 

@@ -211,7 +211,7 @@ def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
     job = workers.Job(names.create, b"x")
 
     def run() -> None:
-        with workers.expendable():
+        with workers.disposable():
             job.abandon()
             job.run()
 

@@ -7,13 +7,13 @@ import pytest
 from conftest import error_of
 
 from netnsfs import linux
-from netnsfs.jobs import on_own_thread, visit
+from netnsfs.jobs import on_own_thread, restoring_namespace
 from netnsfs.netns import nsfs
 
 
 def make() -> tuple[int, nsfs.Namespace]:
     """A new namespace."""
-    with visit():
+    with restoring_namespace():
         linux.unshare(linux.CLONE_NEWNET)
         return nsfs.open_own_namespace()
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import HOLD_THREAD, RUN, USER_MODE_LINUX, error_of, ip, kills_forks, wait_for
 
 from netnsfs import linux
-from netnsfs.jobs import expendable, visit
+from netnsfs.jobs import disposable, restoring_namespace
 from netnsfs.netns import signals, tasks
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -207,7 +207,7 @@ def test_this_process_is_none(foo: Path) -> None:
     inside: list[int] = []
 
     def stay() -> None:
-        with expendable(), visit():
+        with disposable(), restoring_namespace():
             with linux.closing(os.open(foo, os.O_RDONLY)) as fd:
                 linux.setns(fd, linux.CLONE_NEWNET)
             inside.append(os.stat("/proc/thread-self/ns/net").st_ino)

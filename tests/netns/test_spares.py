@@ -17,7 +17,7 @@ from conftest import MNT, RUN, Mounted, Start, ip, settled, wait_for
 from usage import descriptors
 
 from netnsfs import linux
-from netnsfs.jobs import expendable
+from netnsfs.jobs import disposable
 from netnsfs.netns.spares import Spares
 
 SYSCTL = Path("/proc/sys/net")
@@ -171,7 +171,7 @@ def test_a_spare_born_during_a_change_that_was_taken_back_is_thrown_away(
     spares = Spares(1)
 
     def fill() -> None:
-        with expendable():
+        with disposable():
             while not len(spares):
                 spares._add_spare()
 

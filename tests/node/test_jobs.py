@@ -19,7 +19,7 @@ def run(job: Job[object]) -> None:
     """Run it on a thread that ends."""
 
     def work() -> None:
-        with jobs.expendable():
+        with jobs.disposable():
             job.run()
 
     thread = threading.Thread(target=work)
@@ -68,7 +68,7 @@ def test_outside_of_a_job_nobody_gives_up() -> None:
 
 
 def leave() -> str:
-    with jobs.visit():
+    with jobs.restoring_namespace():
         linux.unshare(linux.CLONE_NEWNET)
         return own()
 
@@ -84,7 +84,7 @@ def test_on_a_thread_that_may_leave_no_other_is_made() -> None:
     idents: list[int] = []
 
     def work() -> None:
-        with jobs.expendable():
+        with jobs.disposable():
             idents.append(threading.get_ident())
             job.run()
             # It comes home between two visits.

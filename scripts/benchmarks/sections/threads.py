@@ -11,7 +11,7 @@ from benchmarks.race import Side, race, repeat
 from benchmarks.report import heading, table
 from benchmarks.scale import Scale
 from netnsfs import linux
-from netnsfs.jobs import expendable, start_thread, visit
+from netnsfs.jobs import disposable, start_thread, restoring_namespace
 from netnsfs.netns.names import Names
 
 
@@ -25,7 +25,7 @@ def measure(scale: Scale) -> None:
         names.remove(name)
 
     def look(_: bytes) -> None:
-        with visit():
+        with restoring_namespace():
             linux.setns(foo, linux.CLONE_NEWNET)
             cat(Path("/proc/thread-self/net/dev"))
 
@@ -48,7 +48,7 @@ def measure(scale: Scale) -> None:
 
 def _in_threads(count: int, job: Callable[[bytes], None], calls: int) -> None:
     def work(number: int) -> None:
-        with expendable():
+        with disposable():
             repeat(job, b"thread%d" % number)(calls // count)
 
     started = [start_thread(partial(work, number), "bench") for number in range(count)]
