@@ -6,7 +6,7 @@ which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
-    running, last_process           which netnsfs serve here; who else is in the mount namespace
+    instances, last_process          which netnsfs serve here; who else is in the mount namespace
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle

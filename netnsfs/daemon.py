@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import last_process, linux, logs, running
+from netnsfs import last_process, linux, logs, instances
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import session, mounting
 from netnsfs.fuse.mounting import Identity
@@ -79,7 +79,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
     except Failure as failure:
         already = isinstance(failure, mounting.AlreadyMounted)
         # mount(8) asks for the same mount again, which is no failure.
-        if already and config.repeatable and running.serves(config):
+        if already and config.repeatable and instances.serves(config):
             return 0
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status

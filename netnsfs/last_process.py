@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from netnsfs import linux, running
+from netnsfs import linux, instances
 
 _POLL_SECONDS = 60.0
 _RETRY_SECONDS = 1.0
@@ -35,11 +35,11 @@ def other_processes() -> Iterator[int]:
 
 
 def _serves(pid: str) -> bool:
-    if running.is_daemon(pid):
+    if instances.is_daemon(pid):
         return True
     # A parent that is outside may not be looked at, and is no daemon of this mount namespace.
     with suppress(OSError):
-        return running.is_daemon(_parent_of(pid))
+        return instances.is_daemon(_parent_of(pid))
     return False
 
 

@@ -19,7 +19,7 @@ def serves(config: Config) -> bool:
     Args:
         config: where and how. Its source, and how it is run, make no difference.
     """
-    return _essence(config) in map(_essence, _served())
+    return _comparable(config) in map(_comparable, _served())
 
 
 def is_daemon(pid: str) -> bool:
@@ -34,7 +34,7 @@ def is_daemon(pid: str) -> bool:
         return False
 
 
-def _essence(config: Config) -> Config:
+def _comparable(config: Config) -> Config:
     return replace(config, source="", repeatable=False, foreground=False, debug=False)
 
 
