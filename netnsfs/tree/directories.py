@@ -5,7 +5,7 @@ from weakref import WeakValueDictionary
 
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.tree.refs import NamespaceRef, NameRef, HolderRef
-from netnsfs.tree.namespace import FIRST, NO_NAME, NamespaceDirectory, Settings
+from netnsfs.tree.namespace import FIRST, NO_NAME, NamespaceDirectory, MountContext
 
 
 class Directories:
@@ -17,11 +17,11 @@ class Directories:
     ESTALE there during a rename(2) from the one to the other.
 
     Args:
-        settings: what is the same in each.
+        context: what is the same in each.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, context: MountContext) -> None:
+        self._context = context
         # Weak: a directory is forgotten when the kernel forgets it. Nothing else must keep it.
         self._by_key: WeakValueDictionary[object, NamespaceDirectory] = WeakValueDictionary()
         self._by_name: WeakValueDictionary[bytes, NamespaceDirectory] = WeakValueDictionary()
@@ -97,7 +97,7 @@ class Directories:
         node = self._by_key.get(key)
         if node is None:
             node = self._by_key[key] = NamespaceDirectory(
-                namespace, ref, self._settings, name_key
+                namespace, ref, self._context, name_key
             )
         return node
 

@@ -162,7 +162,7 @@ _FIXED_LEVELS = {b"net": 1, b"sysctl": 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MountContext:
     """What is the same for all namespaces of a mount.
 
     Attributes:
@@ -200,12 +200,12 @@ class NamespaceDirectory(Directory):
         self,
         namespace: Namespace,
         ref: NamespaceRef,
-        settings: Settings,
+        context: MountContext,
         name_key: bytes,
     ) -> None:
         self.namespace = namespace
         self.ref = ref
-        self._settings = settings
+        self._context = context
         self.name_key = name_key
         # A number is that of one node. The other directories of the namespace get any.
         self.number = namespace.inode if name_key == FIRST else 0
@@ -221,12 +221,12 @@ class NamespaceDirectory(Directory):
 
     def current_owner(self) -> Owner:
         """The owner of the namespace."""
-        return self.ref.owner() or self._settings.permissions.default_owner()
+        return self.ref.owner() or self._context.permissions.default_owner()
 
     def attributes(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
         # A directory has a link for itself, one for its name, and one for each directory in it.
-        below = len(self._settings.views) + bool(self._settings.links)
+        below = len(self._context.views) + bool(self._context.links)
         mode, links = stat.S_IFDIR | owner.mode, 2 + below
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
         # For a second only: a user whose current directory this is makes no lookup, and so
@@ -244,7 +244,7 @@ class NamespaceDirectory(Directory):
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
 
         def decide(before: Owner | None) -> Owner:
-            permissions = self._settings.permissions
+            permissions = self._context.permissions
             owner = before or permissions.default_owner()
             return permissions.owner_when_given(owner, mode, uid, gid, caller)
 
@@ -256,10 +256,10 @@ class NamespaceDirectory(Directory):
             return NamespaceFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
-        if name == LINKS and self._settings.links:
-            return LinksDirectory(self, self._settings.links)
-        if name in self._settings.views:
-            return self._make_view(name).find_node(self._settings.views[name])
+        if name == LINKS and self._context.links:
+            return LinksDirectory(self, self._context.links)
+        if name in self._context.views:
+            return self._make_view(name).find_node(self._context.views[name])
         return super().lookup(name, caller)
 
     def _make_view(self, name: bytes) -> views.View:
@@ -267,10 +267,10 @@ class NamespaceDirectory(Directory):
             self.key,
             self.enter_namespace,
             self.file_attributes,
-            self._settings.opened,
+            self._context.opened,
             self.is_shown,
             self.require_may_open,
-            self._settings.permissions.dmask,
+            self._context.permissions.dmask,
             name == _WRITABLE_VIEW,
             _FIXED_LEVELS[name],
         )
@@ -298,12 +298,12 @@ class NamespaceDirectory(Directory):
 
     def file_attributes(self, mode: int) -> tuple[int, int, int]:
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self._settings.permissions.file_attributes(mode, self.current_owner())
+        return self._context.permissions.file_attributes(mode, self.current_owner())
 
     def list_names(self) -> list[bytes]:
         self.require_present()
-        links = [LINKS] if self._settings.links else []
-        return [*NAMESPACE, _LINK, *self._settings.views, *links]
+        links = [LINKS] if self._context.links else []
+        return [*NAMESPACE, _LINK, *self._context.views, *links]
 
     def require_present(self) -> None:
         self.ref.require_present(self.namespace)
@@ -374,9 +374,9 @@ class NamespaceDirectory(Directory):
         Returns:
             None if this machine cannot tell.
         """
-        watch = self._settings.populated_events.watch(self.namespace.inode, wake)
+        watch = self._context.populated_events.watch(self.namespace.inode, wake)
         if watch:
-            self._settings.opened.keep(file)
+            self._context.opened.keep(file)
         return watch
 
     def enter_namespace(self) -> None:

@@ -40,7 +40,7 @@ from netnsfs.tree.ctldir import (
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
 from netnsfs.tree.links import Neighbours, Shared
-from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, Settings
+from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, MountContext
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.sysfs import SysfsMounts
@@ -96,8 +96,8 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         shared = self._share_links(config, stats) if config.views else None
-        settings = Settings(shown, config.permissions, self._opened, shared)
-        self._directories = Directories(settings)
+        context = MountContext(shown, config.permissions, self._opened, shared)
+        self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
         counters = Metrics(names, stats, config.permissions)
