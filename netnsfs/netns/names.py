@@ -52,7 +52,7 @@ from netnsfs.netns.nsfs import (
 from netnsfs.netns.owners import Owners
 from netnsfs.netns.rundir import RunDirectory
 from netnsfs.netns.spares import Spares
-from netnsfs.netns.symlinks import Links
+from netnsfs.netns.symlinks import SymlinkFollower
 from netnsfs.permissions import Owner
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Names:
     def __init__(self, path: bytes, spares: Spares | None = None) -> None:
         self.directory = RunDirectory(path)
         self.owners = Owners(self.directory)
-        self.links = Links(path)
+        self.links = SymlinkFollower(path)
         self.spares = Spares(0) if spares is None else spares
 
     def path_of(self, name: bytes) -> bytes:

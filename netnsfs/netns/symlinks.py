@@ -17,7 +17,7 @@ from netnsfs.netns.nsfs import reopen
 FOLLOW_SECONDS = 1.0
 
 
-class Links:
+class SymlinkFollower:
     """Follows the links of one run directory.
 
     Args:

@@ -1,4 +1,4 @@
-"""Links in the run directory: followed to where they lead, and never for long."""
+"""SymlinkFollower in the run directory: followed to where they lead, and never for long."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from conftest import RUN, error_of
 from netnsfs import linux
 from netnsfs.netns import symlinks
 from netnsfs.netns.names import Names
-from netnsfs.netns.symlinks import Links
+from netnsfs.netns.symlinks import SymlinkFollower
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_link_is_never_followed_into_our_own_mount() -> None:
         target.rmdir()
 
 
-def follow(links: Links, path: Path) -> int:
+def follow(links: SymlinkFollower, path: Path) -> int:
     with linux.closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
         mark = linux.statx(b"", fd)
         # Another link in its place is not the one that is followed.
@@ -50,7 +50,7 @@ def follow(links: Links, path: Path) -> int:
 
 
 def test_what_is_followed_is_the_link_that_was_seen() -> None:
-    links, path = Links(bytes(RUN)), RUN / "lnk"
+    links, path = SymlinkFollower(bytes(RUN)), RUN / "lnk"
     path.symlink_to("../../proc/self/ns/net")
     with linux.closing(follow(links, path)) as fd:
         assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
@@ -59,7 +59,7 @@ def test_what_is_followed_is_the_link_that_was_seen() -> None:
 
 
 def test_a_link_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    links, path, go_on = Links(bytes(RUN)), RUN / "lnk", threading.Event()
+    links, path, go_on = SymlinkFollower(bytes(RUN)), RUN / "lnk", threading.Event()
     path.symlink_to("/proc/self/ns/net")
     open_avoiding = linux.open_avoiding
 
