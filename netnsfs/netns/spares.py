@@ -71,7 +71,7 @@ _NOT_INHERITED = (b"0\n", b"2\n")
 
 # An open file can carry these two without any effect on a namespace's file: they mark a
 # descriptor as that of a spare, for every netnsfs on the machine.
-_MARK = os.O_APPEND | os.O_NOATIME
+_SPARE_FLAGS = os.O_APPEND | os.O_NOATIME
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,10 @@ def spares_possible() -> bool:
 
 def is_spare(flags: int) -> bool:
     """Whether a descriptor of a namespace, with these flags (open(2)), is that of a spare."""
-    return flags & _MARK == _MARK
+    return flags & _SPARE_FLAGS == _SPARE_FLAGS
 
 
-class _Origin:
+class InheritedSettings:
     """Where a new namespace copies from, as it is now. For one thread at a time.
 
     Attributes:
@@ -168,7 +168,7 @@ class Spares:
         self._count = count
         self._lock = threading.Lock()
         self._held: deque[_Spare] = deque()
-        self._origin: _Origin | None = None
+        self._origin: InheritedSettings | None = None
         self._wanted = threading.Event()
         self._taken = 0.0
         self.hits = 0
@@ -237,21 +237,21 @@ class Spares:
             time.sleep(min(wait, _LOOK_AGAIN_SECONDS))
 
     def _add_spare(self) -> None:
-        origin = self._current_origin()
+        inherited = self._inherited_now()
         with restoring_namespace():
             linux.unshare(linux.CLONE_NEWNET)
             spare = _Spare(*open_own_namespace())
         with ExitStack() as unfit:
             unfit.callback(os.close, spare.fd)
-            fcntl.fcntl(spare.fd, fcntl.F_SETFL, _MARK)
+            fcntl.fcntl(spare.fd, fcntl.F_SETFL, _SPARE_FLAGS)
             with self._lock:
                 # It may have changed before the birth or after it.
-                if not origin.has_changed():
+                if not inherited.has_changed():
                     self._held.append(spare)
                     unfit.pop_all()
 
-    def _current_origin(self) -> _Origin:
-        """The origin of the spares that are held, or another one if that has changed."""
+    def _inherited_now(self) -> InheritedSettings:
+        """What the spares that are held have inherited, or what is inherited by now if that differs."""
         with self._lock:
             if self._origin and not self._origin.has_changed():
                 return self._origin
@@ -259,7 +259,7 @@ class Spares:
             before, self._origin = self._origin, None
         if before:
             before.close()
-        origin = _Origin()
+        inherited = InheritedSettings()
         with self._lock:
-            self._origin = origin
-        return origin
+            self._origin = inherited
+        return inherited
