@@ -9,10 +9,10 @@ Time. A handler answers at once or waits in the pool, which limits the time: a c
 waits for FUSE cannot be killed. Nothing here, and nothing that is waited for, may touch the
 mount that is being served.
 
-Errors. A shield stands around every handler: OSError becomes its errno, anything unexpected
+Errors. Every handler translates them: OSError becomes its errno, anything unexpected
 is logged with its traceback and becomes EIO. pyfuse3 alone would end the whole file system
 for either. The four requests that make up most of the traffic (lookup, open, read, release)
-have the shield inside and call the tree themselves: one more coroutine around each would cost
+translate inside and call the tree themselves: one more coroutine around each would cost
 a tenth of their time. For the same reason they repeat a few lines of other methods.
 
 ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
@@ -72,19 +72,19 @@ _CHANGED = select.POLLPRI | select.POLLERR
 log = logging.getLogger(__name__)
 
 
-def _shielded(
+def _translate_errors(
     handler: Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Adapter, P], Coroutine[Any, Any, T]]:
     @functools.wraps(handler)
-    async def shielded(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def translating(self: Adapter, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.stats.requests[request] += 1
         try:
             return await handler(self, *args, **kwargs)
         except Exception as error:
-            raise self.refuse(error, request) from None
+            raise self.to_fuse_error(error, request) from None
 
     request = handler.__name__
-    return shielded
+    return translating
 
 
 def _not_open_error() -> OSError:
@@ -170,7 +170,7 @@ class Operations(pyfuse3.Operations):
     def init(self) -> None:
         self._ready()
 
-    def refuse(self, error: Exception, request: str) -> FUSEError:
+    def to_fuse_error(self, error: Exception, request: str) -> FUSEError:
         """The answer to a request that failed."""
         if isinstance(error, FUSEError):
             answer = error
@@ -287,9 +287,9 @@ class Operations(pyfuse3.Operations):
             known.lookup_count += 1
             return known.attributes
         except Exception as error:
-            raise self.refuse(error, "lookup") from None
+            raise self.to_fuse_error(error, "lookup") from None
 
-    @_shielded
+    @_translate_errors
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
@@ -304,7 +304,7 @@ class Operations(pyfuse3.Operations):
             self._told.note_made(name, node.subject)
         return entry
 
-    @_shielded
+    @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
         if self._is_teller(parent_inode, ctx):
@@ -314,7 +314,7 @@ class Operations(pyfuse3.Operations):
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_removed(name)
 
-    @_shielded
+    @_translate_errors
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
@@ -327,7 +327,7 @@ class Operations(pyfuse3.Operations):
             self._told.note_made(name, node.subject)
         return entry
 
-    @_shielded
+    @_translate_errors
     async def rename(
         self,
         parent_inode_old: int,
@@ -350,23 +350,23 @@ class Operations(pyfuse3.Operations):
         if parent_inode_new == pyfuse3.ROOT_INODE:
             self._told.note_made(name_new, subject)
 
-    @_shielded
+    @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         raise FUSEError(errno.EPERM)
 
-    @_shielded
+    @_translate_errors
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EPERM)
 
-    @_shielded
+    @_translate_errors
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         raise FUSEError(errno.EPERM)
 
-    @_shielded
+    @_translate_errors
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
@@ -427,11 +427,11 @@ class Operations(pyfuse3.Operations):
 
     # Attributes
 
-    @_shielded
+    @_translate_errors
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return await self._refresh_attributes(self._read_only, ctx.uid, self._by_number[inode])
 
-    @_shielded
+    @_translate_errors
     async def setattr(
         self,
         inode: int,
@@ -460,18 +460,18 @@ class Operations(pyfuse3.Operations):
         )
         return await self._refresh_attributes(self._locked, ctx.uid, known)
 
-    @_shielded
+    @_translate_errors
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
         return await self._call_tree(self._read_only, ctx.uid, node.target_for, ctx)
 
-    @_shielded
+    @_translate_errors
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
         return True
 
-    @_shielded
+    @_translate_errors
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         # As cgroup2 answers: no blocks, no count of inodes.
         result = StatvfsData()
@@ -481,7 +481,7 @@ class Operations(pyfuse3.Operations):
 
     # Directories
 
-    @_shielded
+    @_translate_errors
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         directory, known = self._find_directory(inode), self._by_number[inode]
         fh = next(self._unused_handles)
@@ -489,7 +489,7 @@ class Operations(pyfuse3.Operations):
         self._listings.add(fh, Listing(known, directory, caller, ctx.uid))
         return fh
 
-    @_shielded
+    @_translate_errors
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
@@ -535,12 +535,12 @@ class Operations(pyfuse3.Operations):
             log.exception("readdir failed for %r", name)
             return None
 
-    @_shielded
+    @_translate_errors
     async def releasedir(self, fh: int) -> None:
         self._find_listing(fh)
         self._listings.remove(fh)
 
-    @_shielded
+    @_translate_errors
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         pass
 
@@ -567,7 +567,7 @@ class Operations(pyfuse3.Operations):
             self._handles[fh] = _OpenFile(node, handle, ctx.uid, length)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
-            raise self.refuse(error, "open") from None
+            raise self.to_fuse_error(error, "open") from None
 
     async def _correct_size(
         self, user: int, known: NodeEntry, size: int, handle: Handle
@@ -619,9 +619,9 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 return await self._read_slowly(fh, opened, size, off)
         except Exception as error:
-            raise self.refuse(error, "read") from None
+            raise self.to_fuse_error(error, "read") from None
 
-    @_shielded
+    @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _ = self._find_file(fh)
         pool = self._slow if file.slow else self._mutating
@@ -637,14 +637,14 @@ class Operations(pyfuse3.Operations):
                 self._count_closed(opened)
             opened.handle.close()
         except Exception as error:
-            raise self.refuse(error, "release") from None
+            raise self.to_fuse_error(error, "release") from None
 
-    @_shielded
+    @_translate_errors
     async def fsync(self, fh: int, datasync: bool) -> None:
         pass
 
     # As kernfs answers (kernfs_generic_poll, fs/kernfs/file.c).
-    @_shielded
+    @_translate_errors
     async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: RequestContext) -> int:
         handle = self._find_file(fh).handle
         if not isinstance(handle, Pollable):
