@@ -260,9 +260,9 @@ def addresses(route: RouteSocket, index: int = 0) -> list[Address]:
 def born_elsewhere(fd: int) -> list[bytes]:
     """The interfaces of a namespace that were moved there, as far as that can be told.
 
-    Hardware was born in the machine's own namespace.
+    Hardware was born in the initial network namespace.
     """
-    if tasks.is_machines_own(os.fstat(fd).st_ino):
+    if tasks.is_initial(os.fstat(fd).st_ino):
         return []
     with rtnetlink(fd) as route:
         return [link.name for link in interfaces(route) if link.born_elsewhere]

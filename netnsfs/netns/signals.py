@@ -77,14 +77,14 @@ def send(fd: int, text: bytes, may_signal: Callable[[int], bool] | None) -> None
             all other work of the machine may be kept waiting for it.
 
     Raises:
-        OSError: EINVAL if it is no signal; EPERM for the machine's own namespace, or if it
+        OSError: EINVAL if it is no signal; EPERM for the initial network namespace, or if it
             could be sent to none of the members; ETIMEDOUT if new ones keep coming; ENODATA if
             there are none to be seen, but some may be out of sight.
     """
     may_block()
     number, inode = parse_signal(text), os.fstat(fd).st_ino
-    if tasks.is_machines_own(inode) or not linux.is_owned_here(fd):
-        message = "nobody is signalled in the machine's own namespace"
+    if tasks.is_initial(inode) or not linux.is_owned_here(fd):
+        message = "nobody is signalled in the initial network namespace"
         raise PermissionError(errno.EPERM, message)
     commit()
     sending = _Sending(inode, number, may_signal or (lambda pid: True))

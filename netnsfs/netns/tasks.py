@@ -170,13 +170,13 @@ def control_groups(members: Iterable[int]) -> bytes:
     return b"".join(path + b"\n" for path in sorted(paths))
 
 
-def is_machines_own(inode: int) -> bool:
+def is_initial(inode: int) -> bool:
     """Whether a namespace is the one that the machine, or this process, started with."""
-    return inode in (machines_own(), namespace_of_task(b"self"))
+    return inode in (initial_namespace(), namespace_of_task(b"self"))
 
 
-def machines_own() -> int | None:
-    """The inode number of the namespace that the machine started with.
+def initial_namespace() -> int | None:
+    """The inode number of the initial network namespace.
 
     Returns:
         None if the kernel does not let us see. In a PID namespace of the daemon's own: the one

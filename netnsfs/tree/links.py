@@ -7,7 +7,7 @@ first answers ENOENT or ENODEV.
 Moving, renaming, joining and deleting interfaces is `rename`, `symlink` and `rmdir` of `links`.
 The kernel has then decided by mode and owner of the two directories (`permissions`); what it
 cannot know is decided here: a link's target is a text to it, nobody but root takes anything out
-of the machine's own namespace, and a namespace without a name is for CAP_NET_ADMIN.
+of the initial network namespace, and a namespace without a name is for CAP_NET_ADMIN.
 """
 
 import errno
@@ -323,10 +323,10 @@ class LinksDirectory(Directory):
                 return links.move(fd, name, target, new_name)
 
     def _require_may_leave(self, name: bytes, caller: Caller) -> None:
-        if not tasks.is_machines_own(self.parent.namespace.inode):
+        if not tasks.is_initial(self.parent.namespace.inode):
             return
         if caller.uid != 0 or not has_capability(caller, CAP_NET_ADMIN):
-            message = "only root takes an interface out of the machine's own namespace"
+            message = "only root takes an interface out of the initial network namespace"
             raise PermissionError(errno.EPERM, message, name)
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:

@@ -157,7 +157,7 @@ def by_number(names: Names, permissions: Permissions) -> list[NumberDirectory]:
 
 
 class InitLink(Link):
-    """`.netnsfs/init`: leads to the namespace that the machine started with.
+    """`.netnsfs/init`: leads to the initial network namespace.
 
     Everyone may know its number.
     """
@@ -169,7 +169,7 @@ class InitLink(Link):
 
     def target_text(self) -> bytes:
         may_block()
-        inode = tasks.machines_own()
+        inode = tasks.initial_namespace()
         if inode is None:
             raise absent_error(INIT, "the kernel does not let the daemon see which it is")
         return path_from_ctldir(inode, self._names.names_by_inode(without=RESERVED), b"")

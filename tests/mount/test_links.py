@@ -237,7 +237,7 @@ def test_the_other_end_by_a_link_of_the_corner(spaces: tuple[Path, Path], spawn:
 
 
 @pytest.mark.machine
-def test_a_pair_to_the_machines_own_namespace(mnt: Mounted, foo: Path) -> None:
+def test_a_pair_to_the_initial_namespace(mnt: Mounted, foo: Path) -> None:
     os.symlink(".netnsfs/init/links/nfs9", foo / "links/out")
     try:
         assert (foo / "links/out/peer").samefile(mnt / ".netnsfs/init/links/nfs9")
@@ -492,7 +492,7 @@ def test_without_a_name_it_takes_a_capability(mnt: Mounted, foo: Path, spawn: Sp
 
 
 @pytest.mark.machine
-def test_out_of_the_machines_own_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
+def test_outthe_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
     ip("netns", "attach", "own", str(os.getpid()))
     os.chown(mnt / "own", ALICE, ALICE)
     os.chown(foo, ALICE, ALICE)

@@ -135,7 +135,7 @@ def test_processes_of_others_are_left_out(foo: Path, spawn: Spawn) -> None:
     assert second.poll() is None
 
 
-def test_nobody_is_signalled_in_the_machines_own_namespace(foo: Path) -> None:
+def test_nobody_is_signalled_in_the_initial_namespace(foo: Path) -> None:
     assert error_of(send, Path("/proc/self/ns/net"), b"0") == "EPERM"
 
 

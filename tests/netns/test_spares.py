@@ -159,7 +159,7 @@ def test_a_spare_born_during_a_change_that_was_taken_back_is_thrown_away(
         births.append(flags)
         if len(births) > 1:
             return unshare(flags)
-        # The change is taken back by a thread that is still in the machine's own namespace.
+        # The change is taken back by a thread that is still in the initial network namespace.
         with ThreadPoolExecutor(1) as elsewhere:
             elsewhere.submit(change.__enter__).result()
             try:
@@ -242,7 +242,7 @@ def test_spares_end_with_the_daemon(start: Start) -> None:
 
 
 @pytest.mark.parametrize("option", ["-n", "-Urm"])
-def test_without_the_machines_own_namespaces_there_are_none(option: str) -> None:
+def test_without_the_initial_namespaces_there_are_none(option: str) -> None:
     command = [
         "unshare",
         option,
