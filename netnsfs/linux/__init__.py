@@ -7,7 +7,7 @@
 - `events`: inotify(7) and poll(2)
 - `process`: capabilities, memory and signals of this process, and what tasks share
 - `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
-- `foreign`: open files of other processes, looked at by a child process
+- `pidfd_files`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
 - `netlink`: rtnetlink(7)
 
@@ -46,7 +46,7 @@ from netnsfs.linux.files import (
     statx_raw,
     unpack_statx,
 )
-from netnsfs.linux.foreign import namespace_of_file, namespaces_of_files
+from netnsfs.linux.pidfd_files import namespace_of_file, namespaces_of_files
 from netnsfs.linux.interfaces import (
     interface_speed,
     rename_interface,

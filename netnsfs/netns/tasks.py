@@ -17,7 +17,7 @@ of any netnsfs: nobody has made them yet.
 
 A process may swap its descriptors while they are looked at. So nothing is opened that has not
 been seen, through an O_PATH descriptor, to be a namespace's file; all else is for a child
-process (`linux.foreign`). What a caller does not hold open may end, and its inode number be
+process (`linux.pidfd_files`). What a caller does not hold open may end, and its inode number be
 given to another namespace.
 """
 

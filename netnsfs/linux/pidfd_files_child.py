@@ -1,7 +1,7 @@
-"""The program of the child process that `foreign` starts. It stands alone, to start quickly.
+"""The program of the child process that `pidfd_files` starts. It stands alone, to start quickly.
 
-    foreign_child.py tell            of many files: the namespace of each
-    foreign_child.py fetch TASK FD   of one: a descriptor of its namespace
+    pidfd_files_child.py tell            of many files: the namespace of each
+    pidfd_files_child.py fetch TASK FD   of one: a descriptor of its namespace
 
 Its standard input is the memory with the records of the many, or a socket for the descriptor.
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import error_of, few_descriptors, settled, type_at, wait_for
 
 from netnsfs import linux
-from netnsfs.linux import foreign_child
+from netnsfs.linux import pidfd_files_child
 
 
 def listen_elsewhere() -> tuple[socket.socket, int]:
@@ -125,6 +125,6 @@ def test_a_number_of_another_file_system_is_no_descriptor(
     # A FUSE server answers ioctl(2) on its files with any number.
     with linux.closing(os.open("/", os.O_RDONLY)) as file:
         monkeypatch.setattr(fcntl, "ioctl", lambda fd, request: fd)
-        assert error_of(foreign_child._open_namespace, file) == "ENOTSOCK"
+        assert error_of(pidfd_files_child._open_namespace, file) == "ENOTSOCK"
         with socket.socket() as real:
-            assert foreign_child._open_namespace(real.fileno()) == real.fileno()
+            assert pidfd_files_child._open_namespace(real.fileno()) == real.fileno()

@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from netnsfs.linux import foreign_child
+from netnsfs.linux import pidfd_files_child
 from netnsfs.linux.files import filesystem_magic
-from netnsfs.linux.foreign_child import HEAD, RECORD
+from netnsfs.linux.pidfd_files_child import HEAD, RECORD
 from netnsfs.linux.namespaces import is_net_namespace
 
 _NSFS_MAGIC = 0x6E736673
@@ -35,7 +35,7 @@ _KILL_SECONDS = 0.1
 _MOST_LOST = 8
 # -I and -S: no site packages, and nothing from the environment, so that it starts quickly and
 # runs that one file alone.
-_CHILD = [sys.executable, "-I", "-S", os.path.abspath(foreign_child.__file__)]
+_CHILD = [sys.executable, "-I", "-S", os.path.abspath(pidfd_files_child.__file__)]
 _NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
 
 _lock = threading.Lock()
