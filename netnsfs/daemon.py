@@ -25,7 +25,7 @@ from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
 from netnsfs.netns.events import Place, keep_telling
 from netnsfs.netns.names import Names
-from netnsfs.netns.rundir import Changes
+from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 from netnsfs.tree.refs import RESERVED
@@ -103,7 +103,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
 
     stats = Stats()
     root = Root(names, stats, config)
-    revoke = partial(root.revoke_what_others_remove, Changes(config.run_dir))
+    revoke = partial(root.revoke_what_others_remove, ChangeWaiter(config.run_dir))
     told = Told(root.list_names())
     ours: list[Identity] = []
 

@@ -26,7 +26,7 @@ from netnsfs.linux.events import (
     IN_MOVED_FROM,
     IN_MOVED_TO,
     Poll,
-    Watch,
+    Inotify,
 )
 from netnsfs.linux.files import (
     FOLLOW,

@@ -29,7 +29,7 @@ _read = quick_libc.read
 _poll = quick_libc.poll
 
 
-class Watch:
+class Inotify:
     """Notices changes of files (inotify(7)).
 
     Attributes:

@@ -72,7 +72,7 @@ class _Names:
         self._unsettled: dict[bytes, float] = {}
         self._again: dict[bytes, bool] = {}
         self._waited = 0.0
-        self._watch = linux.Watch()
+        self._watch = linux.Inotify()
         mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._close_mounts = partial(os.close, mounts)
         self._poll = select.poll()

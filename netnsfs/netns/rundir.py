@@ -68,7 +68,7 @@ def _open_mounts(owner: object) -> int:
     return mounts
 
 
-class Watcher:
+class DirectoryWatcher:
     """Hears what happens in a directory. For one thread at a time.
 
     Args:
@@ -96,7 +96,7 @@ class Watcher:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
             found = linux.statx(b"", fd)
             self.identity, self._mount = (found.dev, found.ino), found.mount
-            self._watch = linux.Watch()
+            self._watch = linux.Inotify()
             self._watch.watch_file(b"/proc/self/fd/%d" % fd, _WATCHED)
             # If one above is moved, the path leads elsewhere. IN_MASK_ADD: one of them may be
             # the run directory too, by a bind mount, and its watch must not lose the other
@@ -191,7 +191,7 @@ class UnderlyingDirectory:
         self.identity = found.dev, found.ino
 
 
-class Changes:
+class ChangeWaiter:
     """Waits for changes of the mounts, and of the names in a directory. For one thread.
 
     Args:
@@ -200,7 +200,7 @@ class Changes:
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self._watch = linux.Watch()
+        self._watch = linux.Inotify()
         self._poll = select.poll()
         self._poll.register(_open_mounts(self), select.POLLPRI)
         self._poll.register(self._watch.fileno(), select.POLLIN)
@@ -288,7 +288,7 @@ class RunDirectory:
     def __init__(self, path: bytes) -> None:
         self.path = path
         self.mounted = MountedNames(path)
-        self._watcher: Watcher | None = None
+        self._watcher: DirectoryWatcher | None = None
         self._watcher_wanted = False
         self._watch_again_at = 0.0
         self._uncovered: UnderlyingDirectory | None = None
@@ -321,7 +321,7 @@ class RunDirectory:
         watcher.change_cookie()
         return None if watcher.lost else watcher.owners
 
-    def _live_watcher(self) -> Watcher | None:
+    def _live_watcher(self) -> DirectoryWatcher | None:
         if not on_event_loop():
             return None
         watcher = self._watcher
@@ -334,7 +334,7 @@ class RunDirectory:
     def _start_watching(self) -> None:
         if self._watcher_wanted and time.monotonic() >= self._watch_again_at:
             try:
-                self._watcher = Watcher(self.path)
+                self._watcher = DirectoryWatcher(self.path)
                 self._watcher_wanted = False
             except FileNotFoundError:
                 pass

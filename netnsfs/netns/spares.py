@@ -102,7 +102,7 @@ class InheritedSettings:
         self._fds: list[int] = []
         self._changed = False
         with ExitStack() as opened:
-            self._watch = linux.Watch()
+            self._watch = linux.Inotify()
             opened.callback(self._watch.close)
             for directory in _shared_directories():
                 # Held open, a directory keeps the inode that is watched.

@@ -14,7 +14,7 @@ from netnsfs.jobs import may_block
 from netnsfs.netns import links, tasks
 from netnsfs.netns.names import Names
 from netnsfs.netns.nsfs import namespace_of, reopen
-from netnsfs.netns.rundir import Changes
+from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.node import (
     MOUNTED_NS,
     Attributes,
@@ -146,7 +146,7 @@ class Root(NamesDirectory):
             return found
         raise absent_error(b"/".join(path), "there is no such namespace")
 
-    def revoke_what_others_remove(self, changes: Changes) -> None:
+    def revoke_what_others_remove(self, changes: ChangeWaiter) -> None:
         """Cut the open files of each namespace that loses its last name. Never returns.
 
         Args:

@@ -15,16 +15,16 @@ MOST = Path("/proc/sys/fs/inotify/max_queued_events")
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> Iterator[linux.Watch]:
+def watch(tmp_path: Path) -> Iterator[linux.Inotify]:
     """Of what comes and goes in a directory."""
-    watch = linux.Watch()
+    watch = linux.Inotify()
     watch.watch_file(bytes(tmp_path), linux.IN_CREATE | linux.IN_DELETE | linux.IN_ATTRIB)
     yield watch
     watch.close()
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 15, "x" * 16, "x" * 255, "a\nb", "\udcff"])
-def test_each_event_has_its_name(watch: linux.Watch, tmp_path: Path, name: str) -> None:
+def test_each_event_has_its_name(watch: linux.Inotify, tmp_path: Path, name: str) -> None:
     assert [*watch.read_events()] == []
     (tmp_path / name).touch()
     (tmp_path / "other").touch()
@@ -39,7 +39,7 @@ def test_each_event_has_its_name(watch: linux.Watch, tmp_path: Path, name: str) 
     assert [*watch.read_events()] == []
 
 
-def test_more_than_one_read_holds(watch: linux.Watch, tmp_path: Path) -> None:
+def test_more_than_one_read_holds(watch: linux.Inotify, tmp_path: Path) -> None:
     names = [f"{number:0255}" for number in range(600)]
     for name in names:
         os.close(os.open(tmp_path / name, os.O_CREAT))
@@ -47,7 +47,7 @@ def test_more_than_one_read_holds(watch: linux.Watch, tmp_path: Path) -> None:
     assert told == names
 
 
-def test_too_many_are_told_of_as_such(watch: linux.Watch, tmp_path: Path) -> None:
+def test_too_many_are_told_of_as_such(watch: linux.Inotify, tmp_path: Path) -> None:
     file = tmp_path / "file"
     for _ in range(int(MOST.read_text()) // 2 + 1):
         file.touch()
@@ -58,7 +58,7 @@ def test_too_many_are_told_of_as_such(watch: linux.Watch, tmp_path: Path) -> Non
     assert (linux.IN_CREATE, b"file") in watch.read_events()
 
 
-def test_whether_anything_has_happened(watch: linux.Watch, tmp_path: Path) -> None:
+def test_whether_anything_has_happened(watch: linux.Inotify, tmp_path: Path) -> None:
     assert not watch.has_events()
     (tmp_path / "x").touch()
     assert select.select([watch], [], [], 0)[0]
@@ -67,11 +67,11 @@ def test_whether_anything_has_happened(watch: linux.Watch, tmp_path: Path) -> No
 
 
 def test_a_watch_that_is_forgotten_is_closed(tmp_path: Path) -> None:
-    fd = linux.Watch().fileno()
+    fd = linux.Inotify().fileno()
     assert error_of(os.fstat, fd) == "EBADF"
 
 
-def test_what_is_not_there_cannot_be_watched(watch: linux.Watch, tmp_path: Path) -> None:
+def test_what_is_not_there_cannot_be_watched(watch: linux.Inotify, tmp_path: Path) -> None:
     assert error_of(watch.watch_file, bytes(tmp_path / "absent"), linux.IN_MODIFY) == "ENOENT"
 
 

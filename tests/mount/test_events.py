@@ -47,7 +47,7 @@ LEAST = 1 if USER_MODE_LINUX else 2
 """How much of what could be told or looked at is: less on a machine that is slow."""
 
 
-class Watcher:
+class DirectoryWatcher:
     """Hears what a watcher of a directory is told.
 
     Attributes:
@@ -59,12 +59,12 @@ class Watcher:
     ) -> None:
         self.heard: list[str] = []
         self._note = note
-        self._watch = linux.Watch()
+        self._watch = linux.Inotify()
         self._watch.watch_file(bytes(path), sum(KINDS))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._hear)
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> "DirectoryWatcher":
         self._thread.start()
         return self
 
@@ -101,9 +101,9 @@ class Watcher:
 
 
 @pytest.fixture
-def watcher(mnt: Mounted) -> Iterator[Watcher]:
+def watcher(mnt: Mounted) -> Iterator[DirectoryWatcher]:
     wait_for(lambda: tellers(mnt))
-    with Watcher() as found:
+    with DirectoryWatcher() as found:
         yield found
 
 
@@ -123,7 +123,7 @@ def test_what_ip_netns_does_is_told_once_and_after_it_is_true(mnt: Mounted) -> N
         path = mnt / name / "inode"
         found.append(sign + path.read_text() if sign == "+" else sign + error_of(os.stat, path))
 
-    with Watcher(note=look) as watcher:
+    with DirectoryWatcher(note=look) as watcher:
         ip("netns", "add", "blue")
         inode = os.stat(RUN / "blue").st_ino
         wait_for(lambda: watcher.is_told("+blue"))
@@ -132,7 +132,7 @@ def test_what_ip_netns_does_is_told_once_and_after_it_is_true(mnt: Mounted) -> N
     assert found == [f"+{inode}\n", "-ENOENT"]
 
 
-def test_what_is_done_through_the_mount_is_told_once(mnt: Mounted, watcher: Watcher) -> None:
+def test_what_is_done_through_the_mount_is_told_once(mnt: Mounted, watcher: DirectoryWatcher) -> None:
     (mnt / "red").mkdir()
     (mnt / "red").rename(mnt / "green")
     (mnt / "two").symlink_to("green")
@@ -147,11 +147,11 @@ def test_what_is_done_through_the_mount_is_told_once(mnt: Mounted, watcher: Watc
 
 
 def test_another_mount_of_the_same_names_is_told_of(
-    start: Start, mnt: Mounted, watcher: Watcher
+    start: Start, mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     other = start(at=Path("/mnt/other"))
     wait_for(lambda: tellers(other))
-    with Watcher(other.path) as there:
+    with DirectoryWatcher(other.path) as there:
         (other / "blue").mkdir()
         wait_for(lambda: watcher.is_told("+blue"))
         (other / "blue").rename(other / "red")
@@ -161,7 +161,7 @@ def test_another_mount_of_the_same_names_is_told_of(
     assert sorted(settled(watcher.told)) == ["+blue", "+red", "-blue", "-red"]
 
 
-def test_a_name_goes_with_its_file(watcher: Watcher) -> None:
+def test_a_name_goes_with_its_file(watcher: DirectoryWatcher) -> None:
     ip("netns", "add", "blue")
     wait_for(lambda: watcher.is_told("+blue"))
     linux.umount(bytes(RUN / "blue"), 0)
@@ -171,7 +171,7 @@ def test_a_name_goes_with_its_file(watcher: Watcher) -> None:
     watcher.expect("+blue", "-blue")
 
 
-def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: Watcher) -> None:
+def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: DirectoryWatcher) -> None:
     (RUN / "short").touch()
     (RUN / "stale").touch()
     (RUN / "link").symlink_to("/nowhere")
@@ -188,7 +188,7 @@ def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: Watcher) -
     watcher.expect("+link", "+stale", "-stale", "-link")
 
 
-def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: Watcher) -> None:
+def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: DirectoryWatcher) -> None:
     for _ in range(5):
         ip("netns", "add", "blue")
         before = settled(watcher.told)
@@ -201,7 +201,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: Wat
         watcher.expect(*before, "-blue", "+blue", "-blue")
 
 
-def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher) -> None:
+def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: DirectoryWatcher) -> None:
     names = Names(bytes(RUN))
     (mnt / "steady").mkdir()
     ended = threading.Event()
@@ -234,7 +234,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Watcher)
 
 
 def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
-    mnt: Mounted, watcher: Watcher
+    mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     names = Names(bytes(RUN))
     program = "import os, sys; os.chdir(sys.argv[1]); input(); print(os.getcwd())"
@@ -255,7 +255,7 @@ def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
     watcher.expect("+blue", "-blue")
 
 
-def test_a_mount_that_is_covered_is_told_when_it_is_not(mnt: Mounted, watcher: Watcher) -> None:
+def test_a_mount_that_is_covered_is_told_when_it_is_not(mnt: Mounted, watcher: DirectoryWatcher) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", MNT], check=True)
     ip("netns", "add", "blue")
     ip("netns", "add", "red")
@@ -271,7 +271,7 @@ def test_another_run_directory_is_compared(start: Start) -> None:
     subprocess.run(["umount", RUN], check=True)
     RUN.rmdir()
     mounted = start()
-    with Watcher() as watcher:
+    with DirectoryWatcher() as watcher:
         (mounted / "blue").mkdir()
         ip("netns", "add", "red")
         wait_for(lambda: watcher.is_told("+blue", "+red"))
@@ -285,7 +285,7 @@ def test_another_run_directory_is_compared(start: Start) -> None:
 
 def test_a_read_only_mount_has_no_teller(start: Start) -> None:
     mounted = start("-o", "ro")
-    with Watcher() as watcher:
+    with DirectoryWatcher() as watcher:
         ip("netns", "add", "blue")
         assert (mounted / "blue/inode").read_text()
         watcher.expect()
@@ -296,7 +296,7 @@ def test_a_read_only_mount_has_no_teller(start: Start) -> None:
 def test_a_daemon_in_another_pid_namespace_tells(start: Start) -> None:
     serve = [sys.executable, "-m", "netnsfs", "-f", str(MNT)]
     start(program=["unshare", "--pid", "--fork", "--kill-child=TERM", *serve])
-    with Watcher() as watcher:
+    with DirectoryWatcher() as watcher:
         ip("netns", "add", "blue")
         wait_for(lambda: watcher.is_told("+blue"))
         ip("netns", "del", "blue")
@@ -304,7 +304,7 @@ def test_a_daemon_in_another_pid_namespace_tells(start: Start) -> None:
     subprocess.run(["umount", MNT], check=True)
 
 
-def test_a_teller_that_is_killed_is_followed_by_another(mnt: Mounted, watcher: Watcher) -> None:
+def test_a_teller_that_is_killed_is_followed_by_another(mnt: Mounted, watcher: DirectoryWatcher) -> None:
     [teller] = tellers(mnt)
     ip("netns", "add", "old")
     wait_for(lambda: watcher.is_told("+old"))
@@ -320,7 +320,7 @@ def test_a_teller_that_is_killed_is_followed_by_another(mnt: Mounted, watcher: W
 
 
 def test_a_teller_is_started_once_there_is_what_it_takes(
-    mnt: Mounted, watcher: Watcher
+    mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     [teller] = tellers(mnt)
     pid = mnt.process.pid
@@ -338,7 +338,7 @@ def test_a_teller_is_started_once_there_is_what_it_takes(
 
 @pytest.mark.parametrize("through", ["the mount", "the directory"])
 def test_what_a_teller_cannot_follow_is_made_up_for(
-    mnt: Mounted, watcher: Watcher, through: str
+    mnt: Mounted, watcher: DirectoryWatcher, through: str
 ) -> None:
     [teller] = tellers(mnt)
     os.kill(teller, signal.SIGSTOP)
@@ -390,7 +390,7 @@ def test_umount_in_a_storm(start: Start) -> None:
     with storm():
         for _ in range(5):
             mounted = start()
-            with Watcher() as watcher:
+            with DirectoryWatcher() as watcher:
                 wait_for(watcher.has_heard)
             subprocess.run(["umount", MNT], check=True)
             assert mounted.process.wait(10) == 0
@@ -401,7 +401,7 @@ def test_a_daemon_that_ends_in_a_storm(start: Start, number: signal.Signals) -> 
     with storm():
         for _ in range(10):
             mounted = start()
-            with Watcher() as watcher:
+            with DirectoryWatcher() as watcher:
                 wait_for(watcher.has_heard)
             [teller] = tellers(mounted)
             time.sleep(random.random() / 50)
@@ -465,7 +465,7 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
 
     until = time.monotonic() + (300 if LONG else 20)
     at_work = makers(mnt, other)
-    with Watcher(note=look) as hearing:
+    with DirectoryWatcher(note=look) as hearing:
         heard = hearing.heard
         threads = [threading.Thread(target=maker.work, args=(until,)) for maker in at_work]
         for thread in threads:

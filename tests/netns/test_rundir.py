@@ -13,18 +13,18 @@ import pytest
 from conftest import RUN, ip
 
 from netnsfs import linux
-from netnsfs.netns.rundir import Changes, MountedNames, RunDirectory, UnderlyingDirectory, Watcher
+from netnsfs.netns.rundir import ChangeWaiter, MountedNames, RunDirectory, UnderlyingDirectory, DirectoryWatcher
 
 ABOVE = Path("/run/above")
 DIRECTORY = ABOVE / "names"
 
 
 @pytest.fixture
-def watcher() -> Iterator[Watcher]:
+def watcher() -> Iterator[DirectoryWatcher]:
     DIRECTORY.mkdir(parents=True)
     (DIRECTORY / "old").touch()
     # What pytest keeps must not keep the descriptors.
-    made = [Watcher(bytes(DIRECTORY))]
+    made = [DirectoryWatcher(bytes(DIRECTORY))]
     yield weakref.proxy(made[0])
     made.clear()
 
@@ -37,7 +37,7 @@ def no_directory() -> Iterator[None]:
     subprocess.run(["rm", "-rf", ABOVE], check=True)
 
 
-def test_names_come_and_go(watcher: Watcher) -> None:
+def test_names_come_and_go(watcher: DirectoryWatcher) -> None:
     assert not watcher.lacks_name(b"old")
     assert watcher.lacks_name(b"new")
     (DIRECTORY / "new").touch()
@@ -67,7 +67,7 @@ def rename() -> None:
 
 
 @pytest.mark.parametrize("change", [exchange, rename])
-def test_after_a_rename_nothing_is_known(watcher: Watcher, change: Callable[[], None]) -> None:
+def test_after_a_rename_nothing_is_known(watcher: DirectoryWatcher, change: Callable[[], None]) -> None:
     before = watcher.change_cookie()
     change()
     assert not any(watcher.lacks_name(name) for name in (b"old", b"new", b"absent"))
@@ -83,7 +83,7 @@ def unmount() -> None:
     linux.umount(bytes(DIRECTORY / "old"), linux.MNT_DETACH)
 
 
-def test_the_stamp_is_another_after_each_change(watcher: Watcher) -> None:
+def test_the_stamp_is_another_after_each_change(watcher: DirectoryWatcher) -> None:
     changes: list[Callable[[], None]] = [
         (DIRECTORY / "new").touch,
         (DIRECTORY / "new").unlink,
@@ -101,14 +101,14 @@ def test_the_stamp_is_another_after_each_change(watcher: Watcher) -> None:
         assert watcher.change_cookie() is after
 
 
-def test_what_one_question_has_heard_the_other_knows(watcher: Watcher) -> None:
+def test_what_one_question_has_heard_the_other_knows(watcher: DirectoryWatcher) -> None:
     before = watcher.change_cookie()
     (DIRECTORY / "new").touch()
     assert not watcher.lacks_name(b"new")
     assert watcher.change_cookie() is not before
 
 
-def test_changed_attributes_are_told(watcher: Watcher) -> None:
+def test_changed_attributes_are_told(watcher: DirectoryWatcher) -> None:
     (DIRECTORY / "other").touch()
     watcher.change_cookie()
     watcher.owners.update({b"old": None, b"other": None})
@@ -160,7 +160,7 @@ def remove() -> None:
     ],
 )
 def test_a_directory_that_is_another_is_noticed(
-    watcher: Watcher, change: Callable[[], object]
+    watcher: DirectoryWatcher, change: Callable[[], object]
 ) -> None:
     before = watcher.change_cookie()
     change()
@@ -169,7 +169,7 @@ def test_a_directory_that_is_another_is_noticed(
     assert watcher.lost
 
 
-def test_too_many_events_are_noticed(watcher: Watcher) -> None:
+def test_too_many_events_are_noticed(watcher: DirectoryWatcher) -> None:
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     for _ in range(most // 2 + 1):
         (DIRECTORY / "new").touch()
@@ -184,7 +184,7 @@ def test_only_a_directory_in_memory_is_watched() -> None:
     for path in (Path("/proc/self"), ABOVE / "link", ABOVE / "absent"):
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match=r"watched|No such"):
-            Watcher(bytes(path))
+            DirectoryWatcher(bytes(path))
         assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -222,7 +222,7 @@ def test_mounted_names_of_a_directory_that_is_missing(no_directory: None) -> Non
 
 
 def test_changes_are_waited_for(tmp_path: Path) -> None:
-    changes = Changes(bytes(RUN))
+    changes = ChangeWaiter(bytes(RUN))
     heard = threading.Semaphore(0)
 
     def listen() -> None:
