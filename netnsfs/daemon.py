@@ -170,7 +170,7 @@ def _warn_if_unseen(config: Config) -> None:
 
 def _peers_at(directory: bytes) -> bytes:
     """The peer group of the mount that a directory is on, or will be made on."""
-    with linux.closing(_open_existing(directory)) as fd:
+    with linux.closing_fd(_open_existing(directory)) as fd:
         mount = linux.mount_with_id(linux.mount_number(fd))
     return mount.peers if mount else b""
 
@@ -200,7 +200,7 @@ def _warn_if_blind() -> None:
 def _warn_if_closed(config: Config) -> None:
     if config.read_only:
         return
-    with linux.closing(_open_existing(config.run_dir)) as fd:
+    with linux.closing_fd(_open_existing(config.run_dir)) as fd:
         if not os.access(b"/proc/self/fd/%d" % fd, os.W_OK):
             shown = os.fsdecode(config.run_dir)
             log.warning(

@@ -56,7 +56,7 @@ def wait_until_last() -> None:
             pid = next(other_processes(), None)
             if pid is None:
                 return
-            with linux.closing(os.pidfd_open(pid)) as process:
+            with linux.closing_fd(os.pidfd_open(pid)) as process:
                 end = select.poll()
                 end.register(process, select.POLLIN)
                 end.poll(_POLL_SECONDS * 1000)

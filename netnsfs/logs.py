@@ -109,7 +109,7 @@ def leave_terminal(debug: bool) -> None:
     _log_to(SyslogHandler(), debug)
     # A current directory keeps its file system from being unmounted.
     os.chdir("/")
-    with linux.closing(os.open(os.devnull, os.O_RDWR)) as null:
+    with linux.closing_fd(os.open(os.devnull, os.O_RDWR)) as null:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
 

@@ -161,7 +161,7 @@ def no_more_mounts() -> Iterator[int]:
         The limit.
     """
     path = "/proc/sys/fs/mount-max"
-    with _many_mounts(1000), linux.closing(os.open(path, os.O_RDWR)) as fd:
+    with _many_mounts(1000), linux.closing_fd(os.open(path, os.O_RDWR)) as fd:
         # Two test runs must not take each other's limit for the machine's.
         fcntl.flock(fd, fcntl.LOCK_EX)
         before, limit = os.pread(fd, 99, 0), len([*linux.mounts()])

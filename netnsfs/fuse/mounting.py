@@ -115,7 +115,7 @@ def _ensure_directory(mount_point: bytes) -> None:
     except FileNotFoundError:
         os.makedirs(mount_point, exist_ok=True)
         return
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         if not stat.S_ISDIR(linux.statx(b"", fd).mode):
             raise FileExistsError
 
@@ -124,7 +124,7 @@ def _warn_of_hidden(mount_point: bytes) -> None:
     found: list[bytes] = []
 
     def look() -> None:
-        with suppress(OSError), linux.closing(open_mount_point(mount_point)) as fd:
+        with suppress(OSError), linux.closing_fd(open_mount_point(mount_point)) as fd:
             top = _mount_of(fd)
             # A look at what mounts on demand would mount it.
             if top is None or top.fs_type != b"autofs":
@@ -162,7 +162,7 @@ def _detach_dead(mount_point: bytes) -> bool:
         fd = open_mount_point(mount_point)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         top = _mount_of(fd)
         if top is None or top.target != mount_point or top.fs_type != FS_TYPE:
             return False
@@ -259,7 +259,7 @@ def attach(mount: int, mount_point: bytes) -> Identity | None:
 def _move_to(mount: int, mount_point: bytes) -> None:
     for tries_left in reversed(range(_MOST_TRIES)):
         try:
-            with linux.closing(open_mount_point(mount_point)) as target:
+            with linux.closing_fd(open_mount_point(mount_point)) as target:
                 linux.move_mount(mount, target)
             return
         except OSError as error:

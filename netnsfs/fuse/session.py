@@ -232,7 +232,7 @@ def _mount(config: Config) -> tuple[int, Identity]:
         with ExitStack() as undo:
             device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             undo.callback(os.close, device)
-            with linux.closing(_new_mount(device, config)) as mount:
+            with linux.closing_fd(_new_mount(device, config)) as mount:
                 ours = mounting.attach(mount, config.mount_point)
             if ours:
                 # The session closes the device.

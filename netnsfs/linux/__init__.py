@@ -53,7 +53,7 @@ from netnsfs.linux.interfaces import (
 )
 from netnsfs.linux.library import (
     RESOURCE_ERRNOS,
-    closing,
+    closing_fd,
     reraise_if_resource,
 )
 from netnsfs.linux.mounts import (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from netnsfs.linux.library import (
     AT_FDCWD,
     RESOURCE_ERRNOS,
-    closing,
+    closing_fd,
     error_of_call,
     libc,
     quick_libc,
@@ -109,7 +109,7 @@ def statx_cached(path: bytes) -> bytes | None:
     fd = open_cached(path)
     if fd is None:
         return None
-    with closing(fd):
+    with closing_fd(fd):
         try:
             return statx_packed(b"", fd)
         except OSError:

@@ -61,7 +61,7 @@ def syscall(path: bytes | None, number: int, *arguments: int | bytes | None) -> 
     return result
 
 
-class closing:
+class closing_fd:
     """Close a descriptor when the block ends.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from netnsfs.linux.files import _STEP
-from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, closing, error_of_call, libc, syscall
+from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, closing_fd, error_of_call, libc, syscall
 
 MS_BIND = 0x1000
 MS_REC = 0x4000
@@ -68,7 +68,7 @@ def new_mount(kind: bytes, options: Mapping[bytes, bytes | None], attributes: in
     Returns:
         A descriptor of the mount, which ends with it if `move_mount` has not been called.
     """
-    with closing(syscall(None, _SYS_FSOPEN, kind, _FSOPEN_CLOEXEC)) as context:
+    with closing_fd(syscall(None, _SYS_FSOPEN, kind, _FSOPEN_CLOEXEC)) as context:
         for name, value in options.items():
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             syscall(None, _SYS_FSCONFIG, context, command, name, value, 0)
@@ -249,7 +249,7 @@ def mount_at(path: bytes) -> Mount | None:
     Raises:
         OSError: the path cannot be opened.
     """
-    with closing(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
+    with closing_fd(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
         # The ID of statx(2) may be the unique one, which mountinfo does not show.
         found = mount_with_id(mount_number(fd))
     return found if found and found.target == path else None

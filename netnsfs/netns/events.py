@@ -98,7 +98,7 @@ def _tell(place: Place, told: Told) -> int:
     with ours:
         ours.setblocking(False)
         try:
-            with theirs, linux.closing(_written(told.report_to(ours))) as names:
+            with theirs, linux.closing_fd(_written(told.report_to(ours))) as names:
                 process = _start(place, told.password, theirs.fileno(), names)
             return _serve(process, ours, told)
         finally:

@@ -220,7 +220,7 @@ class _Target:
         if clone is None:
             yield None
         else:
-            with linux.closing(clone):
+            with linux.closing_fd(clone):
                 self._refuse_unknown(clone)
                 yield clone
 
@@ -244,7 +244,7 @@ class _Target:
             fd = os.open(self._path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        with linux.closing(fd):
+        with linux.closing_fd(fd):
             found = linux.statx(b"", fd)
             if (found.dev, found.mount) != self._identity:
                 return None

@@ -130,7 +130,7 @@ class Names:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.open_opath(name)) as fd:
+        with linux.closing_fd(self.directory.open_opath(name)) as fd:
             return _entry_of(fd)
 
     def look_inside(self, name: bytes, see: Callable[[int], T]) -> tuple[Entry, T | None]:
@@ -149,10 +149,10 @@ class Names:
                 kernel's cache.
             OSError: ENOENT, ENAMETOOLONG.
         """
-        with linux.closing(self.directory.open_opath(name)) as fd:
+        with linux.closing_fd(self.directory.open_opath(name)) as fd:
             entry = _entry_of(fd)
             try:
-                with linux.closing(self._open_entry(fd, entry)) as namespace:
+                with linux.closing_fd(self._open_entry(fd, entry)) as namespace:
                     return entry, see(namespace)
             except OSError as error:
                 # What is mounted can be opened, and is then seen not to be of a network
@@ -188,7 +188,7 @@ class Names:
             OSError: EINVAL for a name that no nsfs file is mounted on, ETIMEDOUT for a link
                 into a file system that does not answer, else as open(2).
         """
-        with linux.closing(self.directory.open_opath(name)) as fd:
+        with linux.closing_fd(self.directory.open_opath(name)) as fd:
             return self._open_entry(fd, _entry_of(fd))
 
     def open_settled(self, name: bytes) -> int:
@@ -295,7 +295,7 @@ class Names:
         self._require_new(name)
         namespace = namespace_of(fd)
         with (
-            linux.closing(on_own_thread(_open_inside, fd)) as source,
+            linux.closing_fd(on_own_thread(_open_inside, fd)) as source,
             _detached_mount(source) as mount,
             _placeholder(self.path_of(name)) as file,
         ):
@@ -343,7 +343,7 @@ class Names:
             # from a shared one (EINVAL). So the new name is bound, and then the old one
             # detached.
             with (
-                linux.closing(self._open_mount_opath(old)) as top,
+                linux.closing_fd(self._open_mount_opath(old)) as top,
                 self.owners.held_still(old) as placeholder,
             ):
                 self._rename_mount(top, placeholder, old, new)
@@ -351,7 +351,7 @@ class Names:
     def _open_mount_opath(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
         for pause in (*_PAUSES, None):
-            with linux.closing(self.directory.open_opath(name)) as top:
+            with linux.closing_fd(self.directory.open_opath(name)) as top:
                 if is_of_nsfs(top):
                     return os.dup(top)
             if pause:
@@ -360,7 +360,7 @@ class Names:
 
     def _rename_mount(self, top: int, placeholder: int, old: bytes, new: bytes) -> None:
         self._probe_unlink(old)
-        with linux.closing(reopen(top)) as fd:
+        with linux.closing_fd(reopen(top)) as fd:
             self.attach(new, fd, self.owners.read_owner(placeholder))
             try:
                 self._detach(top, old)
@@ -387,7 +387,7 @@ class Names:
                 stands; else as umount2(2), unlink(2).
         """
         may_block()
-        with linux.closing(self.directory.open_opath(name)) as top:
+        with linux.closing_fd(self.directory.open_opath(name)) as top:
             if is_of_nsfs(top):
                 self._remove_mount(name, top)
             else:
@@ -397,7 +397,7 @@ class Names:
     def _remove_mount(self, name: bytes, top: int) -> None:
         # Opened before the detach. From then on others can make the name anew, and only this
         # file tells their placeholder from ours.
-        with linux.closing(self.directory.open_placeholder_opath(name)) as placeholder:
+        with linux.closing_fd(self.directory.open_placeholder_opath(name)) as placeholder:
             commit()
             self._probe_unlink(name)
             self._detach(top, name)
@@ -453,7 +453,7 @@ class Names:
             raise OSError(errno.EBUSY, "others keep mounting on the name", name)
 
     def _detach_top(self, name: bytes) -> None:
-        with linux.closing(self.directory.open_opath(name)) as top:
+        with linux.closing_fd(self.directory.open_opath(name)) as top:
             if is_of_nsfs(top):
                 # What somebody else has detached meanwhile is what is wanted too.
                 with suppress(FileNotFoundError):
@@ -490,7 +490,7 @@ def _new_namespace() -> Iterator[tuple[int, Namespace]]:
         with _telling_limit("user.max_net_namespaces"):
             linux.unshare(linux.CLONE_NEWNET)
         fd, made = open_own_namespace()
-        with linux.closing(fd):
+        with linux.closing_fd(fd):
             yield fd, made
 
 
@@ -512,7 +512,7 @@ def _open_inside(fd: int) -> int:
 
 @contextmanager
 def _spare_namespace(fd: int, made: Namespace) -> Iterator[tuple[int, Namespace]]:
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         yield fd, made
 
 
@@ -521,7 +521,7 @@ def _detached_mount(fd: int) -> Iterator[int]:
     """A bind mount of an open file, which ends with the block if it was not moved."""
     with _telling_limit("user.max_mnt_namespaces"):
         mount = linux.bind_mount(fd)
-    with linux.closing(mount):
+    with linux.closing_fd(mount):
         yield mount
 
 
@@ -531,7 +531,7 @@ def _placeholder(path: bytes) -> Iterator[int]:
     with _telling_limit("the run directory"):
         # Mode 0, as ip-netns(8) makes it. So only root can open it, and lock it (see `owners`).
         file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
-    with linux.closing(file):
+    with linux.closing_fd(file):
         try:
             yield file
         except BaseException:

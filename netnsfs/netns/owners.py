@@ -68,7 +68,7 @@ class Owners:
             if error.errno in _NOT_OURS:
                 return None
             raise
-        with linux.closing(placeholder):
+        with linux.closing_fd(placeholder):
             owner = self.read_owner(placeholder)
             if known is not None and _has_one_name(placeholder):
                 known[name] = owner
@@ -142,14 +142,14 @@ class Owners:
             OSError: ENOENT if the name is gone by then; else as `change_owner`.
         """
         may_block()
-        with linux.closing(self._open_placeholder(name)) as placeholder:
+        with linux.closing_fd(self._open_placeholder(name)) as placeholder:
             linux.lock(placeholder, LOCK_SECONDS)
             if not self._directory.is_placeholder(name, placeholder):
                 raise FileNotFoundError(errno.ENOENT, "somebody else was first", name)
             yield placeholder
 
     def _open_placeholder(self, name: bytes) -> int:
-        with linux.closing(self._directory.open_placeholder_opath(name)) as found:
+        with linux.closing_fd(self._directory.open_placeholder_opath(name)) as found:
             # Opening anything else could have effects, or never end.
             mode = os.fstat(found).st_mode
             if not stat.S_ISREG(mode):

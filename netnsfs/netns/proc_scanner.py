@@ -55,7 +55,7 @@ class ProcScanner:
         wanted = b"net:[%d]" % inode if inode else b""
         # No helper functions, and short paths: a pass makes one or two system calls for each
         # process, and what stands around them takes as long.
-        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+        with linux.closing_fd(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):
                 try:
                     link = os.readlink(pid + b"/ns/net", dir_fd=proc)
@@ -108,7 +108,7 @@ class ProcScanner:
 
     def mount_namespaces(self) -> Iterator[tuple[int, int]]:
         """See `Scanner.mount_namespaces`."""
-        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+        with linux.closing_fd(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):
                 for tid in (pid, *threads):
                     try:
@@ -122,7 +122,7 @@ class ProcScanner:
         """See `Scanner.descriptors`. What a child process has to look at comes last."""
         # Who has which socket: a socket with a thousand descriptors is looked at once.
         shared: _Shared = {}
-        with linux.closing(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+        with linux.closing_fd(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
             for pid, threads in self._processes(proc):
                 if int(pid) == os.getpid():
                     continue
@@ -161,7 +161,7 @@ def _tables(pid: int, threads: list[bytes]) -> Iterator[int]:
 def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
     """The namespace files that a task has open. What else may hold one is noted in `shared`."""
     path = b"/proc/%d/fd" % task
-    with linux.closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as directory:
+    with linux.closing_fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as directory:
         for number in os.listdir(path):
             try:
                 link = _link_of(number, directory)
@@ -206,7 +206,7 @@ def _namespace_file(task: int, number: bytes) -> Iterator[Descriptor]:
     if is_spare(_flags(task, number)):
         return
     target = os.open(b"/proc/%d/fd/%b" % (task, number), os.O_PATH | os.O_CLOEXEC)
-    with linux.closing(target), linux.closing(reopen(target)) as fd:
+    with linux.closing_fd(target), linux.closing_fd(reopen(target)) as fd:
         if linux.is_net_namespace(fd):
             inode = os.fstat(fd).st_ino
             yield Descriptor(NAMESPACE_FILE, task, int(number), inode)

@@ -90,7 +90,7 @@ class DirectoryWatcher:
         self.owners: dict[bytes, Owner | None] = {}
         self._stamp = object()
         self._checked = True
-        with linux.closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        with linux.closing_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
             in_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
             if not in_memory or os.path.realpath(path) != path:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
@@ -261,7 +261,7 @@ class MountedNames:
     def _seen_mounts(self) -> Iterator[linux.Mount]:
         """What is mounted on names, and is not covered by something else."""
         try:
-            with linux.closing(os.open(self._path, os.O_PATH | os.O_CLOEXEC)) as fd:
+            with linux.closing_fd(os.open(self._path, os.O_PATH | os.O_CLOEXEC)) as fd:
                 seen_directory = linux.mount_number(fd)
         except FileNotFoundError:
             return
@@ -400,7 +400,7 @@ class RunDirectory:
         if fd is None:
             may_block()
             fd = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
-        with linux.closing(fd):
+        with linux.closing_fd(fd):
             found = os.fstat(fd)
         return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
 

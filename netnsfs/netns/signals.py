@@ -183,7 +183,7 @@ class _Sending:
 
     def _handle(self, pid: int, threads: set[int], before: _Visits) -> bool:
         """Send it to a process that has not had it. Whether there may be more to do."""
-        with linux.closing(os.pidfd_open(pid)) as pidfd:
+        with linux.closing_fd(os.pidfd_open(pid)) as pidfd:
             process = _Process(pid, _start_of(pid))
             if process in self.handled:
                 return False

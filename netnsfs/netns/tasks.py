@@ -160,7 +160,7 @@ def control_groups(members: Iterable[int]) -> bytes:
     for pid in members:
         try:
             fd = os.open(b"/proc/%d/cgroup" % pid, os.O_RDONLY | os.O_CLOEXEC)
-            with linux.closing(fd):
+            with linux.closing_fd(fd):
                 texts.add(os.read(fd, _CGROUP_TEXT))
         except OSError as error:
             linux.reraise_if_resource(error)
@@ -239,7 +239,7 @@ class Holder(NamedTuple):
         else:
             # Looked at before it is opened: another file may have taken its place by now.
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)
-        with linux.closing(target):
+        with linux.closing_fd(target):
             return nsfs.reopen(target)
 
 

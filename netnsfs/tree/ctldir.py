@@ -148,7 +148,7 @@ class UnnamedDirectory(Directory):
     def _directory_of(self, holder: tasks.Holder) -> Node:
         ref = HolderRef(self._names, holder, self._is_named)
         fd, namespace = self._open_holder(holder)
-        with linux.closing(fd):
+        with linux.closing_fd(fd):
             # A name may have been given, or changed, while all names were looked at.
             ref.require_present(namespace)
         return self._directories.get_unnamed(namespace, ref)
@@ -188,7 +188,7 @@ class UnnamedDirectory(Directory):
         if directory is not self._root:
             return super().rename(name, directory, new_name, caller)
         require_may_attach(caller, new_name)
-        with linux.closing(self.open_namespace(name)) as fd:
+        with linux.closing_fd(self.open_namespace(name)) as fd:
             return self._root.attach(new_name, fd)
 
 

@@ -198,7 +198,7 @@ class Neighbours:
 
 def _is_known_by(route: RouteSocket, nsid: int, found: _Found) -> bool:
     try:
-        with linux.closing(found.open()) as fd:
+        with linux.closing_fd(found.open()) as fd:
             return ask_nsid(route, fd) == nsid
     except OSError as error:
         linux.reraise_if_resource(error)

@@ -394,13 +394,13 @@ class NamespaceDirectory(Directory):
         with self.held_open() as fd:
             command(fd, data)
 
-    def held_open(self) -> linux.closing:
+    def held_open(self) -> linux.closing_fd:
         """A descriptor of the namespace, until the block ends.
 
         Raises:
             OSError: ENOENT if it cannot be found any more.
         """
-        return linux.closing(self.ref.open_namespace(self.namespace))
+        return linux.closing_fd(self.ref.open_namespace(self.namespace))
 
 
 class TaskList(Snapshot):

@@ -103,7 +103,7 @@ class NumberDirectory(Directory):
 
     def _number_under(self, name: bytes) -> int | None:
         try:
-            with linux.closing(self._names.open_namespace(name)) as fd:
+            with linux.closing_fd(self._names.open_namespace(name)) as fd:
                 return self._number_of(fd)
         except OSError as error:
             linux.reraise_if_resource(error)
@@ -119,7 +119,7 @@ class NumberDirectory(Directory):
         seen = set(named)
         for holder in tasks.iter_holders(without=seen):
             try:
-                with linux.closing(holder.open(self._names.links.avoid)) as fd:
+                with linux.closing_fd(holder.open(self._names.links.avoid)) as fd:
                     seen.add(holder.inode)
                     if self._number_of(fd) == number:
                         return os.fstat(fd).st_ino

@@ -266,7 +266,7 @@ class Root(NamesDirectory):
         self._require_not_reserved(name)
         if os.path.lexists(self._names.path_of(name)):
             raise FileExistsError(errno.EEXIST, "the name exists already", name)
-        with linux.closing(self._open_target(target, caller)) as fd:
+        with linux.closing_fd(self._open_target(target, caller)) as fd:
             self.attach(name, fd)
         return OneTimeLink(target)
 
@@ -291,7 +291,7 @@ class Root(NamesDirectory):
                 continue
             except FileNotFoundError:
                 raise absent_error(b"", "the target does not exist") from None
-            with linux.closing(reached):
+            with linux.closing_fd(reached):
                 return reopen(reached)
         raise OSError(errno.ELOOP, "the target leaves the mount too often")
 
@@ -329,7 +329,7 @@ class Root(NamesDirectory):
         if not pid.isdigit():
             raise absent_error(pid, "the target does not exist")
         path = b"/proc/%b/ns/net" % pid
-        with linux.closing(os.open(path, os.O_PATH | os.O_CLOEXEC)) as task:
+        with linux.closing_fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as task:
             return reopen(task)
 
     def _require_not_reserved(self, name: bytes) -> None:

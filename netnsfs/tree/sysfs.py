@@ -90,7 +90,7 @@ class SysfsMount:
         Raises:
             OSError: ENOENT if there is no interface of that name.
         """
-        with linux.closing(os.open(self.path(name + b"/ifindex"), os.O_RDONLY)) as fd:
+        with linux.closing_fd(os.open(self.path(name + b"/ifindex"), os.O_RDONLY)) as fd:
             return int(os.read(fd, 32))
 
 

@@ -63,7 +63,7 @@ class Survey:
             OSError: the machine lacks what it takes to look.
         """
         try:
-            with linux.closing(source.open()) as fd, rtnetlink(fd) as route:
+            with linux.closing_fd(source.open()) as fd, rtnetlink(fd) as route:
                 self._look(source, route)
         except OSError as error:
             linux.reraise_if_resource(error)
@@ -107,7 +107,7 @@ class Survey:
 
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
         try:
-            with linux.closing(self.spaces[other].source.open()) as fd:
+            with linux.closing_fd(self.spaces[other].source.open()) as fd:
                 return ask_nsid(route, fd) == nsid
         except OSError as error:
             linux.reraise_if_resource(error)
@@ -125,7 +125,7 @@ class Survey:
             if not missing:
                 continue
             try:
-                with linux.closing(space.source.open()) as fd, rtnetlink(fd) as route:
+                with linux.closing_fd(space.source.open()) as fd, rtnetlink(fd) as route:
                     self._ask(route, number, missing)
             except OSError as error:
                 linux.reraise_if_resource(error)

@@ -31,7 +31,7 @@ class Mounts:
         return linux.new_mount(b"fuse", options, linux.MOUNT_ATTR_NODEV)
 
     def attach(self) -> mounting.Identity | None:
-        with linux.closing(self.make()) as mount:
+        with linux.closing_fd(self.make()) as mount:
             return mounting.attach(mount, PLACE)
 
     def kill(self) -> None:
@@ -50,7 +50,7 @@ def mounts() -> Iterator[Mounts]:
 
 
 def top() -> mounting.Identity:
-    with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+    with linux.closing_fd(mounting.open_mount_point(PLACE)) as fd:
         return mounting.identity_of(fd)
 
 
@@ -69,8 +69,8 @@ def test_who_withdraws_leaves_nothing_though_another_is_on_top(
     def another_too(mount: int) -> bool:
         monkeypatch.undo()
         with (
-            linux.closing(mounts.make()) as other,
-            linux.closing(mounting.open_mount_point(PLACE)) as target,
+            linux.closing_fd(mounts.make()) as other,
+            linux.closing_fd(mounting.open_mount_point(PLACE)) as target,
         ):
             linux.move_mount(other, target)
         assert len(fuse_mounts()) == 3
@@ -138,7 +138,7 @@ def test_what_has_the_numbers_of_a_dead_mount_is_another(
     monkeypatch.setattr(linux, "FIRST_UNIQUE_MOUNT", 1 << 64)
     ours = mounts.attach()
     assert ours
-    with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+    with linux.closing_fd(mounting.open_mount_point(PLACE)) as fd:
         assert mounting.is_still(fd, ours, connected=True)
         # A netnsfs that does not answer is one that is alive.
         assert not mounting.is_still(fd, ours, connected=False)
@@ -147,7 +147,7 @@ def test_what_has_the_numbers_of_a_dead_mount_is_another(
     linux.umount(PLACE, linux.MNT_DETACH)
     subprocess.run(["mount", "-t", "tmpfs", "theirs", MNT], check=True)
     try:
-        with linux.closing(mounting.open_mount_point(PLACE)) as fd:
+        with linux.closing_fd(mounting.open_mount_point(PLACE)) as fd:
             assert not mounting.is_still(fd, mounting.identity_of(fd), connected=False)
     finally:
         linux.umount(PLACE, 0)

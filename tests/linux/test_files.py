@@ -37,9 +37,9 @@ def test_statx_tells_what_stat_does(place: Path) -> None:
     assert (found.major, found.minor) == (os.major(shown.st_dev), os.minor(shown.st_dev))
     assert linux.statx(bytes(place / "link")).ino == os.lstat(place / "link").st_ino
     assert linux.statx(bytes(place / "link"), flags=linux.FOLLOW) == found
-    with linux.closing(os.open(file, os.O_PATH)) as fd:
+    with linux.closing_fd(os.open(file, os.O_PATH)) as fd:
         assert linux.statx(b"", fd) == linux.statx_raw(b"", fd) == found
-    with linux.closing(os.open(place, os.O_PATH)) as fd:
+    with linux.closing_fd(os.open(place, os.O_PATH)) as fd:
         assert linux.statx(b"file", fd) == found
     assert error_of(linux.statx, bytes(place / "absent")) == "ENOENT"
 
@@ -65,7 +65,7 @@ def test_what_is_in_the_cache_is_told_at_once(place: Path) -> None:
     for follow, same in ((False, "link"), (True, "file")):
         fd = linux.open_cached(bytes(place / "link"), follow)
         assert fd is not None
-        with linux.closing(fd):
+        with linux.closing_fd(fd):
             assert os.fstat(fd).st_ino == os.lstat(place / same).st_ino
 
 
@@ -76,9 +76,9 @@ def test_what_the_kernel_would_have_to_look_for_is_left_to_others(place: Path) -
 
 
 def test_file_systems_are_told_by_their_magic(place: Path) -> None:
-    with linux.closing(os.open(place, os.O_PATH)) as fd:
+    with linux.closing_fd(os.open(place, os.O_PATH)) as fd:
         assert linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
-    with linux.closing(os.open("/proc", os.O_PATH)) as fd:
+    with linux.closing_fd(os.open("/proc", os.O_PATH)) as fd:
         assert linux.filesystem_magic(fd) != linux.TMPFS_MAGIC
 
 
@@ -118,7 +118,7 @@ def test_a_lock_that_becomes_free_is_had(place: Path) -> None:
 
 def ino(path: Path, *avoid: int, pid: int = 0) -> int:
     """The inode number of what `open_avoiding` opens."""
-    with linux.closing(linux.open_avoiding(bytes(path), avoid, pid or os.getpid())) as fd:
+    with linux.closing_fd(linux.open_avoiding(bytes(path), avoid, pid or os.getpid())) as fd:
         return os.fstat(fd).st_ino
 
 

@@ -28,7 +28,7 @@ def inside() -> Iterator[tuple[int, int]]:
     thread.start()
     thread.join()
     ((each, fd),) = found
-    with each, linux.closing(fd):
+    with each, linux.closing_fd(fd):
         yield each.fileno(), fd
 
 

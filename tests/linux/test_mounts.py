@@ -97,9 +97,9 @@ def test_an_open_mount_is_moved_to_an_open_file(place: Path) -> None:
     (place / "file").write_text("content")
     (place / "target").touch()
     with (
-        linux.closing(os.open(place / "file", os.O_RDONLY)) as file,
-        linux.closing(linux.bind_mount(file)) as mount,
-        linux.closing(os.open(place / "target", os.O_PATH)) as target,
+        linux.closing_fd(os.open(place / "file", os.O_RDONLY)) as file,
+        linux.closing_fd(linux.bind_mount(file)) as mount,
+        linux.closing_fd(os.open(place / "target", os.O_PATH)) as target,
     ):
         assert mounted_below(place) == []
         linux.move_mount(mount, target)
@@ -109,7 +109,7 @@ def test_an_open_mount_is_moved_to_an_open_file(place: Path) -> None:
 
 def test_an_open_mount_that_is_moved_nowhere_ends(place: Path) -> None:
     (place / "file").touch()
-    with linux.closing(os.open(place / "file", os.O_RDONLY)) as file:
+    with linux.closing_fd(os.open(place / "file", os.O_RDONLY)) as file:
         os.close(linux.bind_mount(file))
     linux.umount(bytes(place), 0)
     subprocess.run(["mount", "-t", "tmpfs", "place", place], check=True)
@@ -118,9 +118,9 @@ def test_an_open_mount_that_is_moved_nowhere_ends(place: Path) -> None:
 def test_a_mount_is_not_moved_to_what_is_removed(place: Path) -> None:
     (place / "target").touch()
     with (
-        linux.closing(os.open("/proc/self/ns/net", os.O_RDONLY)) as file,
-        linux.closing(linux.bind_mount(file)) as mount,
-        linux.closing(os.open(place / "target", os.O_PATH)) as target,
+        linux.closing_fd(os.open("/proc/self/ns/net", os.O_RDONLY)) as file,
+        linux.closing_fd(linux.bind_mount(file)) as mount,
+        linux.closing_fd(os.open(place / "target", os.O_PATH)) as target,
     ):
         (place / "target").unlink()
         assert error_of(linux.move_mount, mount, target) == "ENOENT"
@@ -132,9 +132,9 @@ def test_what_is_made_of_a_shared_mount_is_its_peer(place: Path, private: bool) 
     for name in ("file", "target"):
         (place / name).touch()
     with (
-        linux.closing(os.open(place / "file", os.O_RDONLY)) as file,
-        linux.closing(linux.bind_mount(file)) as mount,
-        linux.closing(os.open(place / "target", os.O_PATH)) as target,
+        linux.closing_fd(os.open(place / "file", os.O_RDONLY)) as file,
+        linux.closing_fd(linux.bind_mount(file)) as mount,
+        linux.closing_fd(os.open(place / "target", os.O_PATH)) as target,
     ):
         if private:
             linux.make_private(mount)
@@ -151,7 +151,7 @@ def test_a_clone_lacks_what_is_mounted_below(place: Path) -> None:
     (place / "x").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "x", place / "x"], check=True)
     (place / "x/covering").touch()
-    with linux.closing(linux.open_tree(bytes(place))) as clone:
+    with linux.closing_fd(linux.open_tree(bytes(place))) as clone:
         assert os.listdir(f"/proc/self/fd/{clone}/x") == []
 
 
@@ -165,12 +165,12 @@ def test_a_mount_is_detached_although_what_is_on_top_goes_meanwhile(
     def umount_while_another_does(path: bytes, flags: int) -> None:
         monkeypatch.undo()
         # What umount2(2) does, and between its two steps another process detaches the same.
-        with linux.closing(os.open(target, os.O_PATH)) as top:
+        with linux.closing_fd(os.open(target, os.O_PATH)) as top:
             umount(path, flags)
             umount(b"/proc/self/fd/%d" % top, flags)
 
-    with linux.closing(linux.new_mount(b"tmpfs", {}, 0)) as mount:
-        with linux.closing(os.open(target, os.O_PATH)) as top:
+    with linux.closing_fd(linux.new_mount(b"tmpfs", {}, 0)) as mount:
+        with linux.closing_fd(os.open(target, os.O_PATH)) as top:
             linux.move_mount(mount, top)
         subprocess.run(["mount", "-t", "tmpfs", "upper", target], check=True)
         monkeypatch.setitem(linux.detach.__globals__, "umount", umount_while_another_does)

@@ -19,7 +19,7 @@ def new_namespace() -> int:
 
 def test_only_the_calling_thread_moves() -> None:
     here = os.stat(OWN)
-    with linux.closing(apart(new_namespace)) as there:
+    with linux.closing_fd(apart(new_namespace)) as there:
         assert not os.path.samestat(os.fstat(there), here)
         assert os.path.samestat(os.stat(OWN), here)
 
@@ -32,12 +32,12 @@ def test_only_the_calling_thread_moves() -> None:
 
 
 def test_what_is_of_another_kind_is_not_entered() -> None:
-    with linux.closing(os.open("/proc/self/ns/uts", os.O_RDONLY)) as uts:
+    with linux.closing_fd(os.open("/proc/self/ns/uts", os.O_RDONLY)) as uts:
         assert error_of(linux.setns, uts, linux.CLONE_NEWNET) == "EINVAL"
         assert not linux.is_net_namespace(uts)
-    with linux.closing(os.open(OWN, os.O_RDONLY)) as net:
+    with linux.closing_fd(os.open(OWN, os.O_RDONLY)) as net:
         assert linux.is_net_namespace(net)
-    with linux.closing(os.open("/proc/self/status", os.O_RDONLY)) as file:
+    with linux.closing_fd(os.open("/proc/self/status", os.O_RDONLY)) as file:
         assert error_of(linux.is_net_namespace, file) == "ENOTTY"
         assert error_of(linux.setns, file, 0) == "EINVAL"
 
@@ -52,7 +52,7 @@ def test_a_refusal_is_told() -> None:
 
 def test_ids_are_unique_and_the_cookies() -> None:
     def look() -> tuple[int | None, int, int]:
-        with linux.closing(new_namespace()) as fd:
+        with linux.closing_fd(new_namespace()) as fd:
             return linux.namespace_id(fd), linux.netns_cookie(), os.fstat(fd).st_ino
 
     found = [apart(look) for _ in range(5)]
@@ -61,7 +61,7 @@ def test_ids_are_unique_and_the_cookies() -> None:
 
 
 def test_an_id_is_had_of_no_other_file() -> None:
-    with linux.closing(os.open("/proc/self/status", os.O_RDONLY)) as file:
+    with linux.closing_fd(os.open("/proc/self/status", os.O_RDONLY)) as file:
         assert linux.namespace_id(file) is None
 
 
@@ -83,7 +83,7 @@ def test_a_mount_namespace_is_for_the_thread_alone() -> None:
 
 
 def test_to_whom_a_namespace_belongs() -> None:
-    with linux.closing(os.open(OWN, os.O_RDONLY)) as own:
+    with linux.closing_fd(os.open(OWN, os.O_RDONLY)) as own:
         assert linux.is_owned_here(own)
     script = (
         "import os, sys; sys.path[:0] = sys.argv[1:]; from netnsfs import linux;"

@@ -27,9 +27,9 @@ def listen_elsewhere() -> tuple[socket.socket, int]:
 def test_the_namespace_of_a_socket() -> None:
     with ThreadPoolExecutor() as threads:
         held, inode = threads.submit(listen_elsewhere).result()
-    with held, linux.closing(linux.namespace_of_file(os.getpid(), held.fileno())) as found:
+    with held, linux.closing_fd(linux.namespace_of_file(os.getpid(), held.fileno())) as found:
         assert os.fstat(found).st_ino == inode
-    with linux.closing(os.open("/", os.O_RDONLY)) as directory:
+    with linux.closing_fd(os.open("/", os.O_RDONLY)) as directory:
         assert error_of(linux.namespace_of_file, os.getpid(), directory) == "ENOENT"
     assert error_of(linux.namespace_of_file, os.getpid(), 10**6) == "ENOENT"
 
@@ -123,7 +123,7 @@ def test_a_number_of_another_file_system_is_no_descriptor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A FUSE server answers ioctl(2) on its files with any number.
-    with linux.closing(os.open("/", os.O_RDONLY)) as file:
+    with linux.closing_fd(os.open("/", os.O_RDONLY)) as file:
         monkeypatch.setattr(fcntl, "ioctl", lambda fd, request: fd)
         assert error_of(pidfd_files_child._open_namespace, file) == "ENOTSOCK"
         with socket.socket() as real:

@@ -271,7 +271,7 @@ def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
     path = f"/proc/{process.pid}/ns/net"
     wait_for(lambda: os.stat(path).st_ino != own)
     names, number = Names(bytes(RUN)), next(nsids)
-    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open(path, os.O_RDONLY)) as fd:
         assign_nsid(fd, b"%d" % number)
         if has_name:
             names.attach(b"foo", fd)

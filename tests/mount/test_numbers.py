@@ -195,7 +195,7 @@ def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
     process = spawn("unshare", "--net", "sleep", "60")
     path = f"/proc/{process.pid}/ns/net"
     wait_for(lambda: os.stat(path).st_ino != own_inode())
-    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open(path, os.O_RDONLY)) as fd:
         unnamed = namespace_of(fd)
     _, by_id, _ = by_number(names, Permissions())
     for namespace in (named, unnamed):

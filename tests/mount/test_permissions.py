@@ -283,7 +283,7 @@ def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
     with pytest.raises(Abandoned):
         job.result()
     assert names.owners.owner_of(b"foo") is None
-    with linux.closing(names.directory.open_placeholder_opath(b"foo")) as placeholder:
+    with linux.closing_fd(names.directory.open_placeholder_opath(b"foo")) as placeholder:
         assert os.fstat(placeholder).st_mode & 0o7777 == mode
     names.remove(b"foo")
 

@@ -30,7 +30,7 @@ def spaces() -> Iterator[tuple[int, int]]:
             ip("netns", "add", name)
             stack.callback(ip, "netns", "del", name)
             fd = os.open(RUN / name, os.O_RDONLY | os.O_CLOEXEC)
-            fds.append(stack.enter_context(linux.closing(fd)))
+            fds.append(stack.enter_context(linux.closing_fd(fd)))
         yield fds[0], fds[1]
 
 
@@ -67,13 +67,13 @@ def sysfs_of(fd: int) -> int:
 def test_sysfs_shows_a_namespace_and_does_not_keep_it(spaces: tuple[int, int]) -> None:
     ip("netns", "add", "c")
     fd = os.open(RUN / "c", os.O_RDONLY)
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         mount = sysfs_of(fd)
         links.join(fd, b"inner", spaces[0], b"outer")
-    with linux.closing(mount):
+    with linux.closing_fd(mount):
         assert sorted(os.listdir(f"/proc/self/fd/{mount}/class/net")) == ["inner", "lo"]
         held = os.open(f"/proc/self/fd/{mount}/class/net/inner/mtu", os.O_RDONLY)
-        with linux.closing(held):
+        with linux.closing_fd(held):
             assert os.read(held, 100) == b"1500\n"
             ip("netns", "del", "c")
             # The veth ends with its other end, and so with the namespace of that.

@@ -360,7 +360,7 @@ def read_only(*options: str) -> Iterator[str]:
 
 @contextmanager
 def inode_flag(flag: str, below: bytes) -> Iterator[str]:
-    with linux.closing(linux.open_tree(bytes(RUN))) as clone:
+    with linux.closing_fd(linux.open_tree(bytes(RUN))) as clone:
         path = f"/proc/{os.getpid()}/fd/{clone}/{os.fsdecode(below)}"
         if subprocess.run(["chattr", f"+{flag}", path], check=False).returncode:
             pytest.skip("this tmpfs has no inode flags (Linux 6.6)")
@@ -444,7 +444,7 @@ def test_a_name_for_what_had_one_is_removed_everywhere(names: Names, tmp_path: P
     try:
         for number in range(2):
             names.create(b"foo")
-            with linux.closing(names.open_namespace(b"foo")) as fd:
+            with linux.closing_fd(names.open_namespace(b"foo")) as fd:
                 if number:
                     # Of a mount that still stands.
                     names.attach(b"bar", fd)

@@ -20,7 +20,7 @@ def make() -> tuple[int, nsfs.Namespace]:
 
 def test_what_is_told_of_a_namespace_is_what_its_file_shows() -> None:
     fd, made = on_own_thread(make)
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         shown = os.fstat(fd)
         assert made.inode == shown.st_ino
         times = made.atime_ns, made.mtime_ns, made.ctime_ns
@@ -36,7 +36,7 @@ def test_the_id_is_the_same_by_the_ioctl_and_by_a_visit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fd, made = on_own_thread(make)
-    with linux.closing(fd):
+    with linux.closing_fd(fd):
         monkeypatch.setattr(linux, "namespace_id", lambda fd: None)
         assert nsfs.namespace_of(fd) == made
 
@@ -45,18 +45,18 @@ def test_the_id_is_the_same_by_the_ioctl_and_by_a_visit(
     "path", ["/proc/self/ns/uts", "/proc/self/status", "/run", "/dev/null"]
 )
 def test_what_is_no_network_namespace(path: str) -> None:
-    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open(path, os.O_RDONLY)) as fd:
         assert error_of(nsfs.namespace_of, fd) == "EINVAL"
 
 
 def test_only_a_namespaces_file_is_opened_anew(tmp_path: Path) -> None:
     with (
-        linux.closing(os.open("/proc/self/ns/net", os.O_PATH)) as found,
-        linux.closing(nsfs.reopen(found)) as fd,
+        linux.closing_fd(os.open("/proc/self/ns/net", os.O_PATH)) as found,
+        linux.closing_fd(nsfs.reopen(found)) as fd,
     ):
         assert os.path.samestat(os.fstat(fd), os.fstat(found))
         assert linux.is_net_namespace(fd)
     # To open it would not end before somebody writes.
     os.mkfifo(tmp_path / "fifo")
-    with linux.closing(os.open(tmp_path / "fifo", os.O_PATH)) as found:
+    with linux.closing_fd(os.open(tmp_path / "fifo", os.O_PATH)) as found:
         assert error_of(nsfs.reopen, found) == "EINVAL"

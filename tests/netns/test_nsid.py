@@ -15,7 +15,7 @@ from netnsfs.netns import nsid
 def namespace() -> Iterator[int]:
     """A descriptor of a namespace called foo."""
     ip("netns", "add", "foo")
-    with linux.closing(os.open(RUN / "foo", os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open(RUN / "foo", os.O_RDONLY)) as fd:
         yield fd
     ip("netns", "del", "foo")
 
@@ -65,6 +65,6 @@ def test_what_is_no_nsid(namespace: int, text: bytes, code: str) -> None:
 
 
 def test_what_is_no_namespace_has_no_nsid() -> None:
-    with linux.closing(os.open("/", os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open("/", os.O_RDONLY)) as fd:
         assert error_of(nsid.read_nsid, fd) == "EINVAL"
         assert error_of(nsid.assign_nsid, fd, b"auto") == "EINVAL"

@@ -112,7 +112,7 @@ def test_our_own_visits_are_not_told(inode: int) -> None:
     watch.renew()
 
     def visit() -> None:
-        with linux.closing(os.open(RUN / "a", os.O_RDONLY)) as fd:
+        with linux.closing_fd(os.open(RUN / "a", os.O_RDONLY)) as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
 
     thread = threading.Thread(target=visit)

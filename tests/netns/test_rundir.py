@@ -249,7 +249,7 @@ def test_placeholders_are_seen_below_their_mounts() -> None:
     placeholder = (DIRECTORY / "old").stat().st_ino
     linux.mount(b"/proc/self/ns/net", bytes(DIRECTORY / "old"), linux.MS_BIND)
     directory = RunDirectory(bytes(DIRECTORY))
-    with linux.closing(directory.open_placeholder_opath(b"old")) as fd:
+    with linux.closing_fd(directory.open_placeholder_opath(b"old")) as fd:
         assert os.fstat(fd).st_ino == placeholder
         assert directory.is_placeholder(b"old", fd)
         unmount()
@@ -282,7 +282,7 @@ def test_what_is_mounted_before_the_clone_is_private_covers_nothing(
         make_private(mount)
 
     monkeypatch.setattr(linux, "make_private", late)
-    with linux.closing(directory.open_placeholder_opath(b"old")) as fd:
+    with linux.closing_fd(directory.open_placeholder_opath(b"old")) as fd:
         assert os.fstat(fd).st_ino == placeholder
     unmount()
 
@@ -291,7 +291,7 @@ def test_a_directory_made_anew_has_other_placeholders() -> None:
     DIRECTORY.mkdir(parents=True)
     (DIRECTORY / "old").touch()
     directory = RunDirectory(bytes(DIRECTORY))
-    with linux.closing(directory.open_placeholder_opath(b"old")) as fd:
+    with linux.closing_fd(directory.open_placeholder_opath(b"old")) as fd:
         remove()
         DIRECTORY.mkdir()
         (DIRECTORY / "old").touch()
@@ -312,6 +312,6 @@ def test_a_look_below_mounts_outlives_the_clone_of_before(
             directory._uncovered = None
         return statx(path, *where)
 
-    with linux.closing(directory.open_placeholder_opath(b"old")) as fd:
+    with linux.closing_fd(directory.open_placeholder_opath(b"old")) as fd:
         monkeypatch.setattr(linux, "statx", replace_clone)
         assert directory.is_placeholder(b"old", fd)

@@ -50,7 +50,7 @@ def foo() -> Iterator[Path]:
 
 
 def send(path: Path, text: bytes, may_signal: Callable[[int], bool] | None = None) -> None:
-    with linux.closing(os.open(path, os.O_RDONLY)) as fd:
+    with linux.closing_fd(os.open(path, os.O_RDONLY)) as fd:
         signals.send(fd, text, may_signal)
 
 
@@ -208,7 +208,7 @@ def test_this_process_is_none(foo: Path) -> None:
 
     def stay() -> None:
         with disposable(), restoring_namespace():
-            with linux.closing(os.open(foo, os.O_RDONLY)) as fd:
+            with linux.closing_fd(os.open(foo, os.O_RDONLY)) as fd:
                 linux.setns(fd, linux.CLONE_NEWNET)
             inside.append(os.stat("/proc/thread-self/ns/net").st_ino)
             there.set()

@@ -41,7 +41,7 @@ def test_a_link_is_never_followed_into_our_own_mount() -> None:
 
 
 def follow(links: SymlinkFollower, path: Path) -> int:
-    with linux.closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+    with linux.closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
         mark = linux.statx(b"", fd)
         # Another link in its place is not the one that is followed.
         path.unlink()
@@ -52,7 +52,7 @@ def follow(links: SymlinkFollower, path: Path) -> int:
 def test_what_is_followed_is_the_link_that_was_seen() -> None:
     links, path = SymlinkFollower(bytes(RUN)), RUN / "lnk"
     path.symlink_to("../../proc/self/ns/net")
-    with linux.closing(follow(links, path)) as fd:
+    with linux.closing_fd(follow(links, path)) as fd:
         assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
     assert error_of(follow, links, path) == "ENOENT"
     path.unlink()
@@ -69,7 +69,7 @@ def test_a_link_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(linux, "open_avoiding", hang)
     monkeypatch.setattr(symlinks, "FOLLOW_SECONDS", 0.2)
-    with linux.closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+    with linux.closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
         mark = linux.statx(b"", fd)
         started = time.monotonic()
         assert error_of(links.follow, fd, mark) == "ETIMEDOUT"

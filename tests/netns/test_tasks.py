@@ -87,7 +87,7 @@ def test_a_thread_of_ours_that_visits_is_no_member() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def look() -> None:
-        with linux.closing(os.open(RUN / "a", os.O_RDONLY)) as fd:
+        with linux.closing_fd(os.open(RUN / "a", os.O_RDONLY)) as fd:
             linux.setns(fd, linux.CLONE_NEWNET)
         inside.set()
         leave.wait()
@@ -298,7 +298,7 @@ def test_a_namespace_is_opened_by_what_holds_it(kind: str) -> None:
     with odd(kind):
         ip("netns", "del", "a")
         for holder in tasks.holders_of(inode):
-            with linux.closing(holder.open(())) as fd:
+            with linux.closing_fd(holder.open(())) as fd:
                 assert os.fstat(fd).st_ino == inode
     wait_for(lambda: tasks.holders_of(inode) == [])
 
@@ -335,7 +335,7 @@ def test_an_open_file_of_proc_net(spawn: Spawn) -> None:
     with open("/proc/self/ns/net") as own:
         opens_by_id = linux.namespace_id(own.fileno()) is not None
     for holder in tasks.holders_of(inode) if opens_by_id else ():
-        with linux.closing(holder.open(())) as fd:
+        with linux.closing_fd(holder.open(())) as fd:
             assert os.fstat(fd).st_ino == inode
 
 

@@ -191,11 +191,11 @@ def test_a_mount_point_whose_file_system_does_not_answer(where: list[str]) -> No
         '"$@" & until grep -q fuse.netnsfs /proc/self/mountinfo; do sleep 0.1; done\n'
         "umount /mnt/netnsfs && wait $!"
     )
-    with linux.closing(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as device:
+    with linux.closing_fd(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as device:
         options: dict[bytes, bytes | None] = {b"fd": b"%d" % device, b"rootmode": b"40000"}
         options |= {b"user_id": b"0", b"group_id": b"0", b"subtype": b"silent"}
-        with linux.closing(linux.new_mount(b"fuse", options, 0)) as mount:
-            with linux.closing(os.open(MNT, os.O_PATH)) as target:
+        with linux.closing_fd(linux.new_mount(b"fuse", options, 0)) as mount:
+            with linux.closing_fd(os.open(MNT, os.O_PATH)) as target:
                 linux.move_mount(mount, target)
             try:
                 program = [*where, "sh", "-c", shell, "sh", *PROGRAM, "-f"]
