@@ -29,7 +29,7 @@ imports nothing of netnsfs. (tests/node/test_law.py checks this.)
 2. The handler finds the node of the parent (`fuse.nodes`): the root of the tree. A change is
    made on a worker thread (`fuse.pool`), as a `Job`.
 3. `tree.root.Root.mkdir` decides to whom the new name belongs (`permissions`) and calls
-   `netns.names.Names.create`.
+   `netns.names.NamedNamespaces.create`.
 4. There, unless a spare is at hand, unshare(2) makes the namespace. open_tree(2) makes a mount
    of its file, open(2) the placeholder. The owner is written on the placeholder, and
    move_mount(2) mounts the namespace's file on it. From now on every tool sees the name.

@@ -24,7 +24,7 @@ from netnsfs.fuse.told import Told
 from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
 from netnsfs.netns.events import Place, keep_telling
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
@@ -91,7 +91,7 @@ def _serve(config: Config, ready: Callable[[], None]) -> int:
 
 def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     mounting.require_fuse()
-    names = Names(config.run_dir, Spares(config.spare))
+    names = NamedNamespaces(config.run_dir, Spares(config.spare))
     # Taken away, so that no child process can speak for us.
     tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
     # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,

@@ -21,7 +21,7 @@ _DOTS = [b".", b".."]
 _NAME_BYTES = 64
 
 
-class _Names:
+class SharedListing:
     __slots__ = ("__weakref__", "cost", "names", "users")
 
     def __init__(self, names: list[bytes]) -> None:
@@ -49,7 +49,7 @@ class Listing:
         self.directory = directory
         self.caller = caller
         self.user = user
-        self._shown: _Names | None = None
+        self._shown: SharedListing | None = None
 
     @property
     def names(self) -> list[bytes]:
@@ -67,7 +67,7 @@ class Listings:
     def __init__(self, texts: Quota) -> None:
         self._texts = texts
         self._opened = Quota(errno.EMFILE, LISTINGS_PER_USER, LISTINGS_TOTAL)
-        self._last: WeakValueDictionary[Hashable, _Names] = WeakValueDictionary()
+        self._last: WeakValueDictionary[Hashable, SharedListing] = WeakValueDictionary()
         self._by_number: dict[int, Listing] = {}
 
     def __getitem__(self, fh: int) -> Listing:
@@ -97,11 +97,11 @@ class Listings:
         key = listing.directory.key
         last = self._last.get(key)
         if last is None or last.names[2:] != names:
-            last = _Names(_DOTS + names)
+            last = SharedListing(_DOTS + names)
         self._show(listing, last)
         self._last[key] = last
 
-    def _show(self, listing: Listing, shown: _Names | None) -> None:
+    def _show(self, listing: Listing, shown: SharedListing | None) -> None:
         user, before = listing.user, listing._shown
         if shown and user != ROOT and not shown.users[user]:
             self._texts.charge(user, shown.cost)

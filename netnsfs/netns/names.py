@@ -6,7 +6,7 @@ else stands in the directory is a name too, a stale one: a placeholder whose mou
 never made or is gone, somebody's file, a namespace of another kind. A symbolic link names
 the namespace that it leads to.
 
-    names = Names(b"/run/netns")
+    names = NamedNamespaces(b"/run/netns")
     names.create(b"blue")           # ip netns add blue
     names.list_names()              # [b"blue"]
     names.identify(b"blue")         # Namespace(inode=4026532268, id=4711, ...)
@@ -94,7 +94,7 @@ def require_valid_name(name: bytes) -> None:
         raise OSError(errno.EINVAL, "not a name for a namespace", name)
 
 
-class Names:
+class NamedNamespaces:
     """The names in one run directory.
 
     Args:

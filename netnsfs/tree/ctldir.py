@@ -12,7 +12,7 @@ from weakref import WeakSet
 from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of
 from netnsfs.node import (
     ENTRY_TIMEOUT,
@@ -78,7 +78,7 @@ class NamesDirectory(Directory):
         """Give the namespace of `fd` a name.
 
         Raises:
-            OSError: as `Names.attach`.
+            OSError: as `NamedNamespaces.attach`.
         """
         raise NotImplementedError
 
@@ -92,7 +92,7 @@ class UnnamedDirectory(Directory):
 
     key = UNNAMED
 
-    def __init__(self, names: Names, directories: Directories, root: NamesDirectory) -> None:
+    def __init__(self, names: NamedNamespaces, directories: Directories, root: NamesDirectory) -> None:
         self._names = names
         self._directories = directories
         self._root = root
@@ -197,7 +197,7 @@ class PidDirectory(Directory):
 
     key = PID
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: NamedNamespaces) -> None:
         self._names = names
         # The first name of each namespace, and the namespace of each process.
         self._listed: tuple[dict[int, bytes], dict[bytes, int | None]] = {}, {}
@@ -280,7 +280,7 @@ class SharedText(File):
     slow = True
     links = 1
 
-    def __init__(self, names: Names, permissions: Permissions) -> None:
+    def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
         self._names = names
         self._permissions = permissions
         # With and without what is closed to some.
@@ -334,7 +334,7 @@ class Metrics(SharedText):
     # The collector takes only files that end in .prom, so the file has two names.
     links = 2
 
-    def __init__(self, names: Names, stats: Stats, permissions: Permissions) -> None:
+    def __init__(self, names: NamedNamespaces, stats: Stats, permissions: Permissions) -> None:
         super().__init__(names, permissions)
         self._stats = stats
 

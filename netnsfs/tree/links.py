@@ -24,7 +24,7 @@ from netnsfs.jobs import may_block
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.nsid import ask_nsid
 from netnsfs.node import (
@@ -154,7 +154,7 @@ class Neighbours:
         names: the run directory.
     """
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: NamedNamespaces) -> None:
         self._names = names
         self._known: dict[tuple[int, int], _Found] = {}
 

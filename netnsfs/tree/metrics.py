@@ -23,7 +23,7 @@ from netnsfs import linux
 from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
 
@@ -98,7 +98,7 @@ class Reading(NamedTuple):
     connections: int | None
 
 
-def render(names: Names, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
+def render(names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
     """The counters of all namespaces, and of the file system itself.
 
     Args:
@@ -145,7 +145,7 @@ def _label(name: str, value: str) -> str:
 
 
 def _all_families(
-    names: Names, stats: Stats, shown: Callable[[bytes], bool] | None
+    names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None
 ) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
@@ -255,7 +255,7 @@ def _spare_families(spares: Spares) -> Iterator[Family]:
     yield Family("counter", "netnsfs_spares_taken", "Namespaces wanted of them.", taken)
 
 
-def _read_namespace(names: Names, name: bytes) -> Reading | None:
+def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
     try:
         return names.look_inside(name, partial(_read_inside, name))[1]

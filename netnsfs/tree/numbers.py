@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsid, tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Link, Node
 from netnsfs.permissions import Permissions
@@ -46,7 +46,7 @@ class NumberDirectory(Directory):
     def __init__(
         self,
         key: bytes,
-        names: Names,
+        names: NamedNamespaces,
         permissions: Permissions,
         number_of: Callable[[int], int | None],
     ) -> None:
@@ -133,7 +133,7 @@ class InodeDirectory(NumberDirectory):
 
     most = LARGEST_INODE
 
-    def __init__(self, names: Names, permissions: Permissions) -> None:
+    def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
         super().__init__(b"inode", names, permissions, lambda fd: os.fstat(fd).st_ino)
 
     def _may_tell(self, name: bytes, caller: Caller) -> bool:
@@ -147,7 +147,7 @@ class InodeDirectory(NumberDirectory):
         return next((holder.inode for holder in tasks.iter_holders(number) if number), None)
 
 
-def by_number(names: Names, permissions: Permissions) -> list[NumberDirectory]:
+def by_number(names: NamedNamespaces, permissions: Permissions) -> list[NumberDirectory]:
     """The directories of links by number."""
     return [
         InodeDirectory(names, permissions),
@@ -164,7 +164,7 @@ class InitLink(Link):
 
     key = label = INIT
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: NamedNamespaces) -> None:
         self._names = names
 
     def target_text(self) -> bytes:

@@ -12,7 +12,7 @@ from typing import Protocol
 from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of, nsfs_device
 from netnsfs.permissions import CLOSED, ROOT, Owner
 
@@ -86,7 +86,7 @@ class NameRef:
 
     public = True
 
-    def __init__(self, names: Names, name: bytes, mark: linux.Stat) -> None:
+    def __init__(self, names: NamedNamespaces, name: bytes, mark: linux.Stat) -> None:
         self._names = names
         self._directory = names.directory
         self._path = names.path_of(name)
@@ -179,7 +179,7 @@ class HolderRef:
     public = False
 
     def __init__(
-        self, names: Names, holder: tasks.Holder, is_named: Callable[[int], bool]
+        self, names: NamedNamespaces, holder: tasks.Holder, is_named: Callable[[int], bool]
     ) -> None:
         self._names = names
         self._holder = holder

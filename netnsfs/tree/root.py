@@ -12,7 +12,7 @@ from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.jobs import may_block
 from netnsfs.netns import links, tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import namespace_of, reopen
 from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.node import (
@@ -84,7 +84,7 @@ class Root(NamesDirectory):
 
     key = b"/"
 
-    def __init__(self, names: Names, stats: Stats, config: Config) -> None:
+    def __init__(self, names: NamedNamespaces, stats: Stats, config: Config) -> None:
         self._names = names
         self._times = (MOUNTED_NS,) * 3
         self._mount_point = config.mount_point
@@ -248,7 +248,7 @@ class Root(NamesDirectory):
         """Give the namespace of `fd` a name.
 
         Raises:
-            OSError: as `Names.attach`.
+            OSError: as `NamedNamespaces.attach`.
         """
         self._require_not_reserved(name)
         self._names.attach(name, fd)

@@ -20,7 +20,7 @@ from netnsfs.jobs import each_on_own_thread, may_block
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import links, tasks
 from netnsfs.netns.links import Interface, rtnetlink
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import ask_nsid
 
 
@@ -148,7 +148,7 @@ class Survey:
         return None if other is None or found is None else (other, found)
 
 
-def render(names: Names, reserved: bytes, shown: Callable[[bytes], bool] | None) -> bytes:
+def render(names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None) -> bytes:
     """The graph.
 
     Args:
@@ -167,7 +167,7 @@ def render(names: Names, reserved: bytes, shown: Callable[[bytes], bool] | None)
 
 
 def _sources(
-    names: Names, reserved: bytes, shown: Callable[[bytes], bool] | None
+    names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None
 ) -> Iterator[Source]:
     named = names.names_by_inode(without=reserved)
     for inode, name in sorted(named.items(), key=lambda item: item[1]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.programs import command
 from netnsfs import linux
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +88,7 @@ def netnsfs(at: Path = MNT, *options: str, run_directory: Path = RUN) -> Iterato
         try:
             yield pid
         finally:
-            names = Names(bytes(run_directory))
+            names = NamedNamespaces(bytes(run_directory))
             for name in names.list_names():
                 names.remove(name)
 

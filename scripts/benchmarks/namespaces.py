@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.mounts import RUN
 from netnsfs import linux
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 
 
 def mkdir_rmdir(path: Path) -> None:
@@ -17,8 +17,8 @@ def mkdir_rmdir(path: Path) -> None:
 
 def prepare_run() -> None:
     """The run directory as every side has it."""
-    Names(bytes(RUN)).create(b"bare")
-    Names(bytes(RUN)).remove(b"bare")
+    NamedNamespaces(bytes(RUN)).create(b"bare")
+    NamedNamespaces(bytes(RUN)).remove(b"bare")
 
 
 def below(call: Callable[[bytes], None], path: Path) -> Callable[[bytes], None]:
@@ -41,7 +41,7 @@ def bare_remove(name: bytes) -> None:
 
 def fill(size: int) -> None:
     """Make namespaces until there are so many, named by their number."""
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     for number in range(len(names.list_names()), size):
         names.create(b"%04d" % number)
 

@@ -33,7 +33,7 @@ from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import never_block, on_own_thread, restoring_namespace
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
 
@@ -547,7 +547,7 @@ requests = st.lists(
 
 @profile
 @given(requests=requests)
-def odd_orders(names: Names, requests: list[tuple[str, int, int, bytes]]) -> None:
+def odd_orders(names: NamedNamespaces, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
         never_block()
         loop = LoopWaiter()
@@ -593,5 +593,5 @@ def test_requests_in_odd_orders(
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     monkeypatch.setattr(pyfuse3, "notify_store", lambda *store: None)
-    odd_orders(Names(bytes(RUN)))
+    odd_orders(NamedNamespaces(bytes(RUN)))
     assert caplog.text == ""

@@ -34,7 +34,7 @@ from conftest import (
 
 from netnsfs import linux
 from netnsfs.netns import events_child
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 
 KINDS = {
     linux.IN_CREATE: "+",
@@ -193,7 +193,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: Dir
         ip("netns", "add", "blue")
         before = settled(watcher.told)
         assert before[-1] == "+blue"
-        names = Names(bytes(RUN))
+        names = NamedNamespaces(bytes(RUN))
         names.remove(b"blue")
         names.create(b"blue")
         watcher.expect(*before, "-blue", "+blue")
@@ -202,7 +202,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: Dir
 
 
 def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: DirectoryWatcher) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     (mnt / "steady").mkdir()
     ended = threading.Event()
     failed: list[str] = []
@@ -236,7 +236,7 @@ def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: Director
 def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     program = "import os, sys; os.chdir(sys.argv[1]); input(); print(os.getcwd())"
     for teller in tellers(mnt):
         os.kill(teller, signal.SIGSTOP)
@@ -366,7 +366,7 @@ def storm() -> Iterator[None]:
     ended = threading.Event()
 
     def make(number: int) -> None:
-        names = Names(bytes(RUN))
+        names = NamedNamespaces(bytes(RUN))
         for turn in itertools.cycle(range(5)):
             if ended.wait(0.002):
                 return
@@ -441,7 +441,7 @@ class Maker:
 
 
 def makers(mounted: Mounted, other: Mounted) -> list[Maker]:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     ways: dict[str, tuple[Callable[[str], object], Callable[[str], object]]] = {
         "mount": (lambda n: (mounted / n).mkdir(), lambda n: (mounted / n).rmdir()),
         "ip": (lambda n: ip("netns", "add", n), lambda n: ip("netns", "del", n)),

@@ -31,7 +31,7 @@ from conftest import (
 
 from netnsfs import linux
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import assign_nsid
 from netnsfs.tree.links import Neighbours
 
@@ -270,7 +270,7 @@ def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
     process = spawn("unshare", "-n", "sleep", "100")
     path = f"/proc/{process.pid}/ns/net"
     wait_for(lambda: os.stat(path).st_ino != own)
-    names, number = Names(bytes(RUN)), next(nsids)
+    names, number = NamedNamespaces(bytes(RUN)), next(nsids)
     with linux.closing_fd(os.open(path, os.O_RDONLY)) as fd:
         assign_nsid(fd, b"%d" % number)
         if has_name:

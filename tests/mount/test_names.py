@@ -30,7 +30,7 @@ from conftest import (
 )
 
 from netnsfs import linux
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.permissions import Owner
 
@@ -140,7 +140,7 @@ def test_mv_of_the_unusual(mnt: Mounted, foo: Path) -> None:
 
 
 def test_mv_of_a_name_that_is_removed_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.create(b"old")
     attach = names.attach
 
@@ -155,7 +155,7 @@ def test_mv_of_a_name_that_is_removed_halfway(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_mv_leaves_a_name_that_was_made_anew_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.create(b"old")
     umount = linux.umount
 
@@ -177,7 +177,7 @@ def test_mv_leaves_a_name_that_was_made_anew_halfway(monkeypatch: pytest.MonkeyP
 
 
 def test_a_kill_in_the_middle_of_mv_leaves_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     made, _ = names.create(b"old")
 
     class Killed(BaseException):

@@ -13,7 +13,7 @@ from users import DROP, as_user
 
 from netnsfs import linux
 from netnsfs.netns import tasks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.permissions import Permissions
 from netnsfs.tree.refs import HolderRef
@@ -190,7 +190,7 @@ def test_a_closed_namespace_is_told_by_no_number(mnt: Mounted, corner: Path) -> 
 
 
 def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     named, _ = names.create(b"foo")
     process = spawn("unshare", "--net", "sleep", "60")
     path = f"/proc/{process.pid}/ns/net"

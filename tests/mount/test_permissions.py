@@ -30,7 +30,7 @@ from users import DROP, TRY, as_user
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.jobs import Abandoned, Job, never_block
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.permissions import Owner, Permissions, delegated_owner
 from netnsfs.stats import Stats
@@ -47,7 +47,7 @@ def owner(path: Path) -> tuple[int, int, int]:
 
 
 def clear(mounted: Mounted) -> None:
-    for name in Names(bytes(RUN)).list_names():
+    for name in NamedNamespaces(bytes(RUN)).list_names():
         os.rmdir(os.path.join(bytes(mounted.path), name))
 
 
@@ -258,7 +258,7 @@ def test_placeholders_of_others_mean_nothing(mnt: Mounted) -> None:
 def test_where_it_cannot_be_kept_it_is_refused(
     mnt: Mounted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.create(b"before")
     names.remove(b"before")
     names.owners._attribute = "nosuchkind.netnsfs"
@@ -272,7 +272,7 @@ def test_where_it_cannot_be_kept_it_is_refused(
 
 @pytest.mark.parametrize("mode", [0, 0o644])
 def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.directory.prepare()
     (RUN / "foo").touch()
     os.chmod(RUN / "foo", mode)
@@ -289,7 +289,7 @@ def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
 
 
 def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     _, mark = names.create(b"foo")
     again = mark
     # Before Linux 6.8, what is made anew within a tick of the clock looks the same.
@@ -304,7 +304,7 @@ def test_a_name_made_anew_is_not_given(mnt: Mounted) -> None:
 def test_nobody_sees_a_given_name_before_its_owner_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     seen = []
     move_mount = linux.move_mount
 
@@ -320,7 +320,7 @@ def test_nobody_sees_a_given_name_before_its_owner_is_known(
 
 
 def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.create(b"before")
     names.remove(b"before")
 
@@ -337,7 +337,7 @@ def test_a_failed_one_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_that_is_mounted_during_a_look_has_its_owner(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    names, others = NamedNamespaces(bytes(RUN)), NamedNamespaces(bytes(RUN))
     tree = Root(names, Stats(), Config(bytes(MNT)))
     others.create(b"foo")
     others.remove(b"foo")
@@ -360,7 +360,7 @@ def test_a_name_that_is_mounted_during_a_look_has_its_owner(
 
 
 def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     tree = Root(names, Stats(), Config(bytes(MNT)))
     names.create(b"foo")
     reach = names.directory.open_opath
@@ -379,7 +379,7 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
-    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    names, others = NamedNamespaces(bytes(RUN)), NamedNamespaces(bytes(RUN))
     names.create(b"foo")
     private = delegated_owner(ALICE, ALICE, 0o700)
     seen: list[Owner | None] = []
@@ -766,7 +766,7 @@ except PermissionError:
 
 
 def test_a_delegation_is_not_lost_for_want_of_descriptors() -> None:
-    names, others = Names(bytes(RUN)), Names(bytes(RUN))
+    names, others = NamedNamespaces(bytes(RUN)), NamedNamespaces(bytes(RUN))
     names.create(b"secret", delegated_owner(0, 0, 0o700))
     others.owners.owner_of(b"absent")
     with few_descriptors(0):
@@ -786,7 +786,7 @@ def test_an_owner_by_option_does_not_own_the_machines_namespace(start: Start) ->
 def test_revocation_is_not_lost_in_a_rename(
     mnt: Mounted, foo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     renaming = threading.Event()
     attach = names.attach
 

@@ -26,7 +26,7 @@ from conftest import (
 
 from netnsfs.config import Config
 from netnsfs.jobs import Job
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.node import File, Handle
 from netnsfs.stats import Stats
 from netnsfs.tree.namespace import NamespaceDirectory
@@ -141,7 +141,7 @@ def test_readers_who_asked_before_it_was_begun_share_a_list(
     name: bytes, spawn: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     ip("netns", "add", "foo")
-    root = Root(Names(bytes(RUN)), Stats(), Config(b"/mnt/nowhere"))
+    root = Root(NamedNamespaces(bytes(RUN)), Stats(), Config(b"/mnt/nowhere"))
     caller = SimpleNamespace(pid=os.getpid(), uid=0, umask=0)
     directory = root.lookup(b"foo", caller)
     assert isinstance(directory, NamespaceDirectory)

@@ -17,7 +17,7 @@ from conftest import RUN, Mounted, Start, error_of, ip, settled, unmount_idle, w
 from usage import MOST_THREADS, Usage, descriptors
 
 from netnsfs.jobs import WouldBlock, never_block
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.node import Directory, File
 from netnsfs.tree import views
 from netnsfs.tree.open_files import OpenFiles
@@ -315,7 +315,7 @@ def remove_by_hand(foo: Path) -> None:
         os.rmdir,
         lambda foo: ip("netns", "del", "foo"),
         remove_by_hand,
-        lambda foo: Names(bytes(RUN)).remove(b"foo"),
+        lambda foo: NamedNamespaces(bytes(RUN)).remove(b"foo"),
     ],
     ids=["rmdir", "ip netns del", "umount", "another daemon"],
 )

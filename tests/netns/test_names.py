@@ -26,13 +26,13 @@ from conftest import (
 from netnsfs import jobs as workers
 from netnsfs import linux
 from netnsfs.netns import rundir
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 
 
 @pytest.fixture
-def names() -> Iterator[Names]:
+def names() -> Iterator[NamedNamespaces]:
     # What pytest keeps must not keep the descriptors.
-    made = [Names(bytes(RUN))]
+    made = [NamedNamespaces(bytes(RUN))]
     yield weakref.proxy(made[0])
     made.clear()
 
@@ -41,7 +41,7 @@ def own() -> str:
     return os.readlink("/proc/thread-self/ns/net")
 
 
-def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
+def test_create_is_what_ip_netns_add_makes(names: NamedNamespaces) -> None:
     made, _ = names.create(b"foo")
     ip("netns", "add", "bar")
     assert sorted(names.list_names()) == [b"bar", b"foo"]
@@ -61,7 +61,7 @@ def test_create_is_what_ip_netns_add_makes(names: Names) -> None:
     assert names.list_names() == []
 
 
-def test_id_is_unique_and_equals_the_socket_cookie(names: Names) -> None:
+def test_id_is_unique_and_equals_the_socket_cookie(names: NamedNamespaces) -> None:
     first, _ = names.create(b"a")
     cookie = ip("netns", "exec", "a", "python3", "-c", COOKIE).stdout
     names.remove(b"a")
@@ -79,7 +79,7 @@ print(int.from_bytes(data, sys.byteorder))
 
 
 def test_id_without_the_ioctl_of_linux_6_18(
-    names: Names, monkeypatch: pytest.MonkeyPatch
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = names.create(b"a")
     monkeypatch.setattr(linux, "namespace_id", lambda fd: None)
@@ -88,7 +88,7 @@ def test_id_without_the_ioctl_of_linux_6_18(
     assert names.list_names() == []
 
 
-def test_the_caller_never_leaves_its_namespace(names: Names) -> None:
+def test_the_caller_never_leaves_its_namespace(names: NamedNamespaces) -> None:
     before = own()
     names.create(b"a")
     assert own() == before
@@ -99,7 +99,7 @@ def test_the_caller_never_leaves_its_namespace(names: Names) -> None:
     "name",
     [b"x" * 255, b"\xff\xfe", b"a\nb", b"-rf", b".hidden", b"4711", b"a b", "ä".encode()],
 )
-def test_names_that_ip_netns_takes(names: Names, name: bytes) -> None:
+def test_names_that_ip_netns_takes(names: NamedNamespaces, name: bytes) -> None:
     names.create(name)
     assert names.list_names() == [name]
     assert name in ip("netns", "list").stdout
@@ -117,13 +117,13 @@ def test_names_that_ip_netns_takes(names: Names, name: bytes) -> None:
         (b"a\0b", "EINVAL"),
     ],
 )
-def test_names_that_nobody_takes(names: Names, name: bytes, code: str) -> None:
+def test_names_that_nobody_takes(names: NamedNamespaces, name: bytes, code: str) -> None:
     assert error_of(names.create, name) == code
     assert names.list_names() == []
 
 
 def test_create_refuses_what_exists_before_it_makes_anything(
-    names: Names, monkeypatch: pytest.MonkeyPatch
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = names.create(b"live")
     (RUN / "stale").touch(mode=0)
@@ -138,7 +138,7 @@ def test_create_refuses_what_exists_before_it_makes_anything(
 @pytest.mark.parametrize("call", ["unshare", "bind_mount", "move_mount"])
 @pytest.mark.parametrize("code", [errno.ENOMEM, errno.ENOSPC, errno.EPERM])
 def test_a_failed_create_leaves_nothing(
-    names: Names, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch, call: str, code: int
 ) -> None:
     names.create(b"first")
     names.remove(b"first")
@@ -156,8 +156,8 @@ def test_a_failed_create_leaves_nothing(
 LIMITED = """
 import os, sys
 from pathlib import Path
-from netnsfs.netns.names import Names
-names = Names(os.fsencode(sys.argv[1]))
+from netnsfs.netns.names import NamedNamespaces
+names = NamedNamespaces(os.fsencode(sys.argv[1]))
 names.create(b"first")
 limit = Path("/proc/sys/user", sys.argv[2])
 limit.write_text("1")
@@ -177,7 +177,7 @@ def test_limit_of_namespaces(tmp_path: Path, limit: str) -> None:
 
 
 @pytest.mark.machine
-def test_limit_of_mounts(names: Names) -> None:
+def test_limit_of_mounts(names: NamedNamespaces) -> None:
     names.create(b"first")
     with no_more_mounts():
         assert error_of(names.create, b"x") == "ENOSPC"
@@ -186,7 +186,7 @@ def test_limit_of_mounts(names: Names) -> None:
 
 
 def test_a_name_remade_by_another_before_the_bind_is_left_alone(
-    names: Names, monkeypatch: pytest.MonkeyPatch
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names.create(b"warm")
     names.remove(b"warm")
@@ -205,7 +205,7 @@ def test_a_name_remade_by_another_before_the_bind_is_left_alone(
     names.remove(b"foo")
 
 
-def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
+def test_a_job_without_a_caller_makes_nothing(names: NamedNamespaces) -> None:
     names.create(b"warm")
     names.remove(b"warm")
     job = workers.Job(names.create, b"x")
@@ -226,12 +226,12 @@ def test_a_job_without_a_caller_makes_nothing(names: Names) -> None:
 # The run directory
 
 
-def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Names) -> None:
+def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: NamedNamespaces) -> None:
     no_run_directory()
     subprocess.run(["mount", "--make-shared", "/run"], check=True)
     try:
         names.create(b"a")
-        again = Names(bytes(RUN))
+        again = NamedNamespaces(bytes(RUN))
         again.create(b"b")
         ip("netns", "add", "c")
         top = linux.mount_at(bytes(RUN))
@@ -245,7 +245,7 @@ def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: Nam
         subprocess.run(["mount", "--make-private", "/run"], check=True)
 
 
-def test_a_directory_that_is_mounted_anew_is_made_shared_anew(names: Names) -> None:
+def test_a_directory_that_is_mounted_anew_is_made_shared_anew(names: NamedNamespaces) -> None:
     names.create(b"a")
     names.remove(b"a")
     # Before Linux 6.8, the new mount has the ID of the old one.
@@ -258,7 +258,7 @@ def test_a_directory_that_is_mounted_anew_is_made_shared_anew(names: Names) -> N
     assert top.peers
 
 
-def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
+def test_a_bind_without_more_is_made_a_mount_of_its_own(names: NamedNamespaces) -> None:
     # What a kill in the middle leaves.
     no_run_directory()
     RUN.mkdir()
@@ -272,7 +272,7 @@ def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
         # With a name in it, everything that is mounted twice must be unmounted twice.
         subprocess.run(["mount", "--bind", RUN, RUN], check=True)
         ip("netns", "add", "b")
-        again = Names(bytes(RUN))
+        again = NamedNamespaces(bytes(RUN))
         again.create(b"a")
         for name in (b"a", b"b"):
             again.remove(name)
@@ -285,7 +285,7 @@ def test_a_bind_without_more_is_made_a_mount_of_its_own(names: Names) -> None:
 def test_the_directory_and_its_parents_are_made(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        names = Names(bytes(tmp_path / "a/b"))
+        names = NamedNamespaces(bytes(tmp_path / "a/b"))
         assert names.list_names() == []
         names.create(b"x")
     finally:
@@ -296,7 +296,7 @@ def test_the_directory_and_its_parents_are_made(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_iproute2_is_respected(
-    names: Names, monkeypatch: pytest.MonkeyPatch
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_run_directory()
     RUN.mkdir()
@@ -314,7 +314,7 @@ def test_the_lock_of_iproute2_is_respected(
 # Identify
 
 
-def test_identify(names: Names) -> None:
+def test_identify(names: NamedNamespaces) -> None:
     made, _ = names.create(b"real")
     os.symlink("real", RUN / "relative")
     os.symlink(RUN / "relative", RUN / "chain")
@@ -341,7 +341,7 @@ def test_identify(names: Names) -> None:
 # Remove
 
 
-def test_remove_takes_stacked_mounts(names: Names) -> None:
+def test_remove_takes_stacked_mounts(names: NamedNamespaces) -> None:
     names.create(b"a")
     for _ in range(3):
         subprocess.run(["mount", "--bind", "/proc/self/ns/net", RUN / "a"], check=True)
@@ -384,7 +384,7 @@ def inode_flag(flag: str, below: bytes) -> Iterator[str]:
     ids=["mount", "file system", "immutable", "append only", "its file", "its file, append"],
 )
 def test_what_cannot_be_unlinked_is_not_detached(
-    names: Names, closed: Callable[[], AbstractContextManager[str]]
+    names: NamedNamespaces, closed: Callable[[], AbstractContextManager[str]]
 ) -> None:
     made, _ = names.create(b"foo")
     with closed() as code:
@@ -396,7 +396,7 @@ def test_what_cannot_be_unlinked_is_not_detached(
     names.remove(b"bar")
 
 
-def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
+def test_remove_of_a_link_leaves_its_target(names: NamedNamespaces) -> None:
     made, _ = names.create(b"real")
     os.symlink("real", RUN / "lnk")
     names.remove(b"lnk")
@@ -404,7 +404,7 @@ def test_remove_of_a_link_leaves_its_target(names: Names) -> None:
     names.remove(b"real")
 
 
-def test_remove_while_a_process_is_inside(names: Names) -> None:
+def test_remove_while_a_process_is_inside(names: NamedNamespaces) -> None:
     names.create(b"a")
     inside = subprocess.Popen(["ip", "netns", "exec", "a", "sleep", "60"])
     wait_for(lambda: os.readlink(f"/proc/{inside.pid}/ns/net") != own())
@@ -416,7 +416,7 @@ def test_remove_while_a_process_is_inside(names: Names) -> None:
 
 
 @pytest.fixture
-def foreign(names: Names) -> Iterator[None]:
+def foreign(names: NamedNamespaces) -> Iterator[None]:
     (RUN / "directory").mkdir()
     (RUN / "dhclient.pid").write_text("4711\n")
     os.mkfifo(RUN / "fifo")
@@ -428,16 +428,16 @@ def foreign(names: Names) -> Iterator[None]:
 
 @pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", [b"directory", b"dhclient.pid", b"fifo"])
-def test_remove_leaves_what_is_somebodys(names: Names, name: bytes) -> None:
+def test_remove_leaves_what_is_somebodys(names: NamedNamespaces, name: bytes) -> None:
     assert error_of(names.remove, name) == "EPERM"
     assert name in names.list_names()
 
 
-def test_remove_of_nothing(names: Names) -> None:
+def test_remove_of_nothing(names: NamedNamespaces) -> None:
     assert error_of(names.remove, b"absent") == "ENOENT"
 
 
-def test_a_name_for_what_had_one_is_removed_everywhere(names: Names, tmp_path: Path) -> None:
+def test_a_name_for_what_had_one_is_removed_everywhere(names: NamedNamespaces, tmp_path: Path) -> None:
     inside = tmp_path / "run"
     inside.mkdir()
     subprocess.run(["mount", "--rbind", "/run", inside], check=True)
@@ -460,7 +460,7 @@ def test_a_name_for_what_had_one_is_removed_everywhere(names: Names, tmp_path: P
         subprocess.run(["umount", "-R", "-l", inside], check=True)
 
 
-def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> None:
+def test_remove_detaches_the_copies_in_other_mount_namespaces(names: NamedNamespaces) -> None:
     names.create(b"a")
     subprocess.run(["ip", "link", "add", "left", "type", "veth", "peer", "right"], check=True)
     ip("link", "set", "right", "netns", "a")
@@ -475,7 +475,7 @@ def test_remove_detaches_the_copies_in_other_mount_namespaces(names: Names) -> N
 
 
 def test_eperm_of_setns_strands_the_thread_not_the_caller(
-    names: Names, monkeypatch: pytest.MonkeyPatch
+    names: NamedNamespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, home, setns = own(), os.stat("/proc/thread-self/ns/net"), linux.setns
 

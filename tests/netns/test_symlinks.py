@@ -11,7 +11,7 @@ from conftest import RUN, error_of
 
 from netnsfs import linux
 from netnsfs.netns import symlinks
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.symlinks import SymlinkFollower
 
 
@@ -21,7 +21,7 @@ def run_directory() -> None:
 
 
 def test_a_link_is_never_followed_into_our_own_mount() -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     target = Path("/mnt/own")
     target.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "own", target], check=True)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from netnsfs import linux
 from netnsfs.netns import proc_scanner, tasks
 from netnsfs.netns.bpf_scanner import OBJECT
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.scanner import Scanner
 from netnsfs.netns.proc_scanner import ProcScanner
 
@@ -52,7 +52,7 @@ def inode_of(name: str) -> int:
 
 
 def test_members_of_a_new_namespace() -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     made, _ = names.create(b"a")
     assert tasks.pids(made.inode) == tasks.tids(made.inode) == []
     names.remove(b"a")

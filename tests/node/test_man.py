@@ -29,7 +29,7 @@ class Nobody:
 
 
 def corner() -> list[bytes]:
-    tree = root.Root(netns.Names(b"/nowhere"), Stats(), Config(b"/nowhere"))
+    tree = root.Root(netns.NamedNamespaces(b"/nowhere"), Stats(), Config(b"/nowhere"))
     directory = tree.lookup(refs.RESERVED, Nobody())
     assert isinstance(directory, corner_module.ControlDirectory)
     return directory.list_names()
@@ -52,7 +52,7 @@ def test_the_page_tells_every_file() -> None:
 
 
 def test_the_page_tells_every_counter() -> None:
-    families = metrics.render(netns.Names(b"/nowhere"), Stats(), None).decode()
+    families = metrics.render(netns.NamedNamespaces(b"/nowhere"), Stats(), None).decode()
     names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
     assert "netnsfs_member_processes" in names
     for name in names:

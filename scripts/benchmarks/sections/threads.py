@@ -12,11 +12,11 @@ from benchmarks.report import heading, table
 from benchmarks.scale import Scale
 from netnsfs import linux
 from netnsfs.jobs import disposable, start_thread, restoring_namespace
-from netnsfs.netns.names import Names
+from netnsfs.netns.names import NamedNamespaces
 
 
 def measure(scale: Scale) -> None:
-    names = Names(bytes(RUN))
+    names = NamedNamespaces(bytes(RUN))
     names.create(b"foo")
     foo = names.open_namespace(b"foo")
 
