@@ -13,7 +13,7 @@ the namespace that it leads to.
     names.remove(b"blue")           # ip netns del blue
 
 All calls are plain and blocking, and safe against other processes that do the same at the
-same moment, with or without netnsfs. `look_inside` answers on the event loop's thread too, of
+same moment, with or without netnsfs. `inspect` answers on the event loop's thread too, of
 what the kernel has in its cache.
 
 How `create` differs from `ip netns add`, and why:
@@ -133,12 +133,12 @@ class NamedNamespaces:
         with linux.closing_fd(self.directory.open_opath(name)) as fd:
             return _entry_of(fd)
 
-    def look_inside(self, name: bytes, see: Callable[[int], T]) -> tuple[Entry, T | None]:
+    def inspect(self, name: bytes, function: Callable[[int], T]) -> tuple[Entry, T | None]:
         """What stands under a name, and what is to be seen of its namespace, in one look.
 
         Args:
             name: the name.
-            see: looks at a descriptor of the namespace file, which a link leads to; raises
+            function: looks at a descriptor of the namespace file, which a link leads to; raises
                 EINVAL for what is not of a network namespace.
 
         Returns:
@@ -153,7 +153,7 @@ class NamedNamespaces:
             entry = _entry_of(fd)
             try:
                 with linux.closing_fd(self._open_entry(fd, entry)) as namespace:
-                    return entry, see(namespace)
+                    return entry, function(namespace)
             except OSError as error:
                 # What is mounted can be opened, and is then seen not to be of a network
                 # namespace. A link may lead anywhere.
@@ -163,8 +163,8 @@ class NamedNamespaces:
                 return entry, None
 
     def identify(self, name: bytes) -> Namespace | None:
-        """The namespace that a name stands for. Errors as for `look_inside`."""
-        return self.look_inside(name, namespace_of)[1]
+        """The namespace that a name stands for. Errors as for `inspect`."""
+        return self.inspect(name, namespace_of)[1]
 
     def is_named(self, namespace: Namespace) -> bool:
         """Whether a namespace is mounted under any name; those of links do not count.

@@ -365,18 +365,18 @@ class RunDirectory:
         fd = linux.open_cached(path)
         if fd is not None:
             return fd
-        return self._look_now(partial(os.open, flags=_STEP), path)
+        return self._call_blocking(partial(os.open, flags=_STEP), path)
 
-    def packed_look(self, name: bytes) -> bytes:
+    def statx_packed(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `open_opath`."""
         self._require_present(name)
         path = self.path_of(name)
         packed = linux.statx_cached(path)
         if packed is not None:
             return packed
-        return self._look_now(linux.statx_packed, path)
+        return self._call_blocking(linux.statx_packed, path)
 
-    def _look_now(self, look: Callable[[bytes], T], path: bytes) -> T:
+    def _call_blocking(self, look: Callable[[bytes], T], path: bytes) -> T:
         may_block()
         try:
             return look(path)

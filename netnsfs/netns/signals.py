@@ -135,7 +135,7 @@ class _Sending:
         while new:
             _, last_pid = load()
             new = self._make_pass()
-            new |= self._look_at_born(max(0, last_pid - _UNBORN))
+            new |= self._signal_new_pids(max(0, last_pid - _UNBORN))
             if new:
                 self._require_time_left()
 
@@ -156,7 +156,7 @@ class _Sending:
             time.sleep(_VISIT_SECONDS / 20)
         return new
 
-    def _look_at_born(self, last_pid: int) -> bool:
+    def _signal_new_pids(self, last_pid: int) -> bool:
         """The same for those with a later ID than `last_pid`."""
         new = False
         while (last := load()[1]) != last_pid:

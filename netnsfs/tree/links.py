@@ -441,7 +441,7 @@ class InterfaceDirectory(Directory):
 
     def list_names(self) -> list[bytes]:
         names = [*FILES, *self._sysfs.list_names()]
-        is_veth = self.look_at_interface(lambda _, found: found.kind == b"veth")
+        is_veth = self.inspect_interface(lambda _, found: found.kind == b"veth")
         return [*names, _PEER] if is_veth else names
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
@@ -450,14 +450,14 @@ class InterfaceDirectory(Directory):
             return InterfaceFile(self, FILES[name])
         if name == _PEER:
             # To the other end of a veth.
-            text = self.look_at_interface(self._peer_text)
+            text = self.inspect_interface(self._peer_text)
             return FixedLink((self.key, _PEER, text), text)
         return self._sysfs.find_node(name)
 
     def require_present(self) -> None:
         self._sysfs.current_mount()
 
-    def look_at_interface(self, show: Callable[[RouteSocket, Interface], T]) -> T:
+    def inspect_interface(self, show: Callable[[RouteSocket, Interface], T]) -> T:
         """What is to be seen of the interface.
 
         Raises:
@@ -542,6 +542,6 @@ class InterfaceFile(File):
         may_block()
         writes = self.writable and opened_for_writing(flags)
         self._directory.require_may_open(caller, writes)
-        take = partial(self._directory.look_at_interface, self._row.show)
+        take = partial(self._directory.inspect_interface, self._row.show)
         run = partial(self._directory.run_command, self._row) if self.writable else None
         return Snapshot(flags, take, self._directory.require_present, run)

@@ -258,7 +258,7 @@ def _spare_families(spares: Spares) -> Iterator[Family]:
 def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
     try:
-        return names.look_inside(name, partial(_read_inside, name))[1]
+        return names.inspect(name, partial(_read_inside, name))[1]
     except FileNotFoundError:
         return None
 

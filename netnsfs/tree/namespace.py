@@ -350,9 +350,9 @@ class NamespaceDirectory(Directory):
 
     def _make_list(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
         told = None if viewer is None or viewer.sees_all else viewer.uid
-        return self._lists[row.name].get_since_asked(partial(self._look_at_tasks, row, viewer), told)
+        return self._lists[row.name].get_since_asked(partial(self._inspect_tasks, row, viewer), told)
 
-    def _look_at_tasks(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
+    def _inspect_tasks(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
         assert row.tasks
         found = row.tasks(self.namespace.inode)
         shown = [task for task in found if viewer is None or viewer.may_see(task)]

@@ -107,7 +107,7 @@ class NameRef:
         change_cookie = self._directory.change_cookie()
         if change_cookie is not None and change_cookie is self._stamp:
             return True
-        packed = self._directory.packed_look(self.name)
+        packed = self._directory.statx_packed(self.name)
         # The same bytes need not be taken apart: this is done at each lookup.
         if packed != self._packed:
             # What a link leads to can change without any change of the link.

@@ -185,7 +185,7 @@ class Root(NamesDirectory):
         known = self._directories.find_by_name(name)
         if known is not None:
             return known
-        entry, namespace = self._names.look_inside(name, namespace_of)
+        entry, namespace = self._names.inspect(name, namespace_of)
         if namespace is None:
             return StaleDirectory(name, entry.mark)
         return self._directories.get_named(
@@ -220,7 +220,7 @@ class Root(NamesDirectory):
         # Of a symbolic link, only the link is removed. The namespace loses nothing.
         if self._names.entry_at(name).kind != "mount":
             return
-        _, inside = self._names.look_inside(name, links.born_elsewhere)
+        _, inside = self._names.inspect(name, links.born_elsewhere)
         if inside:
             shown = b", ".join(inside).decode(errors="backslashreplace")
             raise OSError(errno.EBUSY, f"move these interfaces elsewhere first: {shown}", name)
@@ -239,7 +239,7 @@ class Root(NamesDirectory):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             mark = self._names.entry_at(new_name).mark
             self._directories.note_renamed(name, NameRef(self._names, new_name, mark))
-        self._look_ahead(new_name)
+        self._lookup_early(new_name)
         left = _FILES_OF_NAMES + name
         if os.path.isdir(left):
             log.info("%s is not renamed along with the name", os.fsdecode(left))
@@ -252,10 +252,10 @@ class Root(NamesDirectory):
         """
         self._require_not_reserved(name)
         self._names.attach(name, fd)
-        self._look_ahead(name)
+        self._lookup_early(name)
         self._opened.revoke_unreachable()
 
-    def _look_ahead(self, name: bytes) -> None:
+    def _lookup_early(self, name: bytes) -> None:
         """Look a new name up, so that directories which are open learn of it at once."""
         with suppress(OSError):
             self._find_name(name)
