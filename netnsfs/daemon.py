@@ -104,7 +104,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     stats = Stats()
     root = Root(names, stats, config)
     revoke = partial(root.revoke_what_others_remove, ChangeWaiter(config.run_dir))
-    told = Told(root.list_names())
+    told = Told(root.readdir())
     ours: list[Identity] = []
 
     def mounted(identity: Identity) -> None:

@@ -95,7 +95,7 @@ class Node:
     def label(self) -> bytes:
         return b""
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         """What stat(2) shows.
 
         Raises:
@@ -103,13 +103,13 @@ class Node:
         """
         raise NotImplementedError
 
-    def exact_attributes(self) -> Attributes:
-        """What stat(2) shows. `attributes`, for a lookup, may tell a longer size.
+    def getattr(self) -> Attributes:
+        """What stat(2) shows. `getattr_cached`, for a lookup, may tell a longer size.
 
         Raises:
             OSError: it cannot be found out.
         """
-        return self.attributes()
+        return self.getattr_cached()
 
     def setattr(
         self, mode: int | None, uid: int | None, gid: int | None, caller: Caller
@@ -176,7 +176,7 @@ class Directory(Node):
         """
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         """All names, without "." and ".."."""
         return []
 
@@ -185,7 +185,7 @@ class Directory(Node):
         return caller
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:
-        """`lookup` of a name that `list_names` has just told."""
+        """`lookup` of a name that `readdir` has just returned."""
         return self.lookup(name, caller)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
@@ -210,22 +210,22 @@ class Directory(Node):
 class Link(Node):
     """A symbolic link."""
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         """What it points to."""
         raise NotImplementedError
 
-    def target_for(self, caller: Caller) -> bytes:
+    def readlink(self, caller: Caller) -> bytes:
         """What it points to, for one who asks.
 
         Raises:
             OSError: EACCES if that is not for everyone.
         """
-        return self.target_text()
+        return self.target_path()
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         # The size can change: the target of a link may follow a rename. A link is followed
         # without its attributes, so that not keeping them costs nothing.
-        return Attributes(stat.S_IFLNK | 0o777, len(self.target_text()), attr_timeout=0)
+        return Attributes(stat.S_IFLNK | 0o777, len(self.target_path()), attr_timeout=0)
 
 
 class FixedLink(Link):
@@ -240,7 +240,7 @@ class FixedLink(Link):
         self.key = key
         self._text = text
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         return self._text
 
 

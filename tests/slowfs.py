@@ -27,7 +27,7 @@ class Leaf(File):
         self.key = name
         self._content = content
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFREG | 0o444, 3)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -71,10 +71,10 @@ def mounted(identity: mounting.Identity) -> None:
 class Root(Directory):
     key = "root"
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         return list(CONTENTS)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

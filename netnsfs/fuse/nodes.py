@@ -99,7 +99,7 @@ class NodeTable:
         self._unused_numbers = itertools.count(_FIRST_NUMBER)
         self.root = NodeEntry(root, pyfuse3.ROOT_INODE, 0)
         self.root.lookup_count = 1
-        self.root.take_attributes(root.attributes(), root.change_cookie)
+        self.root.take_attributes(root.getattr_cached(), root.change_cookie)
         self.by_number = _ByNumber({self.root.number: self.root})
         self.by_key: dict[Hashable, NodeEntry] = {root.key: self.root}
 

@@ -248,7 +248,7 @@ class Operations(pyfuse3.Operations):
         change_cookie = node.change_cookie
         if known is not None and known.attributes.attr_timeout and known.change_cookie == change_cookie:
             return known
-        taken = await self._call_tree(self._locked, user, node.attributes)
+        taken = await self._call_tree(self._locked, user, node.getattr_cached)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.insert(node, directory.entry_timeout)
@@ -260,7 +260,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
         change_cookie = known.node.change_cookie
-        taken = await self._call_tree(pool, user, known.node.exact_attributes)
+        taken = await self._call_tree(pool, user, known.node.getattr)
         known.take_attributes(taken, change_cookie)
         return known.shown
 
@@ -465,7 +465,7 @@ class Operations(pyfuse3.Operations):
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(self._read_only, ctx.uid, node.target_for, ctx)
+        return await self._call_tree(self._read_only, ctx.uid, node.readlink, ctx)
 
     @_translate_errors
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -494,7 +494,7 @@ class Operations(pyfuse3.Operations):
         listing = self._find_listing(fh)
         if start_id == 0:
             names = await self._call_tree(
-                self._locked, listing.user, listing.directory.list_names
+                self._locked, listing.user, listing.directory.readdir
             )
             self._listings.fill(listing, names)
         replied = False

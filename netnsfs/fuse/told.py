@@ -39,7 +39,7 @@ class _Gone(Directory):
     def __init__(self) -> None:
         self.key = self
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR, attr_timeout=0)
 
 

@@ -98,14 +98,14 @@ class UnnamedDirectory(Directory):
         self._root = root
         self._listed: dict[int, tasks.Holder] = {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o700)
 
     def listing_caller(self, caller: Caller) -> Caller:
         require_capability(caller, CAP_DAC_READ_SEARCH, UNNAMED)
         return caller
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         may_block()
         # A namespace that another tool named `.netnsfs` is hidden by the control directory. So it is shown
         # here.
@@ -202,10 +202,10 @@ class PidDirectory(Directory):
         # The first name of each namespace, and the namespace of each process.
         self._listed: tuple[dict[int, bytes], dict[bytes, int | None]] = {}, {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         may_block()
         named = self._names.names_by_inode(without=RESERVED)
         inodes = {
@@ -263,7 +263,7 @@ class LastError(File):
         self._stats = stats
         self._mode = stat.S_IFREG | permissions.file_attributes(0o444, ROOT)[0]
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(self._mode, len(self._stats.last), attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -289,7 +289,7 @@ class SharedText(File):
         }
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
         size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
@@ -361,10 +361,10 @@ class ControlDirectory(Directory):
     def __init__(self, nodes: dict[bytes, Node]) -> None:
         self._nodes = nodes
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         return [*self._nodes]
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

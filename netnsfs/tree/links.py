@@ -247,7 +247,7 @@ class LinksDirectory(Directory):
     def change_cookie(self) -> Hashable:
         return self.parent.change_cookie
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         owner = self.parent.current_owner()
         # Who may make namespaces (dmask=) may not yet change what is in them (fmask=).
         mode = stat.S_IFDIR | owner.mode & ~0o222 | owner.write
@@ -259,7 +259,7 @@ class LinksDirectory(Directory):
         # same for all.
         change_cookie, known = self.change_cookie, self._shown
         if known is None or known[0] is not change_cookie:
-            self._shown = known = change_cookie, self.attributes()._replace(attr_timeout=1)
+            self._shown = known = change_cookie, self.getattr_cached()._replace(attr_timeout=1)
         return known[1]
 
     def sysfs_mount(self) -> SysfsMount:
@@ -273,7 +273,7 @@ class LinksDirectory(Directory):
             self.parent.namespace.id, self.parent.enter_namespace
         )
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         may_block()
         self._listed = self.sysfs_mount().identities()
         return [*self._listed]
@@ -436,11 +436,11 @@ class InterfaceDirectory(Directory):
     def label(self) -> bytes:
         return self._name
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return self._directory.interface_attributes()
 
-    def list_names(self) -> list[bytes]:
-        names = [*FILES, *self._sysfs.list_names()]
+    def readdir(self) -> list[bytes]:
+        names = [*FILES, *self._sysfs.readdir()]
         is_veth = self.inspect_interface(lambda _, found: found.kind == b"veth")
         return [*names, _PEER] if is_veth else names
 
@@ -534,7 +534,7 @@ class InterfaceFile(File):
         self.label = row.name
         self.writable = row.write is not None
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         size = self.size_to_show(lambda: USUAL_SIZE)
         return self._directory.file_attributes(self._row.mode, size)
 

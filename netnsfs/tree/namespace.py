@@ -223,7 +223,7 @@ class NamespaceDirectory(Directory):
         """The owner of the namespace."""
         return self.ref.owner() or self._context.permissions.default_owner()
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
         # A directory has a link for itself, one for its name, and one for each directory in it.
         below = len(self._context.views) + bool(self._context.links)
@@ -300,7 +300,7 @@ class NamespaceDirectory(Directory):
         """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
         return self._context.permissions.file_attributes(mode, self.current_owner())
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         self.require_present()
         links = [LINKS] if self._context.links else []
         return [*NAMESPACE, _LINK, *self._context.views, *links]
@@ -483,7 +483,7 @@ class NamespaceFile(File):
         self.writable = row.store is not None
         self.slow = row.slow
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)
         mode |= stat.S_IFREG
         if self._row.fixed:
@@ -491,8 +491,8 @@ class NamespaceFile(File):
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
         return Attributes(mode, self.size_to_show(bound), attr_timeout=0, uid=uid, gid=gid)
 
-    def exact_attributes(self) -> Attributes:
-        shown = self.attributes()
+    def getattr(self) -> Attributes:
+        shown = self.getattr_cached()
         if not self._row.tasks:
             return shown
         return shown._replace(size=self.size_to_show(partial(self._exact_size, shown.size)))
@@ -527,12 +527,12 @@ class NamespaceLink(Link):
         self._directory = directory
         self.key = (directory.key, _LINK)
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         self._directory.require_present()
         return self._directory.ref.path_for_setns()
 
-    def target_for(self, caller: Caller) -> bytes:
+    def readlink(self, caller: Caller) -> bytes:
         # The path tells of a process and its files, which not everyone may know.
         if not self._directory.ref.public:
             require_capability(caller, CAP_SYS_PTRACE, _LINK)
-        return self.target_text()
+        return self.target_path()

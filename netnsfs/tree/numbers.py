@@ -56,10 +56,10 @@ class NumberDirectory(Directory):
         self._number_of = number_of
         self._listed: dict[bytes, tuple[bytes, bytes]] = {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o555)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         may_block()
         named = self._names.names_by_inode(without=RESERVED)
         found = {}
@@ -167,7 +167,7 @@ class InitLink(Link):
     def __init__(self, names: NamedNamespaces) -> None:
         self._names = names
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         may_block()
         inode = tasks.initial_namespace()
         if inode is None:

@@ -69,7 +69,7 @@ class StaleDirectory(Directory):
         self.key = (name, mark)
         self.subject = (mark.dev, mark.ino)
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR, links=2)
 
 
@@ -158,7 +158,7 @@ class Root(NamesDirectory):
             while not self._opened.revoke_unreachable():
                 time.sleep(_RETRY_SECONDS)
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         try:
             self._times = self._names.directory.read_times()
         except FileNotFoundError:
@@ -171,7 +171,7 @@ class Root(NamesDirectory):
         owner = self._owner
         return Attributes(owner.mode, 0, 1, *self._times, 1, owner.uid, owner.gid)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         # The control directory is found by those who know it: what walks a tree must not walk every
         # namespace of the machine.
         return [name for name in self._names.list_names() if name != RESERVED]
@@ -322,7 +322,7 @@ class Root(NamesDirectory):
             case _:
                 return []
         assert isinstance(link, Link)
-        target = os.path.normpath(b"/".join((*above, link.target_text())))
+        target = os.path.normpath(b"/".join((*above, link.target_path())))
         return [*target.split(b"/"), *rest]
 
     def _open_task(self, pid: bytes) -> int:

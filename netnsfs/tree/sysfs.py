@@ -178,7 +178,7 @@ class SysfsView:
             return _Link(self, path)
         return _File(self, path, found.st_mode)
 
-    def list_names(self, path: bytes = b"") -> list[bytes]:
+    def readdir(self, path: bytes = b"") -> list[bytes]:
         """What is in a directory of sysfs."""
         mount = self.current_mount()
         return os.listdir(mount.path(self.name + b"/" + path))
@@ -202,14 +202,14 @@ class _Directory(Directory):
         self._path = path
         self._mode = mode
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(self._mode & ~0o222 & ~self._view.dmask)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         return self._view.find_node(self._path + b"/" + name)
 
-    def list_names(self) -> list[bytes]:
-        return self._view.list_names(self._path)
+    def readdir(self) -> list[bytes]:
+        return self._view.readdir(self._path)
 
 
 class _Link(Link):
@@ -218,7 +218,7 @@ class _Link(Link):
         self._view = view
         self._path = path
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         mount, inner = self._view.current_mount(), self._view.name + b"/" + self._path
         device = _device(mount, self._view.name)
         beside = os.path.dirname(os.path.join(device, self._path))
@@ -251,7 +251,7 @@ class _File(File):
         self._path = path
         self._mode = mode
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._view.file_attributes(stat.S_IMODE(self._mode) & 0o777)
         size = self.size_to_show(lambda: USUAL_SIZE)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)

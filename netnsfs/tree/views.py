@@ -122,13 +122,13 @@ class _Directory(Directory):
         self._level = level
         self._listed: dict[bytes, int] = {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(self._mode & ~0o222 & ~self._view.dmask)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         return self._view.find_node(self._path + b"/" + name, self._level + 1)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         # With their modes, or each would take a visit of its own.
         self._listed = self._view.call_inside(_modes_in, self._path)
         return [*self._listed]
@@ -146,7 +146,7 @@ class _Link(Link):
         self._view = view
         self._path = path
 
-    def target_text(self) -> bytes:
+    def target_path(self) -> bytes:
         text: bytes = self._view.call_inside(os.readlink, self._path)
         return text
 
@@ -160,7 +160,7 @@ class _File(File):
         self._path = path
         self._mode = mode
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         size = self.size_to_show(lambda: USUAL_SIZE)
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
         mode, uid, gid = self._view.file_attributes(bits)

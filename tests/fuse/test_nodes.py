@@ -15,7 +15,7 @@ class Numbered(Directory):
         self.number = number
         self.generation = generation
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755, size=5)
 
 
@@ -58,7 +58,7 @@ def test_a_number_that_somebody_still_has_is_only_shown(table: NodeTable) -> Non
     new = looked_up(table, Numbered("new", 7, generation=2))
     assert table.by_number[7] is old
     assert table.by_number[new.number] is new
-    new.take_attributes(new.node.attributes(), None)
+    new.take_attributes(new.node.getattr_cached(), None)
     assert (new.attributes.st_ino, new.shown.st_ino) == (new.number, 7)
     # The kernel is to ask, and hear of that one.
     assert new.attributes.attr_timeout == 0 < new.shown.attr_timeout

@@ -44,7 +44,7 @@ class Leaf(File):
         self.key = key
         self._content = content
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFREG | 0o444, 99)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -87,7 +87,7 @@ class Numbered(Directory):
         self.number = number
         self.generation = generation
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755, links=2)
 
 
@@ -97,10 +97,10 @@ class Root(Directory):
     def __init__(self) -> None:
         self.nodes: dict[bytes, Callable[[], Node]] = {}
 
-    def attributes(self) -> Attributes:
+    def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR | 0o755)
 
-    def list_names(self) -> list[bytes]:
+    def readdir(self) -> list[bytes]:
         return list(self.nodes)
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

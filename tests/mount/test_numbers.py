@@ -201,7 +201,7 @@ def test_what_cannot_be_looked_at_is_not_absent(spawn: Spawn) -> None:
     for namespace in (named, unnamed):
         shown = partial(by_id.lookup, b"%d" % namespace.id, Root())
         assert shortage_gives(shown) == SHORT
-    assert shortage_gives(lambda: by_id.list_names().index(b"%d" % named.id)) == SHORT
+    assert shortage_gives(lambda: by_id.readdir().index(b"%d" % named.id)) == SHORT
     holder = next(tasks.iter_holders(unnamed.inode))
     ref = HolderRef(names, holder, lambda inode: False)
     assert shortage_gives(partial(ref.require_present, unnamed)) == SHORT

@@ -353,8 +353,8 @@ def test_a_name_that_is_mounted_during_a_look_has_its_owner(
 
     monkeypatch.setattr(names.directory, "open_opath", late)
     # Of that moment: a stale name, closed. The next look sees the namespace, and whose it is.
-    assert tree.lookup(b"foo", _Caller()).attributes().mode & 0o7777 == 0
-    shown = tree.lookup(b"foo", _Caller()).attributes()
+    assert tree.lookup(b"foo", _Caller()).getattr_cached().mode & 0o7777 == 0
+    shown = tree.lookup(b"foo", _Caller()).getattr_cached()
     assert (shown.uid, shown.mode & 0o7777) == (ALICE, 0o700)
     names.remove(b"foo")
 
@@ -373,7 +373,7 @@ def test_a_name_that_keeps_changing_is_closed(monkeypatch: pytest.MonkeyPatch) -
         return fd
 
     monkeypatch.setattr(names.directory, "open_opath", another)
-    shown = tree.lookup(b"foo", _Caller()).attributes()
+    shown = tree.lookup(b"foo", _Caller()).getattr_cached()
     assert shown.mode & 0o7777 == 0
     names.remove(b"foo")
 

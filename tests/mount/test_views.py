@@ -486,14 +486,14 @@ def test_a_listing_is_one_visit() -> None:
         directory = view.find_node(path)
         assert isinstance(directory, Directory)
         del visits[:]
-        names = directory.list_names()
+        names = directory.readdir()
         found = [directory.lookup_listed(name, Nobody()) for name in names]
         assert len(visits) == 1
         assert sorted(names) == sorted(os.listdir(path))
         for name, node in zip(names, found, strict=True):
             alone = directory.lookup(name, Nobody())
             assert (node.key, type(node)) == (alone.key, type(alone))
-            assert node.attributes().mode == alone.attributes().mode
+            assert node.getattr_cached().mode == alone.getattr_cached().mode
         # What has come since.
         assert error_of(directory.lookup_listed, b"absent", Nobody()) == "ENOENT"
 

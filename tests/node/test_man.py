@@ -32,7 +32,7 @@ def corner() -> list[bytes]:
     tree = root.Root(netns.NamedNamespaces(b"/nowhere"), Stats(), Config(b"/nowhere"))
     directory = tree.lookup(refs.RESERVED, Nobody())
     assert isinstance(directory, corner_module.ControlDirectory)
-    return directory.list_names()
+    return directory.readdir()
 
 
 @pytest.mark.parametrize(
