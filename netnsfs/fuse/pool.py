@@ -10,7 +10,7 @@ shares, and one that is tainted in a namespace (see `jobs`) could not be taken o
 The counts of jobs and threads are kept by the event loop's thread alone, and so need no lock.
 A worker hands a finished job over with `run_sync_soon`. A job that hangs (a dead NFS server
 behind a link, say) costs its thread, not its place: the pool puts another thread there, until
-MAX_LOST of them hang.
+MAX_HUNG of them hang.
 
 How the loop's thread waits for the end of a job, `loop` decides.
 """
@@ -31,7 +31,7 @@ from netnsfs.jobs import Job, disposable, start_thread
 
 T = TypeVar("T")
 
-MAX_LOST = 64
+MAX_HUNG = 64
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +47,17 @@ class _QueuedJob(QueueItem):
         job: the job.
         end: how the event loop's thread learns that it has ended.
         done: set when trio knows it; None while nobody waits in this way.
-        lost: nobody waits for it any more, and it keeps a thread.
+        hung: nobody waits for it any more, and it keeps a thread.
     """
 
-    __slots__ = ("done", "end", "job", "lost")
+    __slots__ = ("done", "end", "job", "hung")
 
     def __init__(self, user: int, job: Job[Any], end: Completion) -> None:
         super().__init__(user, job.target)
         self.job = job
         self.end = end
         self.done: trio.Event | None = None
-        self.lost = False
+        self.hung = False
 
 
 class Pool:
@@ -83,7 +83,7 @@ class Pool:
         self._queue: FairQueue[_QueuedJob] = FairQueue(non_root_limit=max(1, limit - 1))
         self._jobs = 0
         self._threads = 0
-        self._lost = 0
+        self._hung = 0
 
     async def run(self, function: Callable[..., T], *args: object) -> T:
         """`run_for` of the daemon's own."""
@@ -115,7 +115,7 @@ class Pool:
             queued = _QueuedJob(user, job, self._loop.expect_job())
             self._queue.put(queued)
             if queued.end.wait():
-                self._take_back(queued)
+                self._complete(queued)
             else:
                 queued.done = trio.Event()
                 await self._wait_for(queued, queued.done)
@@ -134,9 +134,9 @@ class Pool:
         finally:
             if not done.is_set():
                 job.abandon()
-                queued.lost = job.started
-                self._lost += queued.lost
-                if queued.lost:
+                queued.hung = job.started
+                self._hung += queued.hung
+                if queued.hung:
                     self._queue.finish(queued)
         if not done.is_set():
             raise OSError(errno.ETIMEDOUT, "it takes too long")
@@ -161,7 +161,7 @@ class Pool:
 
     def _start_threads(self, jobs: int) -> None:
         """Have threads for that many jobs, up to the limit."""
-        limit = self._limit + min(self._lost, MAX_LOST)
+        limit = self._limit + min(self._hung, MAX_HUNG)
         while self._threads < min(jobs, limit):
             try:
                 start_thread(self._work, self._name)
@@ -181,17 +181,17 @@ class Pool:
                 if not job.abandoned:
                     job.run()
                 self._queue.finish(queued)
-                if not queued.end.complete() and not self._hand_over(queued):
+                if not queued.end.complete() and not self._deliver(queued):
                     return
                 if job.tainted:
                     return
                 # What a job holds ends with it, not with the next one.
                 del queued, job
 
-    def _hand_over(self, queued: _QueuedJob) -> bool:
+    def _deliver(self, queued: _QueuedJob) -> bool:
         """Tell the event loop of a job that has ended. False if there is no loop any more."""
         try:
-            self._token.run_sync_soon(self._take_back, queued)
+            self._token.run_sync_soon(self._complete, queued)
         except trio.RunFinishedError:
             return False
         except OSError as error:
@@ -202,10 +202,10 @@ class Pool:
                 self._token.run_sync_soon(_wake)
         return True
 
-    def _take_back(self, queued: _QueuedJob) -> None:
+    def _complete(self, queued: _QueuedJob) -> None:
         job = queued.job
         self._jobs -= 1
-        self._lost -= queued.lost
+        self._hung -= queued.hung
         self._threads -= job.tainted
         if queued.done is not None:
             queued.done.set()

@@ -32,7 +32,7 @@ _STEP_SECONDS = 0.3
 _PASS_SECONDS = 3.0
 _KILL_SECONDS = 0.1
 # So many hang only if somebody makes them: no other is started until one of them has ended.
-_MOST_LOST = 8
+_MAX_HUNG = 8
 # -I and -S: no site packages, and nothing from the environment, so that it starts quickly and
 # runs that one file alone.
 _CHILD = [sys.executable, "-I", "-S", os.path.abspath(pidfd_files_child.__file__)]
@@ -40,7 +40,7 @@ _NULL = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (1, 2)]
 
 _lock = threading.Lock()
 # Children that were killed and have not ended.
-_lost: set[int] = set()
+_hung: set[int] = set()
 
 
 def namespaces_of_files(files: Sequence[tuple[int, int]]) -> list[int | None]:
@@ -147,7 +147,7 @@ def _child(what: str, channel: int, *arguments: str) -> Iterator[int]:
     """A pidfd of a child that has one descriptor of ours. When the block ends, it is killed."""
     with _lock:
         _forget_ended()
-        if len(_lost) >= _MOST_LOST:
+        if len(_hung) >= _MAX_HUNG:
             raise TimeoutError(errno.ETIMEDOUT, "other processes have made others hang")
     # Without setsigmask, the child would inherit the signals that the calling thread blocks.
     pid = os.posix_spawn(
@@ -168,15 +168,15 @@ def _child(what: str, channel: int, *arguments: str) -> Iterator[int]:
             _ready(child, _KILL_SECONDS)
             os.close(child)
         with _lock:
-            _lost.add(pid)
+            _hung.add(pid)
             _forget_ended()
 
 
 def _forget_ended() -> None:
-    for pid in list(_lost):
+    for pid in list(_hung):
         # Not without a limit: what hangs in close(2) does not end, killed or not.
         if os.waitpid(pid, os.WNOHANG)[0]:
-            _lost.remove(pid)
+            _hung.remove(pid)
 
 
 def _ready(child: int, seconds: float, *others: int) -> bool:

@@ -76,7 +76,7 @@ class DirectoryWatcher:
 
     Attributes:
         identity: device and inode number of the directory.
-        lost: some event was missed, or the directory is another now: nothing is known.
+        overflowed_or_moved: some event was missed, or the directory is another now: nothing is known.
         owners: what the caller has found of names; an entry is dropped when its name changes.
 
     Raises:
@@ -86,7 +86,7 @@ class DirectoryWatcher:
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self.lost = False
+        self.overflowed_or_moved = False
         self.owners: dict[bytes, Owner | None] = {}
         self._stamp = object()
         self._checked = True
@@ -125,13 +125,13 @@ class DirectoryWatcher:
     def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
         self.change_cookie()
-        return self._checked and not self.lost and name not in self._names
+        return self._checked and not self.overflowed_or_moved and name not in self._names
 
     def _catch_up(self) -> None:
         for number, (mask, name) in enumerate(self._watch.read_events()):
             self.owners.pop(name, None)
             if number == _MOST_EVENTS:
-                self.lost = True
+                self.overflowed_or_moved = True
                 break
             if mask & _CAME:
                 self._names.add(name)
@@ -139,7 +139,7 @@ class DirectoryWatcher:
                 self._names.discard(name)
             elif not mask & _CHANGED:
                 # Events are lost, or names were renamed, or the directory is not where it was.
-                self.lost = True
+                self.overflowed_or_moved = True
 
     def _is_there(self) -> bool:
         try:
@@ -151,8 +151,8 @@ class DirectoryWatcher:
         if packed is None:
             return False
         found = linux.Stat._make(linux.unpack_statx(packed))
-        self.lost |= ((found.dev, found.ino), found.mount) != (self.identity, self._mount)
-        return not self.lost
+        self.overflowed_or_moved |= ((found.dev, found.ino), found.mount) != (self.identity, self._mount)
+        return not self.overflowed_or_moved
 
 
 def _is_overmounted(placeholder: int) -> bool:
@@ -319,13 +319,13 @@ class RunDirectory:
         if watcher is None:
             return None
         watcher.change_cookie()
-        return None if watcher.lost else watcher.owners
+        return None if watcher.overflowed_or_moved else watcher.owners
 
     def _live_watcher(self) -> DirectoryWatcher | None:
         if not on_event_loop():
             return None
         watcher = self._watcher
-        if watcher and not watcher.lost:
+        if watcher and not watcher.overflowed_or_moved:
             return watcher
         # To start watching takes system calls that may wait: a worker does it.
         self._watcher_wanted = True
