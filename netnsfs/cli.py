@@ -7,7 +7,7 @@ import pwd
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from netnsfs.config import EXIT_USAGE, MOST_SPARES, Config, Failure
+from netnsfs.config import EXIT_USAGE, MAX_SPARES, Config, Failure
 from netnsfs.permissions import Permissions
 
 MOUNT_POINT = "/mnt/netnsfs"
@@ -60,8 +60,8 @@ def _parse_mask(value: str) -> int:
 
 def _parse_spare(value: str) -> int:
     # Ten digits are enough to see that it is too much. int() refuses a text that is too long.
-    if not value.isdecimal() or int(value[:10]) > MOST_SPARES:
-        raise Failure(f"spare is a number of at most {MOST_SPARES}", EXIT_USAGE)
+    if not value.isdecimal() or int(value[:10]) > MAX_SPARES:
+        raise Failure(f"spare is a number of at most {MAX_SPARES}", EXIT_USAGE)
     return int(value)
 
 
@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "
         "hardware, or the like, was moved into. spare=N: make N namespaces in advance "
-        f"(at most {MOST_SPARES}). noviews: leave net, sysctl and links out. ro: refuse every "
+        f"(at most {MAX_SPARES}). noviews: leave net, sysctl and links out. ro: refuse every "
         "change. The other generic options of mount(8) are accepted and change nothing",
     )
     parser.add_argument(

@@ -9,7 +9,7 @@ EXIT_USAGE = 1
 EXIT_SYSTEM = 2
 EXIT_MOUNT = 32
 
-MOST_SPARES = 512
+MAX_SPARES = 512
 """Each takes a descriptor, of the 1,024 that a process usually may have."""
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 MNT = Path("/mnt/netnsfs")
 CORNER = MNT / ".netnsfs"
 NAMES = 24
-MOST_HELD = 8
+MAX_HELD = 8
 
 # Somebody was first, or has it made anew or removed since.
 EXPECTED = {errno.ENOENT, errno.EEXIST, errno.ENODEV, errno.ESTALE}
@@ -120,8 +120,8 @@ def hold() -> None:
     """Keep a descriptor, whatever becomes of the namespace; read one that is kept."""
     kind = random.choice(("id", "pids", "net/dev", "."))
     held.append(os.open(name() / kind, os.O_RDONLY))
-    if len(held) > MOST_HELD:
-        os.close(held.pop(random.randrange(MOST_HELD)))
+    if len(held) > MAX_HELD:
+        os.close(held.pop(random.randrange(MAX_HELD)))
     with suppress(IsADirectoryError):
         os.pread(random.choice(held), 4096, 0)
 

@@ -7,7 +7,7 @@ from conftest import Mounted, resident
 
 from netnsfs.fuse.session import WORKERS
 
-MOST_THREADS = sum(WORKERS.values()) + 1 + 1 + 1
+MAX_THREADS = sum(WORKERS.values()) + 1 + 1 + 1
 """All workers, the event loop's, the one that hears of what others remove, the teller's."""
 
 
@@ -16,7 +16,7 @@ class Usage:
 
     A worker is started when so many jobs are to be done at once for the first time, and opens
     its way home when it enters a namespace for the first time: both may come after any
-    baseline, and MOST_THREADS bounds them.
+    baseline, and MAX_THREADS bounds them.
     """
 
     def __init__(self, mounted: Mounted) -> None:

@@ -9,9 +9,9 @@
 #include "types.bpf.h"
 
 /* At most one record waits for each watched namespace, and takes 16 bytes. */
-#define MOST_WATCHED 8192
-#define RING_SIZE (2 * 16 * MOST_WATCHED)
-#define MOST_MOVING 1024
+#define MAX_WATCHED 8192
+#define RING_SIZE (2 * 16 * MAX_WATCHED)
+#define MAX_MOVING 1024
 
 /* On x86-64 and arm64, and of 32-bit programs there. */
 #define X86_SETNS 308
@@ -55,7 +55,7 @@ __u32 own;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MOST_WATCHED);
+	__uint(max_entries, MAX_WATCHED);
 	__type(key, __u32);
 	__type(value, __u32);
 } watched SEC(".maps");
@@ -69,7 +69,7 @@ struct {
  * be watched by the time that the thread leaves it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, MOST_MOVING);
+	__uint(max_entries, MAX_MOVING);
 	__type(key, __u32);
 	__type(value, __u32);
 } moving SEC(".maps");

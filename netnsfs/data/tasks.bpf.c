@@ -21,11 +21,11 @@
 #define TUN_DEVICE (10 << 20 | 200)
 /* /proc/net/a/b/c/d: no directory there is deeper. */
 #define DEEPEST 5
-#define MOST_LOOKS 4
+#define MAX_LOOKS 4
 #define BPF_F_MMAPABLE 0x400
 #define BPF_TASK_ITER_ALL_THREADS 1
 /* Half a mebibyte of them. */
-#define MOST_LISTED 32000
+#define MAX_LISTED 32000
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -147,7 +147,7 @@ struct task_record {
 /* What `list_tasks` has found: its size in bytes, and the records. */
 struct task_list {
 	__u64 size;
-	struct task_record tasks[MOST_LISTED];
+	struct task_record tasks[MAX_LISTED];
 };
 
 struct {
@@ -179,7 +179,7 @@ static __always_inline int is_wanted(__u32 inode)
 /* An nsproxy may be freed at once: what was read is right if the task has the same one after. */
 static __always_inline void read_namespaces(struct task_struct *task, struct task_record *record)
 {
-	for (int i = 0; i < MOST_LOOKS; i++) {
+	for (int i = 0; i < MAX_LOOKS; i++) {
 		struct nsproxy *before = task->nsproxy;
 
 		record->inode = before->net_ns->ns.inum;
@@ -237,7 +237,7 @@ int list_tasks(void *ctx)
 		/* Task 0 is the idle one. */
 		if (!task->pid || !describe(task, &record))
 			continue;
-		if (index < MOST_LISTED)
+		if (index < MAX_LISTED)
 			list->tasks[index] = record;
 		list->size += sizeof(record);
 	}

@@ -52,9 +52,9 @@ _QUICK_SECONDS = 150e-6
 
 _QUICK_ENOUGH = 4
 _SPINS_BEFORE_CHECK = 256
-_MOST_PENALTY = 256
+_MAX_PENALTY = 256
 _WANTED_PENALTY = 1000
-_MOST_PREEMPTIONS = 100
+_MAX_PREEMPTIONS = 100
 """A second: who gets more shares its processor with somebody who has much to do."""
 
 WAITING_PER_USER = 100
@@ -250,7 +250,7 @@ class BusyPoll:
         while not self._ready_poll.any_ready():
             if monotonic() > end:
                 self._quick = -self._penalty
-                self._penalty = min(2 * self._penalty, _MOST_PENALTY)
+                self._penalty = min(2 * self._penalty, _MAX_PENALTY)
                 return False
         self._penalty = _QUICK_ENOUGH
         return True
@@ -260,4 +260,4 @@ class BusyPoll:
         preemptions = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
         lately, seconds = preemptions - self._preemptions, now - self._checked
         self._preemptions, self._checked = preemptions, now
-        return lately > _MOST_PREEMPTIONS * seconds or len(os.sched_getaffinity(0)) < 2
+        return lately > _MAX_PREEMPTIONS * seconds or len(os.sched_getaffinity(0)) < 2

@@ -28,10 +28,10 @@ from netnsfs.jobs import start_thread
 
 FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
-_MOST_LINKS = 40
-_MOST_SHOWN = 5
+_MAX_LINKS = 40
+_MAX_SHOWN = 5
 # Of a start, where others withdraw from the same mount point.
-_MOST_TRIES = 10
+_MAX_TRIES = 10
 _HINTS = {
     errno.EPERM: ": give the container CAP_SYS_ADMIN, or a user namespace a mount namespace of "
     "its own (unshare -m)",
@@ -133,15 +133,15 @@ def _warn_of_hidden(mount_point: bytes) -> None:
     # It may be a file system that does not answer.
     start_thread(look, "netnsfs-probe").join(PROBE_SECONDS)
     if found:
-        shown = ", ".join(os.fsdecode(name) for name in found[:_MOST_SHOWN])
-        more = ", ..." if len(found) > _MOST_SHOWN else ""
+        shown = ", ".join(os.fsdecode(name) for name in found[:_MAX_SHOWN])
+        more = ", ..." if len(found) > _MAX_SHOWN else ""
         place = os.fsdecode(mount_point)
         log.warning("%s is not empty: the mount hides %s%s", place, shown, more)
 
 
 def _follow_links(path: bytes) -> bytes:
     # Only the last component, by readlink(2): it asks no FUSE server, dead or alive.
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_LINKS):
         try:
             target = os.readlink(path)
         except OSError as error:
@@ -257,7 +257,7 @@ def attach(mount: int, mount_point: bytes) -> Identity | None:
 
 
 def _move_to(mount: int, mount_point: bytes) -> None:
-    for tries_left in reversed(range(_MOST_TRIES)):
+    for tries_left in reversed(range(_MAX_TRIES)):
         try:
             with linux.closing_fd(open_mount_point(mount_point)) as target:
                 linux.move_mount(mount, target)

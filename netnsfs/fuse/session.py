@@ -79,7 +79,7 @@ gives it back only when it must. At 1 ms, reading `pids` took up to 1.5 s then; 
 BOUND_MEMORY_SECONDS = 20.0
 """How often memory is given back, and the kernel made to forget nodes."""
 
-MOST_UNUSED_NODES = 1000
+MAX_UNUSED_NODES = 1000
 """From how many known nodes on the kernel is made to forget those not in use."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -101,7 +101,7 @@ TEXT_PER_USER = 64 << 20
 TEXT_TOTAL = 256 << 20
 """How many bytes of text a user, and all but root, may make the daemon keep."""
 
-_MOST_TRIES = 10
+_MAX_TRIES = 10
 _MOUNT_ATTRIBUTES = (
     linux.MOUNT_ATTR_NOSUID
     | linux.MOUNT_ATTR_NODEV
@@ -228,7 +228,7 @@ def _mount(config: Config) -> tuple[int, Identity]:
     Raises:
         Failure: it cannot be mounted.
     """
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         with ExitStack() as undo:
             device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
             undo.callback(os.close, device)
@@ -315,7 +315,7 @@ async def _bound_memory(operations: Operations, pool: Pool, forget: Callable[[],
     answered = 0
     while True:
         await trio.sleep(BOUND_MEMORY_SECONDS)
-        if operations.known_nodes > MOST_UNUSED_NODES:
+        if operations.known_nodes > MAX_UNUSED_NODES:
             with suppress(OSError):
                 await pool.run(forget)
         if answered != (answered := operations.stats.requests.total()):

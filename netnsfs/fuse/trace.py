@@ -17,7 +17,7 @@ from netnsfs.fuse.operations import Operations
 
 Handler = Callable[..., Coroutine[Any, Any, object]]
 
-_MOST_BYTES = 64
+_MAX_BYTES = 64
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ def _with_logging(name: str, handler: Handler) -> Handler:
 
 def _describe(value: object) -> str:
     if isinstance(value, bytes):
-        cut = f"+{len(value) - _MOST_BYTES}" if len(value) > _MOST_BYTES else ""
-        return repr(value[:_MOST_BYTES])[1:] + cut
+        cut = f"+{len(value) - _MAX_BYTES}" if len(value) > _MAX_BYTES else ""
+        return repr(value[:_MAX_BYTES])[1:] + cut
     if isinstance(value, RequestContext):
         return f"uid={value.uid} pid={value.pid}"
     if isinstance(value, EntryAttributes):

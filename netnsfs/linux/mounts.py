@@ -43,7 +43,7 @@ _OPEN_TREE_CLONE = 1
 # MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 _MOVE_MOUNT_FLAGS = 4 | 0x40
 # Of a detachment, where others detach what is on top.
-_MOST_TRIES = 20
+_MAX_TRIES = 20
 # What mountinfo shows as the root of a mount of a namespace's file.
 _NET_ROOT = re.compile(rb"net:\[(\d+)\]")
 # struct mount_attr: set, clear, propagation, user namespace.
@@ -132,7 +132,7 @@ def detach(fd: int) -> bool:
         False if it was detached already, or may not be (umount2(2), EINVAL).
     """
     detached = False
-    tries_left = _MOST_TRIES
+    tries_left = _MAX_TRIES
     # The path leads to what is mounted on top, if anything is: the first calls take that.
     while True:
         try:

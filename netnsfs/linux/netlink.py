@@ -37,14 +37,14 @@ _NETLINK_GET_STRICT_CHK = 12
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 # What tells of interfaces has a few dozen layouts; who makes more gets them without a shortcut.
-_MOST_LAYOUTS = 256
+_MAX_LAYOUTS = 256
 _TIMEVAL = struct.Struct("@ll")
 _ANSWER_SECONDS = 5
 _SO_RCVBUFFORCE = 33
 _HEARING_BUFFER = 1 << 22
 _LARGEST_DATAGRAM = 1 << 17
 # How often a dump is made anew because something has changed meanwhile.
-_MOST_DUMPS = 20
+_MAX_DUMPS = 20
 
 
 class Message(NamedTuple):
@@ -95,7 +95,7 @@ def attributes(
         places = layout.places
     else:
         starts, places = _walk(body, start, wanted)
-        if layout is None and len(_layouts) < _MOST_LAYOUTS:
+        if layout is None and len(_layouts) < _MAX_LAYOUTS:
             gaps = zip(starts, [*starts[1:], len(body)], strict=False)
             form = "".join(f"HH{end - at - _ATTRIBUTE.size}x" for at, end in gaps)
             headers = struct.Struct("=" + form)
@@ -207,7 +207,7 @@ class RouteSocket:
         Raises:
             OSError: the kernel's answer; EAGAIN if it keeps changing.
         """
-        for _ in range(_MOST_DUMPS):
+        for _ in range(_MAX_DUMPS):
             self._send(kind, _NLM_F_DUMP, body)
             interrupted, found = 0, []
             for message in self._answers():

@@ -33,7 +33,7 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(netnsfs.__file__)))
 _NULL = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0)]
 # Before another is started, and the most where each one fails.
 _PAUSE_SECONDS = 0.5
-_MOST_PAUSE_SECONDS = 60.0
+_MAX_PAUSE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ def keep_telling(place: Place, told: Told) -> None:
         except OSError as error:
             # The machine is short of something (processes, descriptors, memory), for now.
             log.warning("watchers of the mount are told late: %s", error.strerror)
-        lasted = time.monotonic() - started > _MOST_PAUSE_SECONDS
-        pause = _PAUSE_SECONDS if lasted else min(2 * pause, _MOST_PAUSE_SECONDS)
+        lasted = time.monotonic() - started > _MAX_PAUSE_SECONDS
+        pause = _PAUSE_SECONDS if lasted else min(2 * pause, _MAX_PAUSE_SECONDS)
         time.sleep(pause)
 
 

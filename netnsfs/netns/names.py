@@ -61,7 +61,7 @@ T = TypeVar("T")
 NAME_MAX = 255
 
 # Somebody may mount on the name again and again: a limit, so that a removal ends.
-_MOST_STACKED = 1000
+_MAX_STACKED = 1000
 
 # How long to wait for somebody who is between placeholder and mount, or between detach and
 # unlink.
@@ -439,7 +439,7 @@ class NamedNamespaces:
         anew in the meantime.
         """
         with suppress(FileNotFoundError):
-            for _ in range(_MOST_STACKED):
+            for _ in range(_MAX_STACKED):
                 if not self.directory.is_placeholder(name, placeholder):
                     return None
                 try:

@@ -32,7 +32,7 @@ _NOT_OURS = (errno.EINVAL, errno.EPERM)
 
 # User ID, group ID, and two sets of permission bits, the second of bits for writing.
 _OWNER = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,3}):([0-7]{1,3})")
-_MOST_ID = (1 << 32) - 2
+_MAX_ID = (1 << 32) - 2
 
 
 class Owners:
@@ -87,7 +87,7 @@ class Owners:
                 return None
             raise
         found = _OWNER.fullmatch(value)
-        if not found or max(int(found[1]), int(found[2])) > _MOST_ID:
+        if not found or max(int(found[1]), int(found[2])) > _MAX_ID:
             # Written by somebody else, or by another version: closed until root says whose.
             return CLOSED
         return Owner(int(found[1]), int(found[2]), int(found[3], 8), int(found[4], 8))

@@ -33,7 +33,7 @@ from netnsfs.netns.spares import is_spare
 # A directory of threads has one link for each, beside the two that every directory has.
 _ONE_THREAD = 3
 # On a busy machine: a listing takes a sixth of the time that a look at each process takes.
-_MOST_LISTINGS = 3
+_MAX_LISTINGS = 3
 _TUN_DEVICE = 10, 200
 # How the links of open files begin that hold none (fs/pipe.c, fs/anon_inodes.c).
 _WITHOUT_NAMESPACE = (b"pipe:[", b"anon_inode:")
@@ -80,7 +80,7 @@ class ProcScanner:
         needs to be looked at for more. First come those that had several when they were last
         looked at: the sooner all are found, the better.
         """
-        for _ in range(_MOST_LISTINGS):
+        for _ in range(_MAX_LISTINGS):
             tasks, last_pid = load()
             found = [name for name in os.listdir(b"/proc") if name.isdigit()]
             unchanged = load()[1] == last_pid

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 LOCK_SECONDS = 5.0
 _WATCH_AGAIN_SECONDS = 1.0
-_MOST_CLONES = 10
+_MAX_CLONES = 10
 
 _CAME = linux.IN_CREATE | linux.IN_MOVED_TO
 _WENT = linux.IN_DELETE
@@ -52,7 +52,7 @@ _MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
 _WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
 
 # Somebody who makes and removes names all the time must not hold the reader up.
-_MOST_EVENTS = 20_000
+_MAX_EVENTS = 20_000
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -130,7 +130,7 @@ class DirectoryWatcher:
     def _catch_up(self) -> None:
         for number, (mask, name) in enumerate(self._watch.read_events()):
             self.owners.pop(name, None)
-            if number == _MOST_EVENTS:
+            if number == _MAX_EVENTS:
                 self.overflowed_or_moved = True
                 break
             if mask & _CAME:
@@ -413,7 +413,7 @@ class RunDirectory:
             WouldBlock: on the event loop's thread, if it is not in the kernel's cache.
             OSError: ENOENT; else as open_tree(2).
         """
-        for _ in range(_MOST_CLONES):
+        for _ in range(_MAX_CLONES):
             directory = self._below_mounts()
             fd = linux.open_cached(name, dir_fd=directory.fd)
             if fd is None:

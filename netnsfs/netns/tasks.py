@@ -43,7 +43,7 @@ _TASKS_AHEAD = 512
 # A path of PATH_MAX for each of the hierarchies that there can be.
 _CGROUP_TEXT = 1 << 17
 # Of a mount namespace in which all tasks are chrooted, how many of their roots are looked at.
-_MOST_ROOTS = 8
+_MAX_ROOTS = 8
 # In the order in which they are listed: first what most likely stays (see `holders_of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
 
@@ -324,7 +324,7 @@ def _mounts_inside(tasks: list[int], inode: int) -> list[Holder]:
             linux.reraise_if_resource(error)
         chrooted[root].append(task)
     # From an outer one, what is below the inner ones is seen too.
-    roots = sorted(chrooted, key=len)[:_MOST_ROOTS]
+    roots = sorted(chrooted, key=len)[:_MAX_ROOTS]
     return [found for root in roots for found in _mounts_seen_by_any(chrooted[root], inode)]
 
 

@@ -41,7 +41,7 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
-_MOST_TEXTS = 16
+_MAX_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
 """The largest inode number that nsfs gives."""
 
@@ -301,7 +301,7 @@ class SharedText(File):
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
-        if caller.uid and len(mine) >= _MOST_TEXTS:
+        if caller.uid and len(mine) >= _MAX_TEXTS:
             raise OSError(errno.EMFILE, "close some of those that are open")
         snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)

@@ -52,9 +52,9 @@ T = TypeVar("T")
 LINKS = b"links"
 _PEER = b"peer"
 # An interface may move all the time. After so many looks, the last one is the answer.
-_MOST_LOOKS = 10
+_MAX_LOOKS = 10
 # A namespace that has ended stays in the table: now and then it is emptied.
-_MOST_NEIGHBOURS = 4096
+_MAX_NEIGHBOURS = 4096
 
 
 class Parent(Protocol):
@@ -176,7 +176,7 @@ class Neighbours:
             return known.path
         for found in self._candidates(known):
             if _is_known_by(route, nsid, found):
-                if len(self._known) >= _MOST_NEIGHBOURS:
+                if len(self._known) >= _MAX_NEIGHBOURS:
                     self._known.clear()
                 self._known[key] = found
                 return found.path
@@ -501,7 +501,7 @@ class InterfaceDirectory(Directory):
 
     def _peer_text(self, route: RouteSocket, found: Interface) -> bytes:
         """The text of `peer`."""
-        for _ in range(_MOST_LOOKS):
+        for _ in range(_MAX_LOOKS):
             peer = links.peer(route, self._name)
             path = self._namespace_path(route, peer)
             # The other end may have moved while its namespace was looked for.

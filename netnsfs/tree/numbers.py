@@ -24,7 +24,7 @@ from netnsfs.tree.refs import RESERVED
 
 INIT = b"init"
 # Of 64 bits.
-_MOST_DIGITS = 20
+_MAX_DIGITS = 20
 
 
 class NumberDirectory(Directory):
@@ -81,7 +81,7 @@ class NumberDirectory(Directory):
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         may_block()
-        number = int(name) if name.isdigit() and len(name) <= _MOST_DIGITS else 0
+        number = int(name) if name.isdigit() and len(name) <= _MAX_DIGITS else 0
         # Any other way to write it would be a second name.
         if name != b"%d" % number or number > self.most:
             raise absent_error(name, "there is no such namespace")

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 # A target may leave the mount and enter it again many times. The limit is the kernel's for
 # links (MAXSYMLINKS, linux/namei.h).
-_MOST_RETURNS = 40
+_MAX_RETURNS = 40
 
 
 def _invalid_target(why: str) -> OSError:
@@ -273,7 +273,7 @@ class Root(NamesDirectory):
     def _open_target(self, target: bytes, caller: Caller) -> int:
         """Open what a link's target designates for its maker (/proc/self is theirs)."""
         path = os.path.join(self._mount_point, target)
-        for _ in range(_MOST_RETURNS):
+        for _ in range(_MAX_RETURNS):
             try:
                 reached = linux.open_avoiding(path, self._names.links.avoid, caller.pid)
             except linux.EnteredError as error:

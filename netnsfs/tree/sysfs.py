@@ -40,7 +40,7 @@ from netnsfs.node import (
 from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
 _CLASS = b"class/net/"
-MOST_MOUNTS = 32
+MAX_MOUNTS = 32
 _MOUNT_ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 _CHUNK = 1 << 16
 
@@ -121,7 +121,7 @@ class SysfsMounts:
         found = SysfsMount(on_own_thread(_mount_inside, enter))
         with self._lock:
             self._kept[namespace] = found
-            surplus = len(self._kept) - MOST_MOUNTS
+            surplus = len(self._kept) - MAX_MOUNTS
             # Closed without the lock, because the end of a mount waits for all processors.
             dropped = [self._kept.popitem(last=False) for _ in range(surplus)]
         del dropped

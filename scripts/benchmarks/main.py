@@ -12,7 +12,7 @@ from benchmarks.crowds import serve_crowd, serve_sleepers
 from benchmarks.floor import Floor, FloorWithCalls, serve_floor
 from benchmarks.mounts import enter_own_mounts
 from benchmarks.plot import draw
-from benchmarks.processors import MOST_BUSY, wait_for_quiet
+from benchmarks.processors import MAX_BUSY, wait_for_quiet
 from benchmarks.race import Curves
 from benchmarks.report import machine, write_report
 from benchmarks.scale import QUICK, Scale
@@ -102,7 +102,7 @@ def measure(only: str | None, scale: Scale, written: bool) -> tuple[dict[str, Cu
         if only not in (None, name):
             continue
         busy = wait_for_quiet() if written else 0.0
-        if busy > MOST_BUSY:
+        if busy > MAX_BUSY:
             sys.exit(f"bench: others use {busy:.0%} of the processors: no figures are written")
         busiest = max(busiest, busy)
         began = time.monotonic()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST_BUSY = 0.1
+MAX_BUSY = 0.1
 """Quota of the processors that others may use before a section."""
 QUIET_SECONDS = 120.0
 
@@ -17,7 +17,7 @@ def wait_for_quiet() -> float:
         The share of the processors that they use, also if that is too much.
     """
     end = time.monotonic() + QUIET_SECONDS
-    while (share := _busy_share()) > MOST_BUSY and time.monotonic() < end:
+    while (share := _busy_share()) > MAX_BUSY and time.monotonic() < end:
         pass
     return share
 

@@ -225,7 +225,7 @@ async def test_a_slow_drip_is_not_looked_for(asker: Asker, two_processors: None)
 async def test_what_follows_quickly_is_looked_for(
     flood: list[float], loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", 1e9)
+    monkeypatch.setattr(loop_module, "_MAX_PREEMPTIONS", 1e9)
     while loop._busy_poll._spins < 1000:
         await trio.sleep(0.01)
 
@@ -242,7 +242,7 @@ async def test_it_is_not_looked_for_on_one_processor(
 async def test_it_is_not_looked_for_while_others_want_the_processor(
     flood: list[float], loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", -1)
+    monkeypatch.setattr(loop_module, "_MAX_PREEMPTIONS", -1)
     while len(flood) < 5000:
         await trio.sleep(0.01)
     assert loop._busy_poll._spins == 0
@@ -251,7 +251,7 @@ async def test_it_is_not_looked_for_while_others_want_the_processor(
 def test_looking_in_vain_becomes_rare(
     loop: LoopWaiter, two_processors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "_MOST_PREEMPTIONS", 1e12)
+    monkeypatch.setattr(loop_module, "_MAX_PREEMPTIONS", 1e12)
     lookout = loop._busy_poll
     for _ in range(2000):
         # As if the last one had come quickly, and the next does not come.

@@ -18,7 +18,7 @@ from conftest import (
     settled,
     wait_for,
 )
-from usage import MOST_THREADS, Usage, descriptors
+from usage import MAX_THREADS, Usage, descriptors
 
 STORM = """
 import os, random, subprocess, sys
@@ -103,7 +103,7 @@ def test_memory_and_descriptors_do_not_grow(mnt: Mounted) -> None:
     pairs(3000)
     assert resident(pid) - memory < 500
     wait_for(lambda: descriptors(mnt) == before)
-    assert Usage(mnt).threads <= MOST_THREADS
+    assert Usage(mnt).threads <= MAX_THREADS
 
 
 def test_hundreds_of_clients_at_once(mnt: Mounted) -> None:

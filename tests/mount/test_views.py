@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RUN, Mounted, Start, error_of, ip, settled, unmount_idle, wait_for
-from usage import MOST_THREADS, Usage, descriptors
+from usage import MAX_THREADS, Usage, descriptors
 
 from netnsfs.jobs import WouldBlock, never_block
 from netnsfs.netns.names import NamedNamespaces
@@ -253,7 +253,7 @@ def test_descriptors_and_threads_do_not_grow(mnt: Mounted) -> None:
     for _ in range(50):
         read_all()
     wait_for(lambda: descriptors(mnt) == before)
-    assert Usage(mnt).threads <= MOST_THREADS
+    assert Usage(mnt).threads <= MAX_THREADS
     homes = {os.readlink(proc / f"task/{tid}/ns/net") for tid in os.listdir(proc / "task")}
     assert homes == {os.readlink("/proc/self/ns/net")}
     for name in names:

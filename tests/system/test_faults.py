@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 import tracing
 from conftest import HOLD_THREAD, KEPT_OPEN, LONG, MNT, RUN, Mounted, error_of, ip, wait_for
-from usage import MOST_THREADS
+from usage import MAX_THREADS
 
 OLD, NEW = MNT / "old", MNT / "new"
 
 ERRORS = ("ENOMEM", "ENOSPC", "EMFILE", "EPERM", "EINTR")
-MOST_CALLS = 1_000_000 if LONG else 20
+MAX_CALLS = 1_000_000 if LONG else 20
 
 FAILING = {
     *("unshare", "setns", "mount", "umount2", "openat", "unlink", "flock", "renameat2"),
@@ -85,7 +85,7 @@ def test_each_call_fails(mnt: Mounted, thread: int, label: str) -> None:
         wait_for(lambda: len(homes(mnt)) == 1)
         prepare()
         assert error_of(operation) == "", case
-        wait_for(lambda: used(mnt) == before and len(tracing.threads(mnt)) <= MOST_THREADS)
+        wait_for(lambda: used(mnt) == before and len(tracing.threads(mnt)) <= MAX_THREADS)
         if thread not in tracing.threads(mnt):
             thread = tracing.thread_named(mnt, name)
     prepare()
@@ -107,7 +107,7 @@ def some(calls: list[tracing.Call]) -> list[tracing.Call]:
         if call.name in FAILING
         and not (call.name in {"recvfrom", "sendto"} and "UNIX" in call.shown)
     ]
-    return can[:: len(can) // MOST_CALLS + 1]
+    return can[:: len(can) // MAX_CALLS + 1]
 
 
 @pytest.mark.parametrize("shown", [".", "a/pids", "a/tids", "a/holders"])

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG, MNT, RUN, Mounted, agree, ip, nsfs_mounts, settled, wait_for
-from usage import MOST_THREADS, Usage, descriptors
+from usage import MAX_THREADS, Usage, descriptors
 
-from netnsfs.tree.sysfs import MOST_MOUNTS
+from netnsfs.tree.sysfs import MAX_MOUNTS
 
 CROWD = Path(__file__).parent.parent / "crowd.py"
 HOSTILE = CROWD.with_name("hostile.py")
@@ -107,7 +107,7 @@ def test_a_crowd_at_everything(
     agree()
     remove_all()
     # What was not looked at before may be by now.
-    wait_for(lambda: descriptors(mnt) <= before.descriptors + MOST_MOUNTS)
+    wait_for(lambda: descriptors(mnt) <= before.descriptors + MAX_MOUNTS)
     after = Usage(mnt)
     with capsys.disabled():
         print(f"\n{crowd.done.total()} operations of {CLIENTS} clients in {seconds} s")
@@ -115,7 +115,7 @@ def test_a_crowd_at_everything(
         for action, longest in sorted(crowd.longest.items()):
             print(f"{action}: {crowd.done[action]}, at most {longest:.2f} s")
     assert first.unexpected + crowd.unexpected == {}
-    assert after.homes < after.threads <= MOST_THREADS
+    assert after.homes < after.threads <= MAX_THREADS
     assert after.memory - before.memory < (HOSTILE_SLACK if users else SLACK)
     # The time of an `ip` is mostly that of its start.
     asked = {act: longest for act, longest in crowd.longest.items() if act[:3] != "ip_"}
@@ -151,4 +151,4 @@ def test_many_namespaces_at_once(mnt: Mounted, capsys: pytest.CaptureFixture[str
     with capsys.disabled():
         print(f"\n{NAMESPACES}: mkdir {made - began:.1f} s, ls -l {listed - made:.1f} s,")
         print(f"rmdir {removed - removing:.1f} s; {before}; then {full}; then {after}")
-    assert after.homes < after.threads <= MOST_THREADS
+    assert after.homes < after.threads <= MAX_THREADS

@@ -16,7 +16,7 @@ from benchmarks.scale import Scale
 
 
 def measure(scale: Scale) -> None:
-    count = min(scale.pairs, _MOST_UNHEARD)
+    count = min(scale.pairs, _MAX_UNHEARD)
     with netnsfs() as daemon:
         teller = _teller_of(daemon)
 
@@ -50,7 +50,7 @@ def measure(scale: Scale) -> None:
 
 
 # What is done through the mount is reported to the teller. Stopped, its queue fills.
-_MOST_UNHEARD = 50
+_MAX_UNHEARD = 50
 
 
 def _teller_of(daemon: int) -> int:
