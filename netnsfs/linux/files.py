@@ -26,12 +26,12 @@ _PROC_SUPER_MAGIC = 0x9FA0
 _NOT_AT_HAND = RESOURCE_ERRNOS | {errno.ENOSYS, errno.EPERM}
 # As many as the kernel follows (MAXSYMLINKS, linux/namei.h).
 _MAX_LINKS = 40
-_STEP = os.O_PATH | os.O_CLOEXEC
+_OPATH_NOFOLLOW = os.O_PATH | os.O_CLOEXEC
 _SYS_OPENAT2 = 437
 _RESOLVE_CACHED = 0x20
 # struct open_how: flags, mode, resolve.
-_CACHED = struct.pack("=QQQ", _STEP | os.O_NOFOLLOW, 0, _RESOLVE_CACHED)
-_CACHED_TARGET = struct.pack("=QQQ", _STEP, 0, _RESOLVE_CACHED)
+_CACHED = struct.pack("=QQQ", _OPATH_NOFOLLOW | os.O_NOFOLLOW, 0, _RESOLVE_CACHED)
+_CACHED_TARGET = struct.pack("=QQQ", _OPATH_NOFOLLOW, 0, _RESOLVE_CACHED)
 _RENAME_NOREPLACE = 1
 _AT_SYMLINK_NOFOLLOW = 0x100
 FOLLOW = 0
@@ -233,13 +233,13 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
         OSError: ELOOP for a path with more than 40 links, else as open(2).
     """
     rest, links = _components(path), 0
-    at = os.open(b"/", _STEP)
+    at = os.open(b"/", _OPATH_NOFOLLOW)
     try:
         while rest:
             name = rest.pop()
             target = _link_target(name, at)
             if target is None:
-                step = os.open(name, _STEP | os.O_NOFOLLOW, dir_fd=at)
+                step = os.open(name, _OPATH_NOFOLLOW | os.O_NOFOLLOW, dir_fd=at)
             elif filesystem_magic(at) == _PROC_SUPER_MAGIC:
                 # It adds no components, so it need not be counted.
                 step = _jump(name, at, pid)
@@ -251,7 +251,7 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
                 rest += _components(target)
                 if not target.startswith(b"/"):
                     continue
-                step = os.open(b"/", _STEP)
+                step = os.open(b"/", _OPATH_NOFOLLOW)
             os.close(at)
             at = step
             found = statx(b"", at)
@@ -272,7 +272,7 @@ def _jump(name: bytes, dir_fd: int, pid: int) -> int:
     """Open what a link of procfs leads to."""
     # These two would lead to this thread, and not to the task that is meant.
     own = name in (b"self", b"thread-self")
-    return os.open(b"%d" % pid if own else name, _STEP, dir_fd=dir_fd)
+    return os.open(b"%d" % pid if own else name, _OPATH_NOFOLLOW, dir_fd=dir_fd)
 
 
 def _link_target(name: bytes, dir_fd: int) -> bytes | None:

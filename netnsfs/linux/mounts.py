@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from netnsfs.linux.files import _STEP
+from netnsfs.linux.files import _OPATH_NOFOLLOW
 from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, closing_fd, error_of_call, libc, syscall
 
 MS_BIND = 0x1000
@@ -249,7 +249,7 @@ def mount_at(path: bytes) -> Mount | None:
     Raises:
         OSError: the path cannot be opened.
     """
-    with closing_fd(os.open(path, _STEP | os.O_NOFOLLOW)) as fd:
+    with closing_fd(os.open(path, _OPATH_NOFOLLOW | os.O_NOFOLLOW)) as fd:
         # The ID of statx(2) may be the unique one, which mountinfo does not show.
         found = mount_with_id(mount_number(fd))
     return found if found and found.target == path else None

@@ -42,8 +42,8 @@ _AGAIN_SECONDS = 0.02
 # A sign, and a name (linux/limits.h).
 _LONGEST_REPORT = 1 + 255
 
-_CAME = linux.IN_CREATE | linux.IN_MOVED_TO
-_WENT = linux.IN_DELETE | linux.IN_MOVED_FROM
+_CREATED = linux.IN_CREATE | linux.IN_MOVED_TO
+_DELETED = linux.IN_DELETE | linux.IN_MOVED_FROM
 _MOVED = linux.IN_DELETE_SELF | linux.IN_MOVE_SELF
 
 DAEMON = 0
@@ -80,7 +80,7 @@ class _Names:
         self._poll.register(mounts, select.POLLPRI)
         self._poll.register(DAEMON, select.POLLIN)
         with suppress(FileNotFoundError):
-            self._watch.watch_file(path, _CAME | _WENT | _MOVED)
+            self._watch.watch_file(path, _CREATED | _DELETED | _MOVED)
         self._directory = self._identity()
 
     def close(self) -> None:
@@ -113,9 +113,9 @@ class _Names:
         changed = dict.fromkeys(self._unsettled, False) | self._again
         self._again = {}
         for mask, name in self._watch.read_events():
-            if not mask & (_CAME | _WENT):
+            if not mask & (_CREATED | _DELETED):
                 raise _UnsureError
-            changed[name] = changed.get(name, False) or bool(mask & _WENT)
+            changed[name] = changed.get(name, False) or bool(mask & _DELETED)
         if self._identity() != self._directory:
             raise _UnsureError
         changed.pop(self._reserved, None)

@@ -65,7 +65,7 @@ _MAX_STACKED = 1000
 
 # How long to wait for somebody who is between placeholder and mount, or between detach and
 # unlink.
-_PAUSES = (0.01, 0.05)
+_RETRY_DELAYS = (0.01, 0.05)
 
 
 class Entry(NamedTuple):
@@ -199,7 +199,7 @@ class NamedNamespaces:
             OSError: as `open_namespace`.
         """
         may_block()
-        for pause in _PAUSES:
+        for pause in _RETRY_DELAYS:
             try:
                 return self.open_namespace(name)
             except OSError as error:
@@ -350,7 +350,7 @@ class NamedNamespaces:
 
     def _open_mount_opath(self, name: bytes) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
-        for pause in (*_PAUSES, None):
+        for pause in (*_RETRY_DELAYS, None):
             with linux.closing_fd(self.directory.open_opath(name)) as top:
                 if is_of_nsfs(top):
                     return os.dup(top)

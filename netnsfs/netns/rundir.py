@@ -43,18 +43,18 @@ LOCK_SECONDS = 5.0
 _WATCH_AGAIN_SECONDS = 1.0
 _MAX_CLONES = 10
 
-_CAME = linux.IN_CREATE | linux.IN_MOVED_TO
-_WENT = linux.IN_DELETE
+_CREATED = linux.IN_CREATE | linux.IN_MOVED_TO
+_DELETED = linux.IN_DELETE
 # Two names that are exchanged, or what a rename leaves behind, are not told of as such.
 _RENAMED = linux.IN_MOVED_FROM
 _CHANGED = linux.IN_ATTRIB
 _MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
-_WATCHED = _CAME | _WENT | _RENAMED | _CHANGED | _MOVED
+_WATCHED = _CREATED | _DELETED | _RENAMED | _CHANGED | _MOVED
 
 # Somebody who makes and removes names all the time must not hold the reader up.
 _MAX_EVENTS = 20_000
 
-_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPATH_NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _open_mounts(owner: object) -> int:
@@ -133,9 +133,9 @@ class DirectoryWatcher:
             if number == _MAX_EVENTS:
                 self.overflowed_or_moved = True
                 break
-            if mask & _CAME:
+            if mask & _CREATED:
                 self._names.add(name)
-            elif mask & _WENT:
+            elif mask & _DELETED:
                 self._names.discard(name)
             elif not mask & _CHANGED:
                 # Events are lost, or names were renamed, or the directory is not where it was.
@@ -216,7 +216,7 @@ class ChangeWaiter:
     def _watch_names(self) -> None:
         # Mounts tell of all names but links. The directory may be another now, or be missing.
         with suppress(OSError):
-            self._watch.watch_file(self._path, _WENT | _RENAMED)
+            self._watch.watch_file(self._path, _DELETED | _RENAMED)
 
 
 class MountedNames:
@@ -365,7 +365,7 @@ class RunDirectory:
         fd = linux.open_cached(path)
         if fd is not None:
             return fd
-        return self._call_blocking(partial(os.open, flags=_STEP), path)
+        return self._call_blocking(partial(os.open, flags=_OPATH_NOFOLLOW), path)
 
     def statx_packed(self, name: bytes) -> bytes:
         """All that statx(2) tells of what stands under a name. Errors as for `open_opath`."""
@@ -418,7 +418,7 @@ class RunDirectory:
             fd = linux.open_cached(name, dir_fd=directory.fd)
             if fd is None:
                 may_block()
-                fd = os.open(name, _STEP, dir_fd=directory.fd)
+                fd = os.open(name, _OPATH_NOFOLLOW, dir_fd=directory.fd)
             try:
                 covered = _is_overmounted(fd)
             except BaseException:
