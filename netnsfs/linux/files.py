@@ -198,7 +198,7 @@ def locked(directory: bytes, seconds: float) -> Iterator[None]:
         os.close(fd)
 
 
-class EnteredError(OSError):
+class CrossedMountError(OSError):
     """A path leads into a file system that must not be entered.
 
     Attributes:
@@ -212,7 +212,7 @@ class EnteredError(OSError):
         self.rest = rest
 
 
-def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
+def open_no_xdev(path: bytes, avoid: Container[int], pid: int) -> int:
     """Open what an absolute path leads to as O_PATH, without entering some file systems.
 
     The kernel would walk the whole path in one call, through any mount on its way. Here
@@ -229,7 +229,7 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
         A descriptor that the caller closes.
 
     Raises:
-        EnteredError: the path leads into `avoid`.
+        CrossedMountError: the path leads into `avoid`.
         OSError: ELOOP for a path with more than 40 links, else as open(2).
     """
     rest, links = _components(path), 0
@@ -256,7 +256,7 @@ def open_avoiding(path: bytes, avoid: Container[int], pid: int) -> int:
             at = step
             found = statx(b"", at)
             if found.dev in avoid:
-                raise EnteredError(path, found.ino, rest[::-1])
+                raise CrossedMountError(path, found.ino, rest[::-1])
     except BaseException:
         os.close(at)
         raise

@@ -69,7 +69,7 @@ class _Names:
         self._reserved = reserved
         self._nsfs = linux.statx(b"/proc/self/ns/net", flags=linux.FOLLOW).dev
         # Names that are files as yet, and since when.
-        self._unsettled: dict[bytes, float] = {}
+        self._pending: dict[bytes, float] = {}
         self._again: dict[bytes, bool] = {}
         self._waited = 0.0
         self._watch = linux.Inotify()
@@ -110,7 +110,7 @@ class _Names:
         time.sleep(_BUSY_TOGETHER_SECONDS if busy else _TOGETHER_SECONDS)
         self._waited = time.monotonic()
         # A change of mounts that comes after this look is told of once more.
-        changed = dict.fromkeys(self._unsettled, False) | self._again
+        changed = dict.fromkeys(self._pending, False) | self._again
         self._again = {}
         for mask, name in self._watch.read_events():
             if not mask & (_CREATED | _DELETED):
@@ -131,14 +131,14 @@ class _Names:
         try:
             found = linux.statx(b"%b/%b" % (self._path, name))
         except FileNotFoundError:
-            self._unsettled.pop(name, None)
+            self._pending.pop(name, None)
             return False
         now = time.monotonic()
-        since = self._unsettled.setdefault(name, now)
+        since = self._pending.setdefault(name, now)
         bare = found.dev != self._nsfs and not stat.S_ISLNK(found.mode)
         if bare and not stood and now < since + SETTLE_SECONDS:
             return False
-        del self._unsettled[name]
+        del self._pending[name]
         return True
 
     def look_again(self, name: bytes, went: bool) -> None:
@@ -149,9 +149,9 @@ class _Names:
         """How long to wait at most."""
         if self._again:
             return _AGAIN_SECONDS * 1000
-        if not self._unsettled:
+        if not self._pending:
             return None
-        settled = min(self._unsettled.values()) + SETTLE_SECONDS
+        settled = min(self._pending.values()) + SETTLE_SECONDS
         return max(0, settled - time.monotonic()) * 1000 + 1
 
     def _identity(self) -> tuple[int, int] | None:

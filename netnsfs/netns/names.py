@@ -191,7 +191,7 @@ class NamedNamespaces:
         with linux.closing_fd(self.directory.open_opath(name)) as fd:
             return self._open_entry(fd, _entry_of(fd))
 
-    def open_settled(self, name: bytes) -> int:
+    def open_with_retry(self, name: bytes) -> int:
         """`open_namespace`, but a name that somebody is just making or removing is looked at
         again.
 
@@ -310,7 +310,7 @@ class NamedNamespaces:
         # First the owner: nobody sees the namespace before it is known to whom it belongs.
         if owner:
             self.owners.write_owner(placeholder, owner)
-        with _telling_limit("fs.mount-max"):
+        with _explaining_enospc("fs.mount-max"):
             linux.move_mount(mount, placeholder)
 
     def _require_new(self, name: bytes) -> None:
@@ -344,7 +344,7 @@ class NamedNamespaces:
             # detached.
             with (
                 linux.closing_fd(self._open_mount_opath(old)) as top,
-                self.owners.held_still(old) as placeholder,
+                self.owners.owner_locked(old) as placeholder,
             ):
                 self._rename_mount(top, placeholder, old, new)
 
@@ -487,7 +487,7 @@ def _entry_of(fd: int) -> Entry:
 @contextmanager
 def _new_namespace() -> Iterator[tuple[int, Namespace]]:
     with restoring_namespace():
-        with _telling_limit("user.max_net_namespaces"):
+        with _explaining_enospc("user.max_net_namespaces"):
             linux.unshare(linux.CLONE_NEWNET)
         fd, made = open_own_namespace()
         with linux.closing_fd(fd):
@@ -519,7 +519,7 @@ def _spare_namespace(fd: int, made: Namespace) -> Iterator[tuple[int, Namespace]
 @contextmanager
 def _detached_mount(fd: int) -> Iterator[int]:
     """A bind mount of an open file, which ends with the block if it was not moved."""
-    with _telling_limit("user.max_mnt_namespaces"):
+    with _explaining_enospc("user.max_mnt_namespaces"):
         mount = linux.bind_mount(fd)
     with linux.closing_fd(mount):
         yield mount
@@ -528,7 +528,7 @@ def _detached_mount(fd: int) -> Iterator[int]:
 @contextmanager
 def _placeholder(path: bytes) -> Iterator[int]:
     """A new, empty file, which is removed again if the block fails."""
-    with _telling_limit("the run directory"):
+    with _explaining_enospc("the run directory"):
         # Mode 0, as ip-netns(8) makes it. So only root can open it, and lock it (see `owners`).
         file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0)
     with linux.closing_fd(file):
@@ -543,7 +543,7 @@ def _placeholder(path: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def _telling_limit(limit: str) -> Iterator[None]:
+def _explaining_enospc(limit: str) -> Iterator[None]:
     """Say in ENOSPC, which looks like a full disk, what is full."""
     try:
         yield

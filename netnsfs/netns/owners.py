@@ -123,7 +123,7 @@ class Owners:
         # Only here: the clone by which the placeholder is reached is writable in any case.
         if os.statvfs(self._directory.path).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
-        with self.held_still(name) as placeholder:
+        with self.owner_locked(name) as placeholder:
             # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
             if linux.statx(self._directory.path_of(name)) != mark:
                 raise FileNotFoundError(errno.ENOENT, "it is another now", name)
@@ -132,7 +132,7 @@ class Owners:
             self.write_owner(placeholder, owner)
 
     @contextmanager
-    def held_still(self, name: bytes) -> Iterator[int]:
+    def owner_locked(self, name: bytes) -> Iterator[int]:
         """Keep the owner of a name from changing until the block ends.
 
         Yields:

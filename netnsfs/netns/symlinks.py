@@ -65,7 +65,7 @@ class SymlinkFollower:
         return job.result()
 
     def _open(self, path: bytes) -> int:
-        with linux.closing_fd(linux.open_avoiding(path, self.avoid, os.getpid())) as target:
+        with linux.closing_fd(linux.open_no_xdev(path, self.avoid, os.getpid())) as target:
             # If nobody waits any more, nobody would close the descriptor.
             commit()
             return reopen(target)

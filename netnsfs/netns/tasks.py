@@ -226,7 +226,7 @@ class Holder(NamedTuple):
         """A descriptor of the namespace, as long as it is held in this way.
 
         Args:
-            avoid: as for `linux.open_avoiding`.
+            avoid: as for `linux.open_no_xdev`.
 
         Raises:
             OSError: it is not.
@@ -235,7 +235,7 @@ class Holder(NamedTuple):
             return self.descriptor.open_namespace()
         if self.line.startswith(b"mount"):
             # The path of a mount may lead through file systems of others, or through our own.
-            target = linux.open_avoiding(self.path, avoid, os.getpid())
+            target = linux.open_no_xdev(self.path, avoid, os.getpid())
         else:
             # Looked at before it is opened: another file may have taken its place by now.
             target = os.open(self.path, os.O_PATH | os.O_CLOEXEC)

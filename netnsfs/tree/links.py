@@ -75,8 +75,8 @@ class Parent(Protocol):
             OSError: ENOENT.
         """
 
-    def is_shown(self) -> bool:
-        """See `NamespaceRef.is_shown`."""
+    def is_reachable(self) -> bool:
+        """See `NamespaceRef.is_reachable`."""
 
     def enter_namespace(self) -> None:
         """Move the calling thread, inside `restoring_namespace()`, into the namespace."""
@@ -411,7 +411,7 @@ class InterfaceDirectory(Directory):
             self._identity,
             self._directory.sysfs_mount,
             parent.key,
-            parent.is_shown,
+            parent.is_reachable,
             self._directory.shared.opened,
             parent.file_attributes,
             self._directory.shared.dmask,

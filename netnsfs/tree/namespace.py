@@ -268,7 +268,7 @@ class NamespaceDirectory(Directory):
             self.enter_namespace,
             self.file_attributes,
             self._context.opened,
-            self.is_shown,
+            self.is_reachable,
             self.require_may_open,
             self._context.permissions.dmask,
             name == _WRITABLE_VIEW,
@@ -308,13 +308,13 @@ class NamespaceDirectory(Directory):
     def require_present(self) -> None:
         self.ref.require_present(self.namespace)
 
-    def is_shown(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the namespace is still to be seen where it was found, or under a name.
 
         Raises:
             OSError: that cannot be found out.
         """
-        return self.ref.is_shown(self.namespace)
+        return self.ref.is_reachable(self.namespace)
 
     def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.
@@ -413,7 +413,7 @@ class TaskList(Snapshot):
         self, flags: int, directory: NamespaceDirectory, row: NamespaceFileSpec, viewer: Viewer
     ) -> None:
         self.key = directory.key
-        self.is_shown = directory.is_shown
+        self.is_reachable = directory.is_reachable
         self._directory = directory
         self._list = partial(directory.list_tasks, row, viewer)
         self._populated = False

@@ -27,7 +27,7 @@ class Revocable(Protocol):
 
     key: Hashable
 
-    def is_shown(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the namespace is still to be seen where it was opened.
 
         Raises:
@@ -64,7 +64,7 @@ class OpenFiles:
             OSError: ESTALE if it should have been revoked meanwhile.
         """
         # A round of cutting after the open has missed a file that was not in the table yet.
-        if self.keep(file) != since and not file.is_shown():
+        if self.keep(file) != since and not file.is_reachable():
             file.revoke(self._null)
             file.close()
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -101,7 +101,7 @@ class OpenFiles:
             key = file.key
             try:
                 if key not in shown:
-                    shown[key] = file.is_shown()
+                    shown[key] = file.is_reachable()
                 if not shown[key]:
                     file.revoke(self._null)
             except OSError:
@@ -114,13 +114,13 @@ class OpenFile:
 
     Args:
         key: of the namespace's directory.
-        is_shown: whether the namespace is still to be seen where the file was opened.
+        is_reachable: whether the namespace is still to be seen where the file was opened.
         file: the file.
     """
 
-    def __init__(self, key: Hashable, is_shown: Callable[[], bool], file: io.FileIO) -> None:
+    def __init__(self, key: Hashable, is_reachable: Callable[[], bool], file: io.FileIO) -> None:
         self.key = key
-        self.is_shown = is_shown
+        self.is_reachable = is_reachable
         self.file = file
         self._closing = threading.Lock()
         self._revoked = False

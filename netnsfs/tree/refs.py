@@ -40,7 +40,7 @@ class NamespaceRef(Protocol):
             OSError: ENOENT.
         """
 
-    def is_shown(self, namespace: Namespace) -> bool:
+    def is_reachable(self, namespace: Namespace) -> bool:
         """Whether what was opened of it may stay open.
 
         Raises:
@@ -132,8 +132,8 @@ class NameRef:
                 raise
             raise _absent_error() from None
 
-    def is_shown(self, namespace: Namespace) -> bool:
-        """See `NamespaceRef.is_shown`: until its last name is removed."""
+    def is_reachable(self, namespace: Namespace) -> bool:
+        """See `NamespaceRef.is_reachable`: until its last name is removed."""
         try:
             self.require_present(namespace)
         except FileNotFoundError:
@@ -221,8 +221,8 @@ class HolderRef:
             return fd
         raise _absent_error()
 
-    def is_shown(self, namespace: Namespace) -> bool:
-        """See `NamespaceRef.is_shown`: until it gets a name."""
+    def is_reachable(self, namespace: Namespace) -> bool:
+        """See `NamespaceRef.is_reachable`: until it gets a name."""
         return not self._is_named(namespace.inode)
 
     def path_for_setns(self) -> bytes:

@@ -275,8 +275,8 @@ class Root(NamesDirectory):
         path = os.path.join(self._mount_point, target)
         for _ in range(_MAX_RETURNS):
             try:
-                reached = linux.open_avoiding(path, self._names.links.avoid, caller.pid)
-            except linux.EnteredError as error:
+                reached = linux.open_no_xdev(path, self._names.links.avoid, caller.pid)
+            except linux.CrossedMountError as error:
                 # The rest of the path starts where it entered, which is the mount point only at
                 # the root.
                 if error.ino != _ROOT_INODE:
@@ -299,7 +299,7 @@ class Root(NamesDirectory):
         """Open the namespace that a path inside this file system designates."""
         match path:
             case [name] | [name, b"ns"] if name != RESERVED:
-                return self._names.open_settled(name)
+                return self._names.open_with_retry(name)
             case [ctldir, kind, name] | [ctldir, kind, name, b"ns"] if ctldir == RESERVED:
                 if kind == UNNAMED:
                     return self._unnamed.open_namespace(name)

@@ -144,7 +144,7 @@ class SysfsView:
         identity: of the interface: another one with that name is not looked at.
         mount: the sysfs of its namespace.
         namespace_key: of the namespace's directory.
-        is_shown: whether the namespace is still to be seen where the view was found.
+        is_reachable: whether the namespace is still to be seen where the view was found.
         opened: where its open files are kept.
         file_attributes: from the kernel's permission bits of a file to those that it has here,
             and the user and group ID of its owner.
@@ -158,7 +158,7 @@ class SysfsView:
     identity: int
     mount: Callable[[], SysfsMount]
     namespace_key: Hashable
-    is_shown: Callable[[], bool]
+    is_reachable: Callable[[], bool]
     opened: OpenFiles
     file_attributes: Callable[[int], tuple[int, int, int]]
     dmask: int
@@ -282,7 +282,7 @@ class _Open(OpenFile, Snapshot):
     """
 
     def __init__(self, view: SysfsView, file: io.FileIO, flags: int) -> None:
-        OpenFile.__init__(self, view.namespace_key, view.is_shown, file)
+        OpenFile.__init__(self, view.namespace_key, view.is_reachable, file)
         self._refusal: OSError | None = None
         Snapshot.__init__(self, flags, self._content, run=self._command)
 

@@ -54,7 +54,7 @@ class View:
         file_attributes: from the kernel's permission bits of a file to those that it has here,
             and the user and group ID of its owner.
         opened: where its open files are kept.
-        is_shown: whether the namespace is still to be seen where the view was found.
+        is_reachable: whether the namespace is still to be seen where the view was found.
         require_may_open: refuses a caller who may not open (and write) a file here, whatever its
             mode says.
         dmask: permission bits that directories lack.
@@ -68,7 +68,7 @@ class View:
     enter: Callable[[], None]
     file_attributes: Callable[[int], tuple[int, int, int]]
     opened: OpenFiles
-    is_shown: Callable[[], bool]
+    is_reachable: Callable[[], bool]
     require_may_open: Callable[[Caller, bool], None]
     dmask: int
     writable: bool
@@ -188,7 +188,7 @@ class _Open(OpenFile):
     """A file of procfs that a user has open."""
 
     def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
-        super().__init__(view.key, view.is_shown, file)
+        super().__init__(view.key, view.is_reachable, file)
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""

@@ -117,8 +117,8 @@ def test_a_lock_that_becomes_free_is_had(place: Path) -> None:
 
 
 def ino(path: Path, *avoid: int, pid: int = 0) -> int:
-    """The inode number of what `open_avoiding` opens."""
-    with linux.closing_fd(linux.open_avoiding(bytes(path), avoid, pid or os.getpid())) as fd:
+    """The inode number of what `open_no_xdev` opens."""
+    with linux.closing_fd(linux.open_no_xdev(bytes(path), avoid, pid or os.getpid())) as fd:
         return os.fstat(fd).st_ino
 
 
@@ -172,7 +172,7 @@ def test_as_many_links_as_the_kernel_follows(place: Path) -> None:
 def test_a_path_stops_before_what_is_not_to_be_entered(inside: Path) -> None:
     device = linux.statx(bytes(inside)).dev
     (inside.parent / "link").symlink_to("fs/./a//b")
-    with pytest.raises(linux.EnteredError) as caught:
+    with pytest.raises(linux.CrossedMountError) as caught:
         ino(inside.parent / "link", device)
     assert caught.value.ino == os.stat(inside).st_ino
     assert caught.value.rest == [b"a", b"b"]
@@ -184,7 +184,7 @@ def test_it_may_be_entered_below_its_root(inside: Path) -> None:
     elsewhere = inside.parent / "elsewhere"
     elsewhere.mkdir()
     linux.mount(bytes(inside / "a"), bytes(elsewhere), linux.MS_BIND)
-    with pytest.raises(linux.EnteredError) as caught:
+    with pytest.raises(linux.CrossedMountError) as caught:
         ino(elsewhere / "b", device)
     linux.umount(bytes(elsewhere), 0)
     assert caught.value.ino == os.stat(inside / "a").st_ino

@@ -450,7 +450,7 @@ def view_of_here(enter: Callable[[], None]) -> views.View:
         enter=enter,
         file_attributes=lambda mode: (mode, 0, 0),
         opened=OpenFiles(),
-        is_shown=lambda: True,
+        is_reachable=lambda: True,
         require_may_open=lambda caller, writes: None,
         dmask=0,
         writable=True,

@@ -61,13 +61,13 @@ def test_what_is_followed_is_the_link_that_was_seen() -> None:
 def test_a_link_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     links, path, go_on = SymlinkFollower(bytes(RUN)), RUN / "lnk", threading.Event()
     path.symlink_to("/proc/self/ns/net")
-    open_avoiding = linux.open_avoiding
+    open_no_xdev = linux.open_no_xdev
 
     def hang(path: bytes, avoid: object, pid: int) -> int:
         go_on.wait(30)
-        return open_avoiding(path, (), pid)
+        return open_no_xdev(path, (), pid)
 
-    monkeypatch.setattr(linux, "open_avoiding", hang)
+    monkeypatch.setattr(linux, "open_no_xdev", hang)
     monkeypatch.setattr(symlinks, "FOLLOW_SECONDS", 0.2)
     with linux.closing_fd(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
         mark = linux.statx(b"", fd)
