@@ -87,7 +87,7 @@ its own mount. Each lookup shows what is true when it starts.
 - *run directory*: /run/netns. *Name*: an entry of it. *Placeholder*: the empty file of a name,
   which the namespace's file is mounted on. *Stale name*: one that is no network namespace.
 - *control directory*: .netnsfs, as ZFS has .zfs.
-- *mark*: identity of what stands under a name at one moment. *Change cookie*: an object that stays
+- *identity*: tells what stands under a name at one moment. *Change cookie*: an object that stays
   the same for as long as nothing in the run directory changes, for comparison only.
 - *reference*: where a namespace is found: a name, or a holder.
 - *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.

@@ -77,7 +77,7 @@ class Node:
         number: the node ID and st_ino that it should have, 0 for any.
         generation: tells two nodes with one number apart.
         change_cookie: changes when the attributes do that the kernel may keep.
-        subject: what it shows, if that can be another under the same name: equal for all nodes
+        represents: what it shows, if that can be another under the same name: equal for all nodes
             of one thing.
         label: what to call it in a message.
     """
@@ -85,7 +85,7 @@ class Node:
     key: Hashable
     number = 0
     generation = 0
-    subject: Hashable = None
+    represents: Hashable = None
 
     @property
     def change_cookie(self) -> Hashable:

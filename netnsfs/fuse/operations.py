@@ -301,7 +301,7 @@ class Operations(pyfuse3.Operations):
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.subject)
+            self._told.note_made(name, node.represents)
         return entry
 
     @_translate_errors
@@ -324,7 +324,7 @@ class Operations(pyfuse3.Operations):
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.subject)
+            self._told.note_made(name, node.represents)
         return entry
 
     @_translate_errors
@@ -422,7 +422,7 @@ class Operations(pyfuse3.Operations):
         with self._letting_go():
             found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
             entry = await self._introduce(directory, found, ctx)
-        self._told.note_made(name, found.subject)
+        self._told.note_made(name, found.represents)
         return entry
 
     # Attributes

@@ -151,7 +151,7 @@ class Told:
 
     def _is_replaced(self, name: bytes, found: Node) -> bool:
         before = self._subjects[name]
-        return None not in (before, found.subject) and before != found.subject
+        return None not in (before, found.represents) and before != found.represents
 
 
 def _error(number: int) -> OSError:

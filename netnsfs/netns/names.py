@@ -73,13 +73,13 @@ class Entry(NamedTuple):
 
     Attributes:
         kind: "mount" for a namespace file of any kind, "link" for a symbolic link, "other".
-        mark: equal for two looks at the same thing. A namespace's inode number alone would
+        identity: equal for two looks at the same thing. A namespace's inode number alone would
             not do, nor with the mount's ID on kernels that reuse it; together with the
             time at which the inode was made they do.
     """
 
     kind: str
-    mark: linux.Stat
+    identity: linux.Stat
 
 
 def require_valid_name(name: bytes) -> None:
@@ -212,7 +212,7 @@ class NamedNamespaces:
         if entry.kind == "mount":
             return reopen(fd)
         if entry.kind == "link":
-            return self.links.follow(fd, entry.mark)
+            return self.links.follow(fd, entry.identity)
         raise OSError(errno.EINVAL, "stale: no namespace is mounted there")
 
     def names_by_inode(self, without: bytes = b"") -> dict[int, bytes]:
@@ -230,7 +230,7 @@ class NamedNamespaces:
                 if entry.kind == "mount":
                     # A namespace's file has one inode number wherever it is mounted: it need
                     # not be opened.
-                    found.setdefault(entry.mark.ino, name)
+                    found.setdefault(entry.identity.ino, name)
                 elif entry.kind == "link" and (target := self.identify(name)):
                     found.setdefault(target.inode, name)
             except OSError as error:
@@ -247,7 +247,7 @@ class NamedNamespaces:
             owner: to whom the name is given.
 
         Returns:
-            The namespace, and the mark of its entry.
+            The namespace, and the identity of its entry.
 
         Raises:
             OSError: EEXIST if the name stands, live or stale; ENOSPC if
@@ -276,10 +276,10 @@ class NamedNamespaces:
             _placeholder(self.path_of(name)) as file,
         ):
             commit()
-            # The mark is known without another look: the mount keeps its ID when it is moved.
-            mark = linux.statx(b"", mount)
+            # The identity is known without another look: the mount keeps its ID when it is moved.
+            identity = linux.statx(b"", mount)
             self._mount_on(file, mount, owner)
-            return made, mark
+            return made, identity
 
     def attach(self, name: bytes, fd: int, owner: Owner | None = None) -> Namespace:
         """Bind an existing namespace to a name, as `ip netns attach` does.

@@ -107,13 +107,13 @@ class Owners:
             raise PermissionError(errno.EPERM, message) from error
 
     def change_owner(
-        self, name: bytes, mark: linux.Stat, decide: Callable[[Owner | None], Owner]
+        self, name: bytes, identity: linux.Stat, decide: Callable[[Owner | None], Owner]
     ) -> None:
         """Give a name to somebody.
 
         Args:
             name: the name.
-            mark: what must stand under it.
+            identity: what must stand under it.
             decide: from the owner as it is now to what it shall be; raises what refuses it.
 
         Raises:
@@ -124,8 +124,8 @@ class Owners:
         if os.statvfs(self._directory.path).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
         with self.owner_locked(name) as placeholder:
-            # Under a mount, a placeholder cannot be replaced: this is the one of the mark.
-            if linux.statx(self._directory.path_of(name)) != mark:
+            # Under a mount, a placeholder cannot be replaced: this is the one of the identity.
+            if linux.statx(self._directory.path_of(name)) != identity:
                 raise FileNotFoundError(errno.ENOENT, "it is another now", name)
             owner = decide(self.read_owner(placeholder))
             commit()

@@ -32,12 +32,12 @@ class SymlinkFollower:
         self._hanging: dict[linux.Stat, threading.Thread] = {}
         self.avoid: Collection[int] = ()
 
-    def follow(self, link: int, mark: linux.Stat) -> int:
+    def follow(self, link: int, identity: linux.Stat) -> int:
         """Open the namespace file that a link leads to.
 
         Args:
             link: an O_PATH descriptor of the link.
-            mark: what distinguishes it from other links.
+            identity: what distinguishes it from other links.
 
         Raises:
             OSError: EINVAL if it leads to anything else, ETIMEDOUT if into a file system that
@@ -45,10 +45,10 @@ class SymlinkFollower:
         """
         may_block()
         path = os.path.join(self._directory, os.readlink(b"", dir_fd=link))
-        return self._follow_bounded(path, mark)
+        return self._follow_bounded(path, identity)
 
-    def _follow_bounded(self, path: bytes, mark: linux.Stat) -> int:
-        hanging = self._hanging.get(mark)
+    def _follow_bounded(self, path: bytes, identity: linux.Stat) -> int:
+        hanging = self._hanging.get(identity)
         # One thread hangs for each such link, not one for each look.
         if hanging and hanging.is_alive():
             raise OSError(errno.ETIMEDOUT, "the link leads to what does not answer")
@@ -57,9 +57,9 @@ class SymlinkFollower:
         thread.join(FOLLOW_SECONDS)
         if thread.is_alive() and job.abandon():
             self._hanging = {link: old for link, old in self._hanging.items() if old.is_alive()}
-            self._hanging[mark] = thread
+            self._hanging[identity] = thread
             # As for every later look while the thread hangs: ETIMEDOUT.
-            return self._follow_bounded(path, mark)
+            return self._follow_bounded(path, identity)
         # It has ended, or has committed and is about to.
         thread.join()
         return job.result()

@@ -211,7 +211,7 @@ class NamespaceDirectory(Directory):
         self.number = namespace.inode if name_key == FIRST else 0
         self.generation = next(_generations)
         self.key = (namespace.id, self.generation)
-        self.subject = namespace.id
+        self.represents = namespace.id
         self._lists: defaultdict[bytes, FreshCache[tuple[bytes, bool]]]
         self._lists = defaultdict(FreshCache)
 

@@ -81,18 +81,18 @@ class NameRef:
     Args:
         names: the names.
         name: the name.
-        mark: what stood under it when the namespace was found there.
+        identity: what stood under it when the namespace was found there.
     """
 
     public = True
 
-    def __init__(self, names: NamedNamespaces, name: bytes, mark: linux.Stat) -> None:
+    def __init__(self, names: NamedNamespaces, name: bytes, identity: linux.Stat) -> None:
         self._names = names
         self._directory = names.directory
         self._path = names.path_of(name)
-        self._mounted = mark.dev == nsfs_device()
+        self._mounted = identity.dev == nsfs_device()
         self.name = name
-        self.mark = mark
+        self.identity = identity
         self._packed = b""
         self._stamp: object = None
 
@@ -111,7 +111,7 @@ class NameRef:
         # The same bytes need not be taken apart: this is done at each lookup.
         if packed != self._packed:
             # What a link leads to can change without any change of the link.
-            if linux.unpack_statx(packed) != self.mark or not self._mounted:
+            if linux.unpack_statx(packed) != self.identity or not self._mounted:
                 return False
             self._packed = packed
         self._stamp = change_cookie
@@ -163,7 +163,7 @@ class NameRef:
         may_block()
         if not self._mounted:
             raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
-        self._names.owners.change_owner(self.name, self.mark, decide)
+        self._names.owners.change_owner(self.name, self.identity, decide)
 
 
 class HolderRef:

@@ -65,9 +65,9 @@ def _invalid_target(why: str) -> OSError:
 class StaleDirectory(Directory):
     """A name that stands for no network namespace: empty, and closed by its mode."""
 
-    def __init__(self, name: bytes, mark: linux.Stat) -> None:
-        self.key = (name, mark)
-        self.subject = (mark.dev, mark.ino)
+    def __init__(self, name: bytes, identity: linux.Stat) -> None:
+        self.key = (name, identity)
+        self.represents = (identity.dev, identity.ino)
 
     def getattr_cached(self) -> Attributes:
         return Attributes(stat.S_IFDIR, links=2)
@@ -187,16 +187,16 @@ class Root(NamesDirectory):
             return known
         entry, namespace = self._names.inspect(name, namespace_of)
         if namespace is None:
-            return StaleDirectory(name, entry.mark)
+            return StaleDirectory(name, entry.identity)
         return self._directories.get_named(
-            namespace, NameRef(self._names, name, entry.mark)
+            namespace, NameRef(self._names, name, entry.identity)
         )
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         self._require_not_reserved(name)
         owner = self._permissions.owner_at_birth(mode, caller)
-        namespace, mark = self._names.create(name, owner)
-        return self._directories.get_named(namespace, NameRef(self._names, name, mark))
+        namespace, identity = self._names.create(name, owner)
+        return self._directories.get_named(namespace, NameRef(self._names, name, identity))
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         if name == RESERVED:
@@ -237,8 +237,8 @@ class Root(NamesDirectory):
         self._names.rename(name, new_name)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
-            mark = self._names.entry_at(new_name).mark
-            self._directories.note_renamed(name, NameRef(self._names, new_name, mark))
+            identity = self._names.entry_at(new_name).identity
+            self._directories.note_renamed(name, NameRef(self._names, new_name, identity))
         self._lookup_early(new_name)
         left = _FILES_OF_NAMES + name
         if os.path.isdir(left):

@@ -12,7 +12,7 @@ from netnsfs.node import Directory
 
 class Namespace(Directory):
     def __init__(self, subject: int) -> None:
-        self.key = self.subject = subject
+        self.key = self.represents = subject
 
 
 FIRST, SECOND = Namespace(1), Namespace(2)

@@ -265,7 +265,7 @@ def test_where_it_cannot_be_kept_it_is_refused(
     assert error_of(names.create, b"foo", delegated_owner(ALICE, ALICE, 0o700)) == "EPERM"
     assert names.list_names() == []
     names.create(b"foo")
-    mark = names.entry_at(b"foo").mark
+    mark = names.entry_at(b"foo").identity
     assert error_of(names.owners.change_owner, b"foo", mark, to_alice) == "EPERM"
     names.remove(b"foo")
 
@@ -277,7 +277,7 @@ def test_a_job_without_a_caller_gives_no_name(mode: int) -> None:
     (RUN / "foo").touch()
     os.chmod(RUN / "foo", mode)
     linux.mount(b"/proc/self/ns/net", bytes(RUN / "foo"), linux.MS_BIND)
-    job = Job(names.owners.change_owner, b"foo", names.entry_at(b"foo").mark, to_alice)
+    job = Job(names.owners.change_owner, b"foo", names.entry_at(b"foo").identity, to_alice)
     job.abandon()
     job.run()
     with pytest.raises(Abandoned):
@@ -408,7 +408,7 @@ def test_what_the_event_loop_keeps_of_an_owner_is_true() -> None:
     thread.start()
     between_looks(listen)
     between_looks(
-        lambda: names.owners.change_owner(b"foo", names.entry_at(b"foo").mark, to_alice)
+        lambda: names.owners.change_owner(b"foo", names.entry_at(b"foo").identity, to_alice)
     )
     between_looks(lambda: names.rename(b"foo", b"bar"))
     between_looks(lambda: names.rename(b"bar", b"foo"))
