@@ -93,7 +93,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     mounting.require_fuse()
     names = NamedNamespaces(config.run_dir, Spares(config.spare))
     # Taken away, so that no child process can speak for us.
-    tell_manager = partial(_tell_manager, os.environ.pop("NOTIFY_SOCKET", ""))
+    tell_manager = partial(_notify_manager, os.environ.pop("NOTIFY_SOCKET", ""))
     # With it, the kernel would show its addresses in net/ to callers who may not see them. Now,
     # because it counts for this thread and for those that it starts.
     linux.drop_capability(linux.CAP_SYSLOG)
@@ -230,7 +230,7 @@ def _end_when_last(config: Config) -> None:
     start_thread(run, "netnsfs-last")
 
 
-def _tell_manager(address: str, state: str) -> None:
+def _notify_manager(address: str, state: str) -> None:
     """As sd_notify(3), but without ever waiting, because the event loop must not stop."""
     if not address:
         return
