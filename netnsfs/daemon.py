@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import last_process, linux, logs, instances
+from netnsfs import instances, last_process, linux, logs
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
-from netnsfs.fuse import session, mounting
+from netnsfs.fuse import mounting, session
 from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import start_thread

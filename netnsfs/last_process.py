@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from netnsfs import linux, instances
+from netnsfs import instances, linux
 
 _POLL_SECONDS = 60.0
 _RETRY_SECONDS = 1.0

@@ -15,7 +15,7 @@ import trio
 
 from netnsfs import logs
 from netnsfs.config import Config
-from netnsfs.fuse import session, mounting
+from netnsfs.fuse import mounting, session
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import may_block
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot

@@ -40,7 +40,7 @@ class NodeEntry:
         shown: the same for getattr, with the st_ino that stat(2) is to show.
     """
 
-    __slots__ = ("attributes", "lookup_count", "node", "number", "shown", "change_cookie")
+    __slots__ = ("attributes", "change_cookie", "lookup_count", "node", "number", "shown")
 
     def __init__(self, node: Node, number: int, entry_timeout: float) -> None:
         self.node = node

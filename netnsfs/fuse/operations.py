@@ -246,7 +246,11 @@ class Operations(pyfuse3.Operations):
         """
         known = self._by_key.get(node.key)
         change_cookie = node.change_cookie
-        if known is not None and known.attributes.attr_timeout and known.change_cookie == change_cookie:
+        if (
+            known is not None
+            and known.attributes.attr_timeout
+            and known.change_cookie == change_cookie
+        ):
             return known
         taken = await self._call_tree(self._locked, user, node.getattr_cached)
         known = self._by_key.get(node.key)
@@ -282,7 +286,11 @@ class Operations(pyfuse3.Operations):
             except WouldBlock:
                 node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
-            if known is None or not known.attributes.attr_timeout or known.change_cookie != node.change_cookie:
+            if (
+                known is None
+                or not known.attributes.attr_timeout
+                or known.change_cookie != node.change_cookie
+            ):
                 known = await self._insert(ctx.uid, node, directory)
             known.lookup_count += 1
             return known.attributes
@@ -391,7 +399,9 @@ class Operations(pyfuse3.Operations):
         with self._letting_go():
             found = None
             with suppress(FileNotFoundError):
-                found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
+                found = await self._call_tree(
+                    self._locked, ctx.uid, directory.lookup, name, ctx
+                )
             self._keep(found)
             return await self._introduce(directory, self._told.find(name, found), ctx)
 
@@ -493,9 +503,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            names = await self._call_tree(
-                self._locked, listing.user, listing.directory.readdir
-            )
+            names = await self._call_tree(self._locked, listing.user, listing.directory.readdir)
             self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
@@ -525,7 +533,11 @@ class Operations(pyfuse3.Operations):
         # Names come and go between list and lookup.
         try:
             node = await self._call_tree(
-                self._locked, listing.user, listing.directory.lookup_listed, name, listing.caller
+                self._locked,
+                listing.user,
+                listing.directory.lookup_listed,
+                name,
+                listing.caller,
             )
             return await self._insert(listing.user, node, listing.directory)
         except OSError as error:

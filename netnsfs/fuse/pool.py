@@ -24,9 +24,9 @@ from typing import Any, TypeVar
 
 import trio
 
+from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.fuse.loop import Completion, LoopWaiter
 from netnsfs.fuse.quotas import ROOT
-from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.jobs import Job, disposable, start_thread
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class _QueuedJob(QueueItem):
         hung: nobody waits for it any more, and it keeps a thread.
     """
 
-    __slots__ = ("done", "end", "job", "hung")
+    __slots__ = ("done", "end", "hung", "job")
 
     def __init__(self, user: int, job: Job[Any], end: Completion) -> None:
         super().__init__(user, job.target)

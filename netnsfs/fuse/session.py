@@ -46,10 +46,10 @@ from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
 from netnsfs.fuse import mounting
 from netnsfs.fuse.loop import LoopWaiter
+from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block

@@ -25,8 +25,8 @@ from netnsfs.linux.events import (
     IN_MOVE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
-    Poll,
     Inotify,
+    Poll,
 )
 from netnsfs.linux.files import (
     FOLLOW,
@@ -37,8 +37,8 @@ from netnsfs.linux.files import (
     filesystem_magic,
     lock,
     locked,
-    open_no_xdev,
     open_cached,
+    open_no_xdev,
     rename_noreplace,
     statx,
     statx_cached,
@@ -46,7 +46,6 @@ from netnsfs.linux.files import (
     statx_raw,
     unpack_statx,
 )
-from netnsfs.linux.pidfd_files import namespace_of_file, namespaces_of_files
 from netnsfs.linux.interfaces import (
     interface_speed,
     rename_interface,
@@ -98,6 +97,7 @@ from netnsfs.linux.namespaces import (
     setns,
     unshare,
 )
+from netnsfs.linux.pidfd_files import namespace_of_file, namespaces_of_files
 from netnsfs.linux.process import (
     CAP_SYSLOG,
     drop_capability,

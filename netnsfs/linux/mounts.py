@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from netnsfs.linux.files import _OPATH_NOFOLLOW
-from netnsfs.linux.library import AT_EMPTY_PATH, AT_FDCWD, closing_fd, error_of_call, libc, syscall
+from netnsfs.linux.library import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    closing_fd,
+    error_of_call,
+    libc,
+    syscall,
+)
 
 MS_BIND = 0x1000
 MS_REC = 0x4000

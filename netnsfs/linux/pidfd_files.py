@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 
 from netnsfs.linux import pidfd_files_child
 from netnsfs.linux.files import filesystem_magic
-from netnsfs.linux.pidfd_files_child import HEAD, RECORD
 from netnsfs.linux.namespaces import is_net_namespace
+from netnsfs.linux.pidfd_files_child import HEAD, RECORD
 
 _NSFS_MAGIC = 0x6E736673
 # A child starts within 50 ms on a quiet machine, and looks at a file in some microseconds.

@@ -52,7 +52,9 @@ class MembershipWatch:
         wake: called, on a thread of its own, when a task has come or left. It never waits.
     """
 
-    def __init__(self, populated_events: "PopulatedEvents", inode: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, populated_events: "PopulatedEvents", inode: int, wake: Callable[[], None]
+    ) -> None:
         self._population = populated_events
         self.inode = inode
         self.wake = wake

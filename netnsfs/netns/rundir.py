@@ -151,7 +151,10 @@ class DirectoryWatcher:
         if packed is None:
             return False
         found = linux.Stat._make(linux.unpack_statx(packed))
-        self.overflowed_or_moved |= ((found.dev, found.ino), found.mount) != (self.identity, self._mount)
+        self.overflowed_or_moved |= ((found.dev, found.ino), found.mount) != (
+            self.identity,
+            self._mount,
+        )
         return not self.overflowed_or_moved
 
 

@@ -38,7 +38,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import disposable, start_thread, restoring_namespace
+from netnsfs.jobs import disposable, restoring_namespace, start_thread
 from netnsfs.netns.nsfs import Namespace, open_own_namespace
 
 # How long after a mkdir spares are made. A thread that makes one takes the interpreter and the

@@ -34,8 +34,8 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsfs
 from netnsfs.netns.bpf_scanner import BpfScanner
-from netnsfs.netns.scanner import NAMESPACE_FILE, Descriptor, Scanner
 from netnsfs.netns.proc_scanner import ProcScanner, load, numbers_in
+from netnsfs.netns.scanner import NAMESPACE_FILE, Descriptor, Scanner
 
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7

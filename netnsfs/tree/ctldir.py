@@ -34,8 +34,8 @@ from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     Viewer,
     has_capability,
-    require_may_attach,
     require_capability,
+    require_may_attach,
 )
 from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
@@ -92,7 +92,9 @@ class UnnamedDirectory(Directory):
 
     key = UNNAMED
 
-    def __init__(self, names: NamedNamespaces, directories: Directories, root: NamesDirectory) -> None:
+    def __init__(
+        self, names: NamedNamespaces, directories: Directories, root: NamesDirectory
+    ) -> None:
         self._names = names
         self._directories = directories
         self._root = root

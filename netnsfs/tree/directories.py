@@ -4,8 +4,8 @@ import threading
 from weakref import WeakValueDictionary
 
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.tree.refs import NamespaceRef, NameRef, HolderRef
-from netnsfs.tree.namespace import FIRST, NO_NAME, NamespaceDirectory, MountContext
+from netnsfs.tree.namespace import FIRST, NO_NAME, MountContext, NamespaceDirectory
+from netnsfs.tree.refs import HolderRef, NameRef, NamespaceRef
 
 
 class Directories:
@@ -51,9 +51,7 @@ class Directories:
             # Not with the lock: it may be a link, which takes long to follow.
             if _still_stands(first, namespace):
                 with self._lock:
-                    return self._remember_ref(
-                        self._get_or_make(namespace, ref, ref.name), ref
-                    )
+                    return self._remember_ref(self._get_or_make(namespace, ref, ref.name), ref)
             # If it is still the ref in the next round, it is given up for the new one.
             gone = first
 

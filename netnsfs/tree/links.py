@@ -43,8 +43,8 @@ from netnsfs.node import (
 from netnsfs.permissions import Owner
 from netnsfs.stats import Stats
 from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
-from netnsfs.tree.refs import RESERVED, UNNAMED, NamespaceRef
 from netnsfs.tree.open_files import OpenFiles
+from netnsfs.tree.refs import RESERVED, UNNAMED, NamespaceRef
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
 
 T = TypeVar("T")
@@ -293,9 +293,7 @@ class LinksDirectory(Directory):
             OSError: EPERM.
         """
         if not self.parent.ref.public and not has_capability(caller, CAP_NET_ADMIN):
-            raise PermissionError(
-                errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.ref.name
-            )
+            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.ref.name)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         message = "ln -s makes veth pairs; other kinds are made by ip -n"

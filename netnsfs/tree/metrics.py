@@ -98,7 +98,9 @@ class Reading(NamedTuple):
     connections: int | None
 
 
-def render(names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None) -> bytes:
+def render(
+    names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None
+) -> bytes:
     """The counters of all namespaces, and of the file system itself.
 
     Args:

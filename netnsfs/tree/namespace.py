@@ -18,7 +18,7 @@ from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
-from netnsfs.netns.populated_events import PopulatedEvents, MembershipWatch
+from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
     ENTRY_TIMEOUT,
     USUAL_SIZE,
@@ -34,7 +34,6 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
-from netnsfs.tree.token_bucket import TokenBucket
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_NET_ADMIN,
@@ -43,9 +42,10 @@ from netnsfs.tree.callers import (
     require_capability,
     signal_rule,
 )
-from netnsfs.tree.refs import NamespaceRef
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
-from netnsfs.tree.open_files import Revocable, OpenFiles
+from netnsfs.tree.open_files import OpenFiles, Revocable
+from netnsfs.tree.refs import NamespaceRef
+from netnsfs.tree.token_bucket import TokenBucket
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
@@ -350,9 +350,13 @@ class NamespaceDirectory(Directory):
 
     def _make_list(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
         told = None if viewer is None or viewer.sees_all else viewer.uid
-        return self._lists[row.name].get_since_asked(partial(self._inspect_tasks, row, viewer), told)
+        return self._lists[row.name].get_since_asked(
+            partial(self._inspect_tasks, row, viewer), told
+        )
 
-    def _inspect_tasks(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
+    def _inspect_tasks(
+        self, row: NamespaceFileSpec, viewer: Viewer | None
+    ) -> tuple[bytes, bool]:
         assert row.tasks
         found = row.tasks(self.namespace.inode)
         shown = [task for task in found if viewer is None or viewer.may_see(task)]

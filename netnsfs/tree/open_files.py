@@ -118,7 +118,9 @@ class OpenFile:
         file: the file.
     """
 
-    def __init__(self, key: Hashable, is_reachable: Callable[[], bool], file: io.FileIO) -> None:
+    def __init__(
+        self, key: Hashable, is_reachable: Callable[[], bool], file: io.FileIO
+    ) -> None:
         self.key = key
         self.is_reachable = is_reachable
         self.file = file

@@ -38,11 +38,11 @@ from netnsfs.tree.ctldir import (
     absent_error,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
 from netnsfs.tree.links import Neighbours, Shared
-from netnsfs.tree.namespace import VIEWS, NamespaceDirectory, MountContext
+from netnsfs.tree.namespace import VIEWS, MountContext, NamespaceDirectory
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
+from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1

@@ -148,7 +148,9 @@ class Survey:
         return None if other is None or found is None else (other, found)
 
 
-def render(names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None) -> bytes:
+def render(
+    names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None
+) -> bytes:
     """The graph.
 
     Args:

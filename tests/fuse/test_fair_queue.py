@@ -5,8 +5,8 @@ import threading
 import pytest
 from conftest import wait_for
 
-from netnsfs.fuse.quotas import ROOT
 from netnsfs.fuse.fair_queue import FairQueue, QueueItem
+from netnsfs.fuse.quotas import ROOT
 
 
 class Item(QueueItem):

@@ -22,7 +22,16 @@ from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import ENTRY_TIMEOUT, Attributes, Caller, Directory, File, Handle, Node, Snapshot
+from netnsfs.node import (
+    ENTRY_TIMEOUT,
+    Attributes,
+    Caller,
+    Directory,
+    File,
+    Handle,
+    Node,
+    Snapshot,
+)
 from netnsfs.stats import Stats
 
 ROOT, NOBODY = 0, 65534

@@ -132,7 +132,9 @@ def test_what_ip_netns_does_is_told_once_and_after_it_is_true(mnt: Mounted) -> N
     assert found == [f"+{inode}\n", "-ENOENT"]
 
 
-def test_what_is_done_through_the_mount_is_told_once(mnt: Mounted, watcher: DirectoryWatcher) -> None:
+def test_what_is_done_through_the_mount_is_told_once(
+    mnt: Mounted, watcher: DirectoryWatcher
+) -> None:
     (mnt / "red").mkdir()
     (mnt / "red").rename(mnt / "green")
     (mnt / "two").symlink_to("green")
@@ -188,7 +190,9 @@ def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: DirectoryW
     watcher.expect("+link", "+stale", "-stale", "-link")
 
 
-def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: DirectoryWatcher) -> None:
+def test_a_name_that_stands_for_another_namespace_has_gone_and_come(
+    watcher: DirectoryWatcher,
+) -> None:
     for _ in range(5):
         ip("netns", "add", "blue")
         before = settled(watcher.told)
@@ -201,7 +205,9 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(watcher: Dir
         watcher.expect(*before, "-blue", "+blue", "-blue")
 
 
-def test_nobody_else_notices_that_a_name_is_told(mnt: Mounted, watcher: DirectoryWatcher) -> None:
+def test_nobody_else_notices_that_a_name_is_told(
+    mnt: Mounted, watcher: DirectoryWatcher
+) -> None:
     names = NamedNamespaces(bytes(RUN))
     (mnt / "steady").mkdir()
     ended = threading.Event()
@@ -255,7 +261,9 @@ def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
     watcher.expect("+blue", "-blue")
 
 
-def test_a_mount_that_is_covered_is_told_when_it_is_not(mnt: Mounted, watcher: DirectoryWatcher) -> None:
+def test_a_mount_that_is_covered_is_told_when_it_is_not(
+    mnt: Mounted, watcher: DirectoryWatcher
+) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", MNT], check=True)
     ip("netns", "add", "blue")
     ip("netns", "add", "red")
@@ -304,7 +312,9 @@ def test_a_daemon_in_another_pid_namespace_tells(start: Start) -> None:
     subprocess.run(["umount", MNT], check=True)
 
 
-def test_a_teller_that_is_killed_is_followed_by_another(mnt: Mounted, watcher: DirectoryWatcher) -> None:
+def test_a_teller_that_is_killed_is_followed_by_another(
+    mnt: Mounted, watcher: DirectoryWatcher
+) -> None:
     [teller] = tellers(mnt)
     ip("netns", "add", "old")
     wait_for(lambda: watcher.is_told("+old"))

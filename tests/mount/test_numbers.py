@@ -16,8 +16,8 @@ from netnsfs.netns import tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import namespace_of
 from netnsfs.permissions import Permissions
-from netnsfs.tree.refs import HolderRef
 from netnsfs.tree.numbers import by_number
+from netnsfs.tree.refs import HolderRef
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 

@@ -15,8 +15,8 @@ from conftest import IN_KERNEL
 from netnsfs import linux
 from netnsfs.netns import tasks
 from netnsfs.netns.bpf_scanner import BpfScanner
-from netnsfs.netns.scanner import Scanner
 from netnsfs.netns.proc_scanner import ProcScanner
+from netnsfs.netns.scanner import Scanner
 
 
 class ScannerBefore67(BpfScanner):
@@ -27,7 +27,9 @@ class ScannerBefore67(BpfScanner):
         self._iterators.run_open_coded = lambda variables: None  # type: ignore[method-assign]
 
 
-@pytest.fixture(params=[IN_KERNEL, pytest.param(ScannerBefore67, marks=IN_KERNEL.marks), ProcScanner])
+@pytest.fixture(
+    params=[IN_KERNEL, pytest.param(ScannerBefore67, marks=IN_KERNEL.marks), ProcScanner]
+)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scanner]:
     """The test is made with all passes."""
     in_kernel = issubclass(request.param, BpfScanner)

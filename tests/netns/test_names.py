@@ -226,7 +226,9 @@ def test_a_job_without_a_caller_makes_nothing(names: NamedNamespaces) -> None:
 # The run directory
 
 
-def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(names: NamedNamespaces) -> None:
+def test_the_directory_is_made_shared_once_and_mounts_are_not_doubled(
+    names: NamedNamespaces,
+) -> None:
     no_run_directory()
     subprocess.run(["mount", "--make-shared", "/run"], check=True)
     try:
@@ -437,7 +439,9 @@ def test_remove_of_nothing(names: NamedNamespaces) -> None:
     assert error_of(names.remove, b"absent") == "ENOENT"
 
 
-def test_a_name_for_what_had_one_is_removed_everywhere(names: NamedNamespaces, tmp_path: Path) -> None:
+def test_a_name_for_what_had_one_is_removed_everywhere(
+    names: NamedNamespaces, tmp_path: Path
+) -> None:
     inside = tmp_path / "run"
     inside.mkdir()
     subprocess.run(["mount", "--rbind", "/run", inside], check=True)

@@ -13,7 +13,13 @@ import pytest
 from conftest import RUN, ip
 
 from netnsfs import linux
-from netnsfs.netns.rundir import ChangeWaiter, MountedNames, RunDirectory, UnderlyingDirectory, DirectoryWatcher
+from netnsfs.netns.rundir import (
+    ChangeWaiter,
+    DirectoryWatcher,
+    MountedNames,
+    RunDirectory,
+    UnderlyingDirectory,
+)
 
 ABOVE = Path("/run/above")
 DIRECTORY = ABOVE / "names"
@@ -67,7 +73,9 @@ def rename() -> None:
 
 
 @pytest.mark.parametrize("change", [exchange, rename])
-def test_after_a_rename_nothing_is_known(watcher: DirectoryWatcher, change: Callable[[], None]) -> None:
+def test_after_a_rename_nothing_is_known(
+    watcher: DirectoryWatcher, change: Callable[[], None]
+) -> None:
     before = watcher.change_cookie()
     change()
     assert not any(watcher.lacks_name(name) for name in (b"old", b"new", b"absent"))

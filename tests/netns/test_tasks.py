@@ -23,8 +23,8 @@ from netnsfs import linux
 from netnsfs.netns import proc_scanner, tasks
 from netnsfs.netns.bpf_scanner import OBJECT
 from netnsfs.netns.names import NamedNamespaces
-from netnsfs.netns.scanner import Scanner
 from netnsfs.netns.proc_scanner import ProcScanner
+from netnsfs.netns.scanner import Scanner
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import error_of
 
 from netnsfs import jobs, linux
-from netnsfs.jobs import Abandoned, Job, FreshCache
+from netnsfs.jobs import Abandoned, FreshCache, Job
 
 
 def own() -> str:

@@ -11,7 +11,7 @@ from benchmarks.race import Side, race, repeat
 from benchmarks.report import heading, table
 from benchmarks.scale import Scale
 from netnsfs import linux
-from netnsfs.jobs import disposable, start_thread, restoring_namespace
+from netnsfs.jobs import disposable, restoring_namespace, start_thread
 from netnsfs.netns.names import NamedNamespaces
 
 
