@@ -21,7 +21,7 @@ from netnsfs.linux.library import (
 
 TMPFS_MAGIC = 0x01021994
 _PROC_SUPER_MAGIC = 0x9FA0
-# With these, a call that may wait is to be made instead. EAGAIN: it is not in the cache. ENOSYS
+# On these, make a call that may wait instead. EAGAIN: it is not in the cache. ENOSYS
 # and EPERM: what filters of system calls in containers answer to an openat2(2) unknown to them.
 _NOT_AT_HAND = RESOURCE_ERRNOS | {errno.ENOSYS, errno.EPERM}
 # As many as the kernel follows (MAXSYMLINKS, linux/namei.h).
