@@ -3,8 +3,8 @@
 As those in `pid`, they lead to the first name, or below `unnamed`. A namespace without a name
 is found only by users who may search `unnamed`: IDs are consecutive, and a user who tries them
 all would learn of every namespace of the machine. Listed are those that have a name: to find
-the others takes a look at all tasks, open files and mounts. A user who may not search a namespace
-learns neither its ID nor its nsid.
+the others takes a look at all tasks, open files and mounts. A user who may not search a
+namespace learns neither its ID nor its nsid.
 """
 
 import os
