@@ -210,7 +210,7 @@ def _warn_if_closed(config: Config) -> None:
 
 def _require_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
-        message = "spare= needs the machine's initial network and user namespaces: leave it out"
+        message = "spare= needs the initial network and user namespaces: leave it out"
         raise Failure(message, EXIT_USAGE)
 
 

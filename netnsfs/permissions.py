@@ -11,7 +11,7 @@ is told is decided here, and so is the little that mode bits cannot say.
 3. The writable files of any other namespace are written by the owner that the options name,
    root if none, and by those whom fmask (or umask) lets. Nobody but root can let others in than
    those. A namespace without a name belongs to root, whatever the options say: it may be the
-   machine's own.
+   initial one.
 4. The daemon may open more than its callers may. So what makes it open something that the
    caller names, or tells what only the daemon can see, is for callers with the daemon's own
    capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without

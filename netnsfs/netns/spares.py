@@ -4,7 +4,7 @@ Making a namespace takes some hundred microseconds in the kernel, mounting its f
 some are made beside the use, one after another on one thread, and held by a descriptor. If the
 daemon is killed they are gone.
 
-A namespace copies some sysctls when it is born, most of them from the machine's initial
+A namespace copies some sysctls when it is born, most of them from the initial
 namespace. A spare is given out only if a new one would have copied the same. What is copied:
 
 - net.ipv4.conf.all and default (devinet_init_net(), net/ipv4/devinet.c), and those of IPv6

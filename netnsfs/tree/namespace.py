@@ -278,7 +278,7 @@ class NamespaceDirectory(Directory):
     def require_may_open(self, caller: Caller, writes: bool) -> None:
         """Refuse a caller who may not open a file of a namespace without a name.
 
-        It may be the machine's own, which user ID 0 alone does not make writable. And not
+        It may be the initial one, which user ID 0 alone does not make writable. And not
         everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
         or a current directory that was handed on leads here too.
 
