@@ -318,7 +318,7 @@ class RunDirectory:
 
     @property
     def is_local(self) -> bool:
-        """Whether a change_cookie tells of all changes, and not of those through this kernel only."""
+        """Whether a change cookie tells of all changes, or only of those through this kernel."""
         return self._watcher is not None and self._watcher.is_local
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
