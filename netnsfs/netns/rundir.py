@@ -12,7 +12,9 @@ written to memory that a file is mapped to, and that file may be one of ours. So
 looks at nothing but what the kernel has in its cache (openat2(2), RESOLVE_CACHED), learns from
 inotify which names do not stand, and leaves everything else to a worker.
 
-Only a directory on a tmpfs is watched: there nothing comes in but through this kernel.
+Of a directory on a local file system all is heard: there, nothing comes in but through this
+kernel. On any other, another machine or a server may change names unheard. There, each lookup
+looks at its name, once: mounts and owners change through this kernel alone.
 
 **What is below.** A namespace's file covers the placeholder that it is mounted on. A private
 clone of the directory's mount without the mounts in it (open_tree(2)) shows the placeholders.
@@ -76,6 +78,7 @@ class DirectoryWatcher:
 
     Attributes:
         identity: device and inode number of the directory.
+        is_local: nothing changes there but through this kernel, so all changes are reported.
         overflowed_or_moved: an event was missed, or the directory is another one now:
             nothing is known.
         owners: what the caller has found of names; an entry is dropped when its name changes.
@@ -92,8 +95,8 @@ class DirectoryWatcher:
         self._stamp = object()
         self._checked = True
         with linux.closing_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            in_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
-            if not in_memory or os.path.realpath(path) != path:
+            self.is_local = linux.filesystem_magic(fd) in linux.LOCAL_FILESYSTEMS
+            if os.path.realpath(path) != path:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
             found = linux.statx(b"", fd)
             self.identity, self._mount = (found.dev, found.ino), found.mount
@@ -126,7 +129,8 @@ class DirectoryWatcher:
     def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
         self.change_cookie()
-        return self._checked and not self.overflowed_or_moved and name not in self._names
+        known = self.is_local and self._checked and not self.overflowed_or_moved
+        return known and name not in self._names
 
     def _catch_up(self) -> None:
         for number, (mask, name) in enumerate(self._watch.read_events()):
@@ -312,6 +316,11 @@ class RunDirectory:
         """
         watcher = self._live_watcher()
         return watcher.change_cookie() if watcher else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a change cookie tells of all changes, or only of those through this kernel."""
+        return self._watcher is not None and self._watcher.is_local
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
         """The owners found so far, to be added to. An entry is dropped when its name changes.

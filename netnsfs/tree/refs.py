@@ -105,7 +105,11 @@ class NameRef:
         # Taken first: a change that comes in between makes another cookie, and is seen the next
         # time.
         change_cookie = self._directory.change_cookie()
-        if change_cookie is not None and change_cookie is self._stamp:
+        if (
+            change_cookie is not None
+            and change_cookie is self._stamp
+            and self._directory.is_local
+        ):
             return True
         packed = self._directory.statx_packed(self.name)
         # The same bytes need not be taken apart: this is done at each lookup.
@@ -154,9 +158,16 @@ class NameRef:
         if not self._mounted:
             return None
         try:
-            return self._names.owners.owner_of(self.name) if self.is_unchanged() else CLOSED
+            return self._names.owners.owner_of(self.name) if self._stands() else CLOSED
         except FileNotFoundError:
             return CLOSED
+
+    def _stands(self) -> bool:
+        """`is_unchanged`, for what changes through this kernel alone, as mounts do."""
+        change_cookie = self._directory.change_cookie()
+        return (
+            change_cookie is not None and change_cookie is self._stamp
+        ) or self.is_unchanged()
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
         """See `NamespaceRef.change_owner`. A symbolic link covers nothing to keep it on."""
