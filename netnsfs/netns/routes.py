@@ -1,6 +1,7 @@
 """The main routing table of a namespace: read and changed by rtnetlink(7).
 
-Lines are those of ip-route(8) (`route_words`). A command changes all that it says or nothing:
+Lines are those of ip-route(8) (`route_text`, `route_words`). A command changes all that it says
+or nothing:
 
 1. What the kernel is known to refuse is refused before anything is changed.
 2. Routes are added before others are removed, for additions are more likely to fail; but where
@@ -23,18 +24,17 @@ from netnsfs.jobs import commit
 from netnsfs.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, RouteSocket, attribute
 from netnsfs.netns import links
 from netnsfs.netns.links import rtnetlink
+from netnsfs.netns.route_text import Listed, listed
 from netnsfs.netns.route_words import (
     EXPECTED,
     KERNEL,
     LENGTHS,
     MAIN_TABLE,
     MESSAGE,
-    TABLE,
+    RTA_TABLE,
     UNICAST,
     Asked,
-    Listed,
     Route,
-    listed,
     parse,
 )
 
@@ -101,7 +101,7 @@ def _table(route: RouteSocket, devices: Mapping[int, bytes]) -> Iterator[Listed]
 
 def _messages(route: RouteSocket, family: int) -> list[bytes]:
     header = MESSAGE.pack(family, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
-    question = header + attribute(TABLE, _NUMBER.pack(MAIN_TABLE))
+    question = header + attribute(RTA_TABLE, _NUMBER.pack(MAIN_TABLE))
     try:
         return route.dump(_RTM_GETROUTE, question, bytes)
     except FileNotFoundError:
