@@ -55,15 +55,15 @@ class NamespaceAccess:
         return self.permissions.file_attributes(mode, self.current_owner())
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse whoever may not open a file of a namespace that nobody has given a name.
+        """Refuse a caller who may not open a file of a namespace without a name.
 
-        It may be the machine's own, which user ID 0 alone does not make writable. And not
+        It may be the initial one, which user ID 0 alone does not make writable. And not
         everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
         or a current directory that was handed on leads here too.
 
         Args:
             caller: who.
-            writes: what is opened is to be written.
+            writes: the file is opened for writing.
 
         Raises:
             OSError: EACCES.

@@ -117,7 +117,7 @@ def test_keep_devices(start: Start) -> None:
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
     (mounted / "a").rmdir()
-    # The machine's own hardware is at home.
+    # Hardware in the initial namespace has not been moved.
     ip("netns", "attach", "own", str(os.getpid()))
     (RUN / "stale").touch()
     (mounted / "own").rmdir()
