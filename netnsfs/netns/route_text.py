@@ -12,26 +12,40 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from netnsfs.linux.netlink import attributes
-from netnsfs.netns.route_words import (
-    BOOT,
-    FAMILIES,
-    FLAGS,
-    LENGTHS,
-    MESSAGE,
-    ONLINK,
-    PERVASIVE,
-    PREFERENCES,
+from netnsfs.linux.rtnetlink import (
+    ADDRESS_BITS,
+    RT_SCOPE_UNIVERSE,
+    RTA_CACHE,
+    RTA_CACHEINFO,
     RTA_DST,
+    RTA_ENCAP,
+    RTA_ENCAP_TYPE,
+    RTA_FLOW,
     RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_NEWDST,
+    RTA_NH_ID,
     RTA_OIF,
     RTA_PREF,
     RTA_PREFSRC,
     RTA_PRIORITY,
+    RTA_SRC,
     RTA_TABLE,
+    RTA_TTL_PROPAGATE,
     RTA_VIA,
+    RTMSG,
+    RTN_UNICAST,
+    RTNEXTHOP,
+    RTNH_F_ONLINK,
+    RTNH_F_PERVASIVE,
+    RTPROT_BOOT,
+)
+from netnsfs.netns.route_words import (
+    FAMILIES,
+    FLAGS,
+    PREFERENCES,
     TYPES,
-    UNICAST,
-    UNIVERSE,
     WRITTEN_TYPES,
     Gateway,
     Route,
@@ -40,16 +54,9 @@ from netnsfs.netns.route_words import (
     number_of,
 )
 
-# linux/rtnetlink.h
-_SRC, _METRICS, _MULTIPATH, _FLOW, _CACHEINFO, _NEWDST = 2, 8, 9, 11, 12, 19
-_ENCAP_TYPE, _ENCAP, _TTL_PROPAGATE, _NH_ID = 21, 22, 26, 30
 # What `Route` says of a route, or what says nothing that a route was given.
 _IN_ROUTE = {RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE, RTA_VIA}
-_IN_ROUTE |= {RTA_PREF, _CACHEINFO}
-# struct rtnexthop: length, flags, hops, index.
-_NEXT_HOP = struct.Struct("=HBBi")
-# struct rta_cacheinfo up to rta_error: the third number is the time left, the fourth an error.
-_CACHE = struct.Struct("=IIiI")
+_IN_ROUTE |= {RTA_PREF, RTA_CACHEINFO}
 _TICKS = os.sysconf("SC_CLK_TCK")
 _FAMILY_NAMES = {family: name for name, family in FAMILIES.items()}
 
@@ -89,28 +96,28 @@ def listed(body: bytes, devices: Mapping[int, bytes]) -> Listed:
         body: of the message.
         devices: names of the interfaces, by index.
     """
-    header = _Header(*MESSAGE.unpack_from(body))
-    told = attributes(body, MESSAGE.size)
+    header = _Header(*RTMSG.unpack_from(body))
+    told = attributes(body, RTMSG.size)
     route = _route(header, told, devices)
     beyond = [*_words_beyond(header, told)]
-    expires, error = _CACHE.unpack_from(told.get(_CACHEINFO, bytes(_CACHE.size)))[2:]
+    expires, error = RTA_CACHE.unpack_from(told.get(RTA_CACHEINFO, bytes(RTA_CACHE.size)))[2:]
     words = [
         *_destination_words(header, told),
         *beyond,
         *_next_hop_words(header.family, told),
         *_route_words(route, RTA_PRIORITY in told),
         *_flag_words(header.flags),
-        *(_realms(told[_FLOW]) if _FLOW in told else []),
+        *(_realms(told[RTA_FLOW]) if RTA_FLOW in told else []),
         *([b"expires", b"%dsec" % (expires / _TICKS)] if expires else []),
         *([b"error", b"%d" % error] if error else []),
-        *_metric_words(told.get(_METRICS, b"")),
+        *_metric_words(told.get(RTA_METRICS, b"")),
         *([b"pref", name_in(PREFERENCES, told[RTA_PREF][0])] if RTA_PREF in told else []),
         *_propagation_words(told),
     ]
     text = b" ".join(words) + b"\n"
-    for hop in _next_hops(told.get(_MULTIPATH, b"")):
+    for hop in _next_hops(told.get(RTA_MULTIPATH, b"")):
         text += b"\tnexthop " + b" ".join(_hop_words(header.family, hop, devices)) + b"\n"
-    ordinary = header.kind in WRITTEN_TYPES.values() and not header.flags & PERVASIVE
+    ordinary = header.kind in WRITTEN_TYPES.values() and not header.flags & RTNH_F_PERVASIVE
     complete = ordinary and not beyond and not expires and told.keys() <= _IN_ROUTE
     return Listed(route, text, complete)
 
@@ -118,7 +125,7 @@ def listed(body: bytes, devices: Mapping[int, bytes]) -> Listed:
 def _route(header: _Header, told: Mapping[int, bytes], devices: Mapping[int, bytes]) -> Route:
     return Route(
         family=header.family,
-        packed=told.get(RTA_DST, bytes(LENGTHS[header.family] // 8)),
+        packed=told.get(RTA_DST, bytes(ADDRESS_BITS[header.family] // 8)),
         length=header.length,
         kind=header.kind,
         gateway=_gateway(header.family, told),
@@ -127,7 +134,7 @@ def _route(header: _Header, told: Mapping[int, bytes], devices: Mapping[int, byt
         metric=number_of(told.get(RTA_PRIORITY, b"")),
         protocol=header.protocol,
         scope=header.scope,
-        onlink=bool(header.flags & ONLINK),
+        onlink=bool(header.flags & RTNH_F_ONLINK),
         preference=number_of(told.get(RTA_PREF, b"")),
     )
 
@@ -153,11 +160,11 @@ def _address(family: int, packed: bytes) -> bytes:
 
 def _prefix(family: int, packed: bytes, length: int) -> bytes:
     text = _address(family, packed)
-    return text if length == LENGTHS[family] else b"%b/%d" % (text, length)
+    return text if length == ADDRESS_BITS[family] else b"%b/%d" % (text, length)
 
 
 def _destination_words(header: _Header, told: Mapping[int, bytes]) -> Iterator[bytes]:
-    if header.kind != UNICAST:
+    if header.kind != RTN_UNICAST:
         yield name_in(TYPES, header.kind)
     if RTA_DST in told:
         yield _prefix(header.family, told[RTA_DST], header.length)
@@ -168,15 +175,17 @@ def _destination_words(header: _Header, told: Mapping[int, bytes]) -> Iterator[b
 def _words_beyond(header: _Header, told: Mapping[int, bytes]) -> Iterator[bytes]:
     """What comes between the prefix and the gateway, and cannot be written."""
     family = header.family
-    if _SRC in told or header.source_length:
-        source = told.get(_SRC, bytes(LENGTHS[family] // 8))
+    if RTA_SRC in told or header.source_length:
+        source = told.get(RTA_SRC, bytes(ADDRESS_BITS[family] // 8))
         yield from (b"from", _prefix(family, source, header.source_length))
-    if _NH_ID in told:
-        yield from (b"nhid", b"%d" % number_of(told[_NH_ID]))
-    if _NEWDST in told:
-        yield from (b"as", b"to", _address(family, told[_NEWDST]))
-    if _ENCAP_TYPE in told:
-        yield from _encapsulation_words(number_of(told[_ENCAP_TYPE]), told.get(_ENCAP, b""))
+    if RTA_NH_ID in told:
+        yield from (b"nhid", b"%d" % number_of(told[RTA_NH_ID]))
+    if RTA_NEWDST in told:
+        yield from (b"as", b"to", _address(family, told[RTA_NEWDST]))
+    if RTA_ENCAP_TYPE in told:
+        yield from _encapsulation_words(
+            number_of(told[RTA_ENCAP_TYPE]), told.get(RTA_ENCAP, b"")
+        )
     if header.tos:
         yield from (b"tos", name_of("rt_dsfield", header.tos))
 
@@ -184,9 +193,9 @@ def _words_beyond(header: _Header, told: Mapping[int, bytes]) -> Iterator[bytes]
 def _route_words(route: Route, with_metric: bool) -> Iterator[bytes]:
     if route.device:
         yield from (b"dev", route.device)
-    if route.protocol != BOOT:
+    if route.protocol != RTPROT_BOOT:
         yield from (b"proto", name_of("rt_protos", route.protocol))
-    if route.scope != UNIVERSE:
+    if route.scope != RT_SCOPE_UNIVERSE:
         yield from (b"scope", name_of("rt_scopes", route.scope))
     if route.source:
         yield from (b"src", _address(route.family, route.source))
@@ -215,10 +224,10 @@ def _realms(value: bytes) -> list[bytes]:
 
 
 def _propagation_words(told: Mapping[int, bytes]) -> list[bytes]:
-    if _TTL_PROPAGATE not in told:
+    if RTA_TTL_PROPAGATE not in told:
         return []
     # So it is spelled there.
-    return [b"ttl-propogate", b"enabled" if told[_TTL_PROPAGATE][0] else b"disabled"]
+    return [b"ttl-propogate", b"enabled" if told[RTA_TTL_PROPAGATE][0] else b"disabled"]
 
 
 _METRIC_NAMES = (
@@ -259,11 +268,11 @@ def _metric_text(name: bytes, value: bytes) -> bytes:
 def _next_hops(value: bytes) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
     """Flags, weight, index and attributes of each."""
     at = 0
-    while at + _NEXT_HOP.size <= len(value):
-        length, flags, hops, index = _NEXT_HOP.unpack_from(value, at)
-        told = attributes(value[at + _NEXT_HOP.size : at + length])
+    while at + RTNEXTHOP.size <= len(value):
+        length, flags, hops, index = RTNEXTHOP.unpack_from(value, at)
+        told = attributes(value[at + RTNEXTHOP.size : at + length])
         yield flags, hops + 1, index, told
-        at += length + 3 & ~3 or _NEXT_HOP.size
+        at += length + 3 & ~3 or RTNEXTHOP.size
 
 
 def _hop_words(
@@ -272,11 +281,13 @@ def _hop_words(
     devices: Mapping[int, bytes],
 ) -> Iterator[bytes]:
     flags, weight, index, told = hop
-    if _ENCAP_TYPE in told:
-        yield from _encapsulation_words(number_of(told[_ENCAP_TYPE]), told.get(_ENCAP, b""))
+    if RTA_ENCAP_TYPE in told:
+        yield from _encapsulation_words(
+            number_of(told[RTA_ENCAP_TYPE]), told.get(RTA_ENCAP, b"")
+        )
     yield from _next_hop_words(family, told)
-    if _FLOW in told:
-        yield from _realms(told[_FLOW])
+    if RTA_FLOW in told:
+        yield from _realms(told[RTA_FLOW])
     yield from (b"dev", devices.get(index, b"if%d" % index), b"weight", b"%d" % weight)
     yield from _flag_words(flags)
 

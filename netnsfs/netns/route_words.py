@@ -3,45 +3,53 @@
 `Route` is what a line can say: prefix, gateway, interface, source address, metric, and what a
 route is otherwise (`proto`, `scope`, `onlink`, `pref`). `route_text` makes the lines, and knows
 what a route can have beyond these.
-
-Constants are those of linux/rtnetlink.h.
 """
 
 import errno
 import functools
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from netnsfs.linux.netlink import attribute
+from netnsfs.linux.rtnetlink import (
+    ADDRESS_BITS,
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PREF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTA_VIA,
+    RTMSG,
+    RTN_BLACKHOLE,
+    RTN_PROHIBIT,
+    RTN_UNICAST,
+    RTN_UNREACHABLE,
+    RTNH_F_ONLINK,
+    RTNH_F_PERVASIVE,
+    RTPROT_BOOT,
+    RTPROT_KERNEL,
+)
 
-LENGTHS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
-"""The length of a host's prefix, by address family."""
-
-UNICAST, BLACKHOLE, UNREACHABLE, PROHIBIT = 1, 6, 7, 8
-BOOT, KERNEL = 3, 2
-UNIVERSE, _LINK_SCOPE = 0, 253
-MAIN_TABLE = 254
 # The metric of a route of IPv6 that was given none (net/ipv6/route.c).
 _USER_METRIC = 1024
-PERVASIVE, ONLINK = 2, 4
-# struct rtmsg: family, length of the prefix and of the source prefix, type of service, table,
-# protocol, scope, type, flags.
-MESSAGE = struct.Struct("=8BI")
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 4, 5, 6, 7
-RTA_TABLE, RTA_VIA, RTA_PREF = 15, 18, 20
 TYPES = (
     b"none unicast local broadcast anycast multicast blackhole unreachable prohibit throw nat"
     b" xresolve"
 ).split()
-WRITTEN_TYPES = {TYPES[kind]: kind for kind in (UNICAST, BLACKHOLE, UNREACHABLE, PROHIBIT)}
+WRITTEN_TYPES = {
+    TYPES[kind]: kind for kind in (RTN_UNICAST, RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT)
+}
 PREFERENCES = {0: b"medium", 1: b"high", 3: b"low"}
 FLAGS = {
     1: b"dead",
-    ONLINK: b"onlink",
-    PERVASIVE: b"pervasive",
+    RTNH_F_ONLINK: b"onlink",
+    RTNH_F_PERVASIVE: b"pervasive",
     8: b"offload",
     64: b"trap",
     0x100: b"notify",
@@ -57,8 +65,8 @@ FAMILIES: dict[bytes, int] = {b"inet": socket.AF_INET, b"inet6": socket.AF_INET6
 _PROTOCOLS = {
     0: b"unspec",
     1: b"redirect",
-    KERNEL: b"kernel",
-    BOOT: b"boot",
+    RTPROT_KERNEL: b"kernel",
+    RTPROT_BOOT: b"boot",
     4: b"static",
     8: b"gated",
     9: b"ra",
@@ -77,7 +85,7 @@ _PROTOCOLS = {
     189: b"rip",
     192: b"eigrp",
 }
-_SCOPES = {0: b"global", 200: b"site", _LINK_SCOPE: b"link", 254: b"host", 255: b"nowhere"}
+_SCOPES = {0: b"global", 200: b"site", RT_SCOPE_LINK: b"link", 254: b"host", 255: b"nowhere"}
 
 EXPECTED = (
     "expected +ROUTE or -ROUTE, one a line: [blackhole|unreachable|prohibit] PREFIX"
@@ -113,13 +121,13 @@ class Route(NamedTuple):
     family: int
     packed: bytes
     length: int
-    kind: int = UNICAST
+    kind: int = RTN_UNICAST
     gateway: Gateway | None = None
     device: bytes = b""
     source: bytes = b""
     metric: int = 0
-    protocol: int = BOOT
-    scope: int = UNIVERSE
+    protocol: int = RTPROT_BOOT
+    scope: int = RT_SCOPE_UNIVERSE
     onlink: bool = False
     preference: int = 0
 
@@ -134,9 +142,9 @@ class Route(NamedTuple):
         Args:
             index: of the interface; 0 for none.
         """
-        flags = ONLINK if self.onlink else 0
-        header = MESSAGE.pack(
-            *(self.family, self.length, 0, 0, MAIN_TABLE),
+        flags = RTNH_F_ONLINK if self.onlink else 0
+        header = RTMSG.pack(
+            *(self.family, self.length, 0, 0, RT_TABLE_MAIN),
             *(self.protocol, self.scope, self.kind, flags),
         )
         told: dict[int, bytes] = {RTA_DST: self.packed}
@@ -247,7 +255,7 @@ def parse(line: bytes) -> Asked:
 def _parse(sign: bytes, words: list[bytes]) -> Asked:
     if sign not in (b"+", b"-"):
         raise ValueError(sign)
-    kind = WRITTEN_TYPES[words.pop(0)] if words[0] in WRITTEN_TYPES else UNICAST
+    kind = WRITTEN_TYPES[words.pop(0)] if words[0] in WRITTEN_TYPES else RTN_UNICAST
     prefix, told = words.pop(0), _take_words(words)
     family = _family(prefix, told)
     fields: dict[str, Any] = {"kind": kind}
@@ -299,7 +307,7 @@ def _family(prefix: bytes, told: Mapping[bytes, bytes]) -> int:
 
 
 def _parse_prefix(family: int, text: bytes) -> tuple[bytes, int]:
-    most = LENGTHS[family]
+    most = ADDRESS_BITS[family]
     if text == b"default":
         return bytes(most // 8), 0
     address, slash, digits = text.partition(b"/")
@@ -352,5 +360,5 @@ def _usual(family: int, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What ip-route(8), or the kernel, takes where a line says nothing."""
     if family == socket.AF_INET6:
         return {} if "metric" in fields else {"metric": _USER_METRIC}
-    on_link = fields["kind"] == UNICAST and "gateway" not in fields
-    return {"scope": _LINK_SCOPE} if on_link and "scope" not in fields else {}
+    on_link = fields["kind"] == RTN_UNICAST and "gateway" not in fields
+    return {"scope": RT_SCOPE_LINK} if on_link and "scope" not in fields else {}

@@ -14,7 +14,6 @@ before and after; if one is another's by then, all is taken back.
 """
 
 import errno
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,28 +21,30 @@ from typing import NamedTuple
 
 from netnsfs.jobs import commit
 from netnsfs.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, RouteSocket, attribute
-from netnsfs.netns import links
-from netnsfs.netns.links import rtnetlink
+from netnsfs.linux.rtnetlink import (
+    ADDRESS_BITS,
+    RT_TABLE_MAIN,
+    RTA_TABLE,
+    RTM_DELROUTE,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTMSG,
+    RTN_UNICAST,
+    RTPROT_KERNEL,
+    U32,
+)
+from netnsfs.netns.interfaces import list_interfaces, require_same, rtnetlink
 from netnsfs.netns.route_text import Listed, listed
 from netnsfs.netns.route_words import (
     EXPECTED,
-    KERNEL,
-    LENGTHS,
-    MAIN_TABLE,
-    MESSAGE,
-    RTA_TABLE,
-    UNICAST,
     Asked,
     Route,
     parse,
 )
 
-# linux/rtnetlink.h
-_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 _NLM_F_APPEND = 0x800
 _ALONE = NLM_F_CREATE | NLM_F_EXCL
 _BESIDE_OTHERS = NLM_F_CREATE | _NLM_F_APPEND
-_NUMBER = struct.Struct("=I")
 
 
 class _Step(NamedTuple):
@@ -88,11 +89,11 @@ def change(fd: int, command: bytes) -> None:
 
 
 def _devices(route: RouteSocket) -> dict[int, bytes]:
-    return {link.ifindex: link.name for link in links.interfaces(route)}
+    return {link.ifindex: link.name for link in list_interfaces(route)}
 
 
 def _table(route: RouteSocket, devices: Mapping[int, bytes]) -> Iterator[Listed]:
-    for family in LENGTHS:
+    for family in ADDRESS_BITS:
         for body in _messages(route, family):
             # Where there is no IPv6, the kernel tells of the families that there are.
             if body[0] == family:
@@ -100,10 +101,10 @@ def _table(route: RouteSocket, devices: Mapping[int, bytes]) -> Iterator[Listed]
 
 
 def _messages(route: RouteSocket, family: int) -> list[bytes]:
-    header = MESSAGE.pack(family, 0, 0, 0, MAIN_TABLE, 0, 0, 0, 0)
-    question = header + attribute(RTA_TABLE, _NUMBER.pack(MAIN_TABLE))
+    header = RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    question = header + attribute(RTA_TABLE, U32.pack(RT_TABLE_MAIN))
     try:
-        return route.dump(_RTM_GETROUTE, question, bytes)
+        return route.dump(RTM_GETROUTE, question, bytes)
     except FileNotFoundError:
         # The kernel makes the table when it gets its first route.
         return []
@@ -159,7 +160,7 @@ def _is_there(route: Route, routes: Sequence[Route]) -> bool:
     Raises:
         OSError: EEXIST for any other route that is there.
     """
-    if route.protocol == KERNEL:
+    if route.protocol == RTPROT_KERNEL:
         return route in routes
     if any(other.metric == route.metric for other in routes):
         message = "there is a route with this prefix and metric"
@@ -183,19 +184,19 @@ def _ordered(added: Sequence[Route], removed: Sequence[Route]) -> list[_Step]:
 
 def _rank(route: Route) -> int:
     """What leads to gateways comes first; what could lead away from them, last."""
-    if route.kind != UNICAST:
+    if route.kind != RTN_UNICAST:
         return 2
     return 1 if route.gateway else 0
 
 
 def _addition(route: Route) -> _Step:
-    return _Step(True, route, _BESIDE_OTHERS if route.protocol == KERNEL else _ALONE)
+    return _Step(True, route, _BESIDE_OTHERS if route.protocol == RTPROT_KERNEL else _ALONE)
 
 
 def _require_way(route: Route, indexes: Mapping[bytes, int]) -> None:
     if route.device and route.device not in indexes:
         raise OSError(errno.ENODEV, "there is no such interface", route.device)
-    if route.kind == UNICAST and not route.device and not route.gateway:
+    if route.kind == RTN_UNICAST and not route.device and not route.gateway:
         raise OSError(errno.EINVAL, f"{route.prefix}: neither via nor dev is given")
 
 
@@ -206,8 +207,7 @@ def _carry_out(route: RouteSocket, todo: Sequence[_Step], indexes: Mapping[bytes
             _put(route, step, indexes)
             done.append(step)
         for name in {step.route.device for step in todo} - {b""}:
-            if links.interface(route, name).ifindex != indexes[name]:
-                raise OSError(errno.ENODEV, "it is another interface by now", name)
+            require_same(route, name, indexes[name])
     except OSError:
         for step in reversed(done):
             with suppress(OSError):
@@ -218,6 +218,6 @@ def _carry_out(route: RouteSocket, todo: Sequence[_Step], indexes: Mapping[bytes
 def _put(route: RouteSocket, step: _Step, indexes: Mapping[bytes, int]) -> None:
     message = step.route.message(indexes.get(step.route.device, 0))
     if step.adds:
-        route.change(_RTM_NEWROUTE, message, step.flags)
+        route.change(RTM_NEWROUTE, message, step.flags)
     else:
-        route.change(_RTM_DELROUTE, message)
+        route.change(RTM_DELROUTE, message)

@@ -14,7 +14,8 @@ from conftest import RUN, error_of, ip
 
 from netnsfs import linux
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import links, routes
+from netnsfs.netns import routes
+from netnsfs.netns.interfaces import rtnetlink
 from netnsfs.netns.route_words import parse
 
 Batch = list[str]
@@ -429,7 +430,7 @@ def test_lines_of_any_bytes() -> None:
 
 def test_an_interface_whose_name_is_a_word(spaces: tuple[int, int]) -> None:
     a, _ = spaces
-    with links.rtnetlink(a) as route:
+    with rtnetlink(a) as route:
         linux.rename_interface(route.fileno(), b"e2", b"via")
     routes.change(a, b"+20.0.0.0/8 via 10.0.2.2 dev via")
     assert b"20.0.0.0/8 via 10.0.2.2 dev via" in plain(routes.show(a))
