@@ -179,7 +179,7 @@ class Replay:
         self, operations: Operations, root: Directory, reported: ReportedNames
     ) -> None:
         self.stats = operations.stats
-        self.refuse = operations.refuse
+        self.to_fuse_error = operations.to_fuse_error
         self._operations = operations
         self._root = root
         self._reported = reported
