@@ -245,13 +245,13 @@ class OperationsWithReplay(Operations):
         self._replay = Replay(self, root, reported)
         self._reported = reported
 
-    # No coroutine of its own, and no other call: most requests are lookups.
+    # Most requests are lookups: no coroutine of its own, and no object of super().
     def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> Coroutine[Any, Any, EntryAttributes]:
         if ctx.pid == self._reported.replayer and parent_inode == pyfuse3.ROOT_INODE:
             return self._replay.lookup(name, ctx)
-        return super().lookup(parent_inode, name, ctx)
+        return Operations.lookup(self, parent_inode, name, ctx)
 
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
