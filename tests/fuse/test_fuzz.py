@@ -549,7 +549,6 @@ requests = st.lists(
 @given(requests=requests)
 def odd_orders(names: NamedNamespaces, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
-        never_block()
         loop = LoopWaiter()
         pool = Pool("test", 2, 10, 10, loop)
         stats = Stats()
@@ -560,6 +559,7 @@ def odd_orders(names: NamedNamespaces, requests: list[tuple[str, int, int, bytes
             reported=ReportedNames(),
         )
         made = Requests(operations)
+        never_block()
         try:
             with trio.fail_after(60):
                 for request in requests:
