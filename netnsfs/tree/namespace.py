@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 
 from netnsfs.jobs import FreshCache, may_block
-from netnsfs.netns import nsid, signals, tasks
+from netnsfs.netns import nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
@@ -128,6 +128,14 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+        ),
+        NamespaceFileSpec(
+            b"routes",
+            mode=0o644,
+            live=lambda ns, fd: routes.show(fd),
+            bound=lambda: USUAL_SIZE,
+            store=lambda caller: routes.change,
+            slow=True,
         ),
         NamespaceFileSpec(
             b"kill",
