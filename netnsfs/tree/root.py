@@ -25,6 +25,7 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
+from netnsfs.tree.addresses import ADDRESS, AddressesDirectory
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
     PID,
@@ -112,6 +113,7 @@ class Root(NamesDirectory):
                 counters.key: counters,
                 counters.key + b".prom": counters,
                 graph.key: graph,
+                **({ADDRESS: AddressesDirectory(names, config.permissions)} if shared else {}),
             }
         )
 
