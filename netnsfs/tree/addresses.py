@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.jobs import each_on_own_thread, may_block
-from netnsfs.netns import links
+from netnsfs.netns.addresses import list_addresses
+from netnsfs.netns.interfaces import list_interfaces, rtnetlink
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.sources import Source, each_source
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
 from netnsfs.tree.ctldir import absent_error, path_from_ctldir
-from netnsfs.tree.links import LINKS
+from netnsfs.tree.interfaces import LINKS
 from netnsfs.tree.refs import RESERVED
 from netnsfs.tree.token_bucket import TokenBucket
 
@@ -184,11 +185,11 @@ def interfaces_with(fd: int, packed: bytes) -> list[bytes]:
     Raises:
         OSError: the kernel's answer.
     """
-    with links.rtnetlink(fd) as route:
-        having = {found.ifindex for found in links.addresses(route) if found.packed == packed}
+    with rtnetlink(fd) as route:
+        having = {found.ifindex for found in list_addresses(route) if found.packed == packed}
         if not having:
             return []
-        return [link.name for link in links.interfaces(route) if link.ifindex in having]
+        return [link.name for link in list_interfaces(route) if link.ifindex in having]
 
 
 class AddressesDirectory(Directory):

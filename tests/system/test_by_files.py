@@ -10,7 +10,7 @@ import pytest
 from conftest import RUN, Mounted
 
 from netnsfs import cli, linux
-from netnsfs.tree import links
+from netnsfs.tree import interfaces
 from netnsfs.tree import namespace as files
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
 def test_the_readme_tells_every_file(mnt: Mounted) -> None:
     for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
         assert f"NAME/{name.decode()}" in TREE
-    for name in [*links.FILES, b"peer"]:
+    for name in [*interfaces.FILES, b"peer"]:
         assert f"NAME/links/IFACE/{name.decode()}" in TREE
     for path in (mnt.path / ".netnsfs").iterdir():
         assert any(line.startswith(f".netnsfs/{path.name}") for line in TREE)
@@ -45,6 +45,7 @@ def test_the_readme_tells_every_file(mnt: Mounted) -> None:
 def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
     (mnt.path / "foo").mkdir()
     (mnt.path / "foo/links/v0").symlink_to("foo/links/v1")
+    (mnt.path / "foo/links/v0/addresses").write_text("+198.51.100.7/24")
     (mnt.path / "foo/nsid").write_text("auto")
     standing = {
         "NAME": "foo",
@@ -52,6 +53,7 @@ def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
         "INODE": (mnt.path / ".netnsfs/pid/self").readlink().name,
         "NSID": (mnt.path / "foo/nsid").read_text().strip(),
         "PID": "self",
+        "ADDR": "198.51.100.7",
         "ID": (mnt.path / "foo/id").read_text().strip(),
     }
     # Without root it is not to be seen which one that is.
