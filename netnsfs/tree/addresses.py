@@ -9,6 +9,7 @@ As with the links by number, a namespace without a name is found by those who ma
 `unnamed`, and one with a name by those who may search its directory.
 """
 
+import errno
 import socket
 import stat
 import time
@@ -157,12 +158,14 @@ class AddressSearch:
         seen: list[tuple[Source, bytes]] = []
 
         def visit(source: Source) -> None:
-            # It may have ended meanwhile.
+            # It may have ended meanwhile. EAGAIN: its addresses change all the time, which must
+            # not hide what is elsewhere.
             try:
                 with linux.closing_fd(source.open()) as fd:
                     seen.extend((source, name) for name in interfaces_with(fd, packed))
             except OSError as error:
-                linux.reraise_if_resource(error)
+                if error.errno != errno.EAGAIN:
+                    linux.reraise_if_resource(error)
 
         each_on_own_thread(visit, sources)
         # By now: a name may be another than it was when the namespace was opened.
