@@ -212,7 +212,9 @@ class LinksDirectory(Directory):
     ) -> None:
         may_block()
         if not isinstance(directory, LinksDirectory):
-            return super().rename(name, directory, new_name, caller)
+            # `mv a/links/x b/links/x`, where that exists, means b/links/x/x.
+            message = "an interface is moved to a new name in links, not into it: see mv -T"
+            raise PermissionError(errno.EPERM, message, name)
         self.require_net_admin(caller)
         directory.require_net_admin(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:

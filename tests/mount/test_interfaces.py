@@ -112,7 +112,7 @@ def test_keep_devices(start: Start) -> None:
     ip("-n", "a", "link", "add", "link", "v0", "name", "m0", "type", "macvlan")
     os.rename(mounted / "a/links/m0", mounted / "b/links/m1")
     assert error_of(os.rmdir, mounted / "b") == "EBUSY"
-    assert last_error(mounted).endswith("elsewhere first: m1 (EBUSY)\n")
+    assert "elsewhere first: m1 (EBUSY), PID" in last_error(mounted)
     assert names_in("b") == ["lo", "m1", "v1"]
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
@@ -415,6 +415,48 @@ def test_the_hardware_address_is_written(mnt: Mounted, spaces: tuple[Path, Path]
         assert os.write(fd, wanted[:at]) + os.write(fd, wanted[at:]) == 17
         os.close(fd)
         assert file.read_bytes() == wanted + b"\n"
+
+
+def test_each_refusal_says_its_rule(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    join(a / "links/v1", a / "links/w1")
+    shell = ["sh", "-c"]
+    for line, reason in (
+        ("mkdir a/sub", "made at the top, and bridges in links"),
+        ("rmdir a/links/v0/queues", "only namespaces at the top and interfaces"),
+        ("mv a b", "not into a directory: see mv -T"),
+        ("mv -f a b", "not into a directory: see mv -T"),
+        ("mv -fT a b", "EEXIST"),
+        ("mv a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -f a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -T a/links/v1 b/links/v1", "EEXIST"),
+        ("mv a/pids a/x", "only names at the top and interfaces in links are moved"),
+        ("ln -s b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -sf b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -s ../br0 a/links/v0/up2", "links/IFACE/master"),
+        ("ln a/pids a/x", "no file can be made here"),
+        ("mknod a/x p", "no file can be made here"),
+        ("rmdir a/links/lo", "lo cannot be deleted"),
+        ("echo 1 > a/sysctl/ipv4/ip_forwardd", "the kernel has no such file"),
+        ("echo 1 > a/links/v0/mtuu", "no file can be made here"),
+        ("touch zz", "mkdir makes a namespace"),
+        ("touch a/x", "no file can be made here"),
+        ("touch a/pids", "its times cannot be set"),
+        ("truncate -s 5 a/links/lo/up", "its size cannot be set"),
+        ("rm a/pids", "rmdir removes the whole namespace"),
+        ("rm -r a", "rmdir removes the whole namespace"),
+        ("echo x > a/inode", "the file is read-only"),
+        ("echo x > a/sysctl/ipv4/ip_forward", "write ip_forward: Invalid argument"),
+        ("echo x > a/links/lo/mtu", "write mtu: Invalid argument"),
+        ("chmod 777 a/pids", "its mode and owner cannot be changed"),
+        (f"mkdir {'x' * 256}", "a name has at most 255 bytes"),
+    ):  # fmt: skip
+        done = subprocess.run([*shell, line], check=False, cwd=mnt.path, capture_output=True)
+        assert done.returncode != 0, line
+        assert reason in last_error(mnt), line
+        assert (names_in("a"), names_in("b")) == (["lo", "v0", "v1", "w1"], ["lo", "v1"])
+        assert sorted(os.listdir(mnt.path)) == ["a", "b"]
 
 
 # Who may
