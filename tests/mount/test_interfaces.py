@@ -359,6 +359,33 @@ def test_an_open_file_does_not_keep_a_namespace(
         assert error_of(mtu.write, b"1400") == "ENODEV"
 
 
+def test_addresses_that_cannot_be_used_yet(spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    for space, name in ((a, "v0"), (b, "v1")):
+        (space / "links" / name / "up").write_text("1\n")
+    wait_for(lambda: (a / "links/v0/operstate").read_text() == "up\n")
+    mine, theirs = a / "links/v0/addresses", b / "links/v1/addresses"
+    mine.write_text("+fd00::1/64\n")
+    assert "fd00::1/64 tentative\n" in mine.read_text()
+    wait_for(lambda: "tentative" not in mine.read_text())
+    theirs.write_text("+fd00::1/64 tentative +10.0.0.1/24\n")
+    wait_for(lambda: "fd00::1/64 dadfailed\n" in theirs.read_text())
+    assert error_of(theirs.write_text, "dadfailed\n") == "EINVAL"
+    # What is read can be written, cut at each byte.
+    shown = theirs.read_text()
+    for sign in "-+":
+        command = "".join(f"{sign}{line}\n" for line in shown.splitlines()).encode()
+        at = command.index(b"dadf") + 4
+        fd = os.open(theirs, os.O_WRONLY)
+        assert os.write(fd, command[:at]) + os.write(fd, command[at:]) == len(command)
+        os.close(fd)
+        assert ("fd00::1/64" in theirs.read_text()) == (sign == "+")
+    assert {line.split()[0] for line in theirs.read_text().splitlines()} == {
+        line.split()[0] for line in shown.splitlines()
+    }
+
+
 @pytest.mark.parametrize("target", ["br0", "../br0", "a/links/br0", "{a}/links/br0"])
 def test_a_bridge_and_its_ports(mnt: Mounted, spaces: tuple[Path, Path], target: str) -> None:
     a, b = spaces
@@ -512,6 +539,37 @@ def operations(a: Path, b: Path) -> list[str]:
         f"os.rename('{b}/links/x0', '{a}/links/x0')",
         f"os.rmdir('{b}/links/x1')",
     ]
+
+
+@pytest.mark.machine
+def test_the_name_of_a_peer_in_a_closed_namespace(
+    mnt: Mounted, spaces: tuple[Path, Path]
+) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    b.chmod(0o750)
+    os.chown(b, ALICE, STAFF)
+    ask = f"os.readlink('{a}/links/v0/peer')"
+    whole, without = "../../../b/links/v1", "../../../b/links/unknown"
+    assert as_user(ALICE, ALICE, ask) == as_user(0, 0, ask) == [whole]
+    assert as_user(NOBODY, NOBODY, ask, group=STAFF) == [whole]
+    assert as_user(NOBODY, NOBODY, ask) == [without]
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    assert as_user(0, 0, ask, prefix=bare) == [without]
+    # A listing hands nodes to the kernel too.
+    listing = (
+        f"len([entry.stat(follow_symlinks=False) for entry in os.scandir('{a}/links/v0')])"
+    )
+    assert as_user(0, 0, listing, ask)[1] == whole
+    assert as_user(NOBODY, NOBODY, listing, ask)[1] == without
+    b.chmod(0o755)
+    assert as_user(NOBODY, NOBODY, ask) == [whole]
+    # What has no name is root's.
+    os.symlink(".netnsfs/init/links/nfs9", a / "links/out")
+    ask = f"os.readlink('{a}/links/out/peer')"
+    assert str(as_user(NOBODY, NOBODY, ask)[0]).endswith("/links/unknown")
+    assert str(as_user(0, 0, ask)[0]).endswith("/links/nfs9")
+    (a / "links/out").rmdir()
 
 
 def operations_inside(a: Path) -> list[str]:
