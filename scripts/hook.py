@@ -1,12 +1,14 @@
 """Build hook: what is made when netnsfs is built.
 
 - completions for bash, zsh and fish, from the parser of the command line;
-- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead.
+- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead;
+- the program that NAME/exec leads to, with cc. Without it, there is no NAME/exec.
 """
 
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,14 @@ end
 
 SOURCES = "netnsfs/data"
 OBJECTS = "netnsfs/netns"
+PROGRAM = "netns-exec"
+# It has no C library, and must have no relocations: with the other registers, the compiler makes
+# tables of addresses.
+PROGRAM_FLAGS = (
+    *("-Os", "-Wall", "-ffreestanding", "-nostdlib", "-static-pie", "-fPIE"),
+    *("-fno-stack-protector", "-mgeneral-regs-only"),
+)
+UNDERSCORES = str.maketrans("-.", "__")
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -58,6 +68,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
         self._compile()
         sys.path.insert(0, self.root)
         self._files = tempfile.TemporaryDirectory()
+        self._compile_program(build_data)
         for shell, target in TARGETS.items():
             path = Path(self._files.name, shell)
             path.write_text(_script(shell))
@@ -79,6 +90,16 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
         return not subprocess.run(
             [*command, "-c", source, "-o", target], check=False
         ).returncode
+
+    def _compile_program(self, build_data: dict[str, Any]) -> None:
+        source = Path(self.root, SOURCES, f"{PROGRAM}.c")
+        target = Path(self._files.name, PROGRAM)
+        command = ["cc", *PROGRAM_FLAGS, "-o", target, source]
+        if not shutil.which("cc") or subprocess.run(command, check=False).returncode:
+            self.app.display_warning("no C compiler, or an unknown processor: no NAME/exec")
+            return
+        build_data["shared_data"][str(target)] = f"lib/netnsfs/{PROGRAM}"
+        build_data["tag"] = f"py3-none-{sysconfig.get_platform().translate(UNDERSCORES)}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.

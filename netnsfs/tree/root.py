@@ -25,6 +25,7 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
+from netnsfs.tree import program
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
     PID,
@@ -96,7 +97,13 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         shared = self._share_links(config, stats) if config.views else None
-        context = MountContext(shown, config.permissions, self._opened, shared)
+        context = MountContext(
+            shown,
+            config.permissions,
+            self._opened,
+            shared,
+            program=config.exec_path or program.installed(),
+        )
         self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
