@@ -33,7 +33,7 @@ def _parse_directory(value: str) -> bytes:
 
 
 def _parse_exec_path(value: str) -> bytes:
-    # The text of a link. It need not be there for the daemon, and no symlink of it is followed.
+    # The text of a link: the daemon need not have that path.
     if not os.path.isabs(value) or len(os.fsencode(value)) > _PATH_MAX:
         raise Failure(f"execpath is an absolute path: {value}", EXIT_USAGE)
     return os.fsencode(value)
@@ -186,8 +186,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). execpath=PATH: what NAME/exec "
-        "leads to, where the installed program has another path. uid=, gid=: the owner, "
+        help=f"rundir=DIR: the run directory (default {RUN_DIR}). execpath=PATH: what NAME/exec "
+        "leads to, if not to the installed program. uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "

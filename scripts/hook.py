@@ -46,8 +46,8 @@ end
 SOURCES = "netnsfs/data"
 OBJECTS = "netnsfs/netns"
 PROGRAM = "netns-exec"
-# It has no C library, and must have no relocations: with the other registers, the compiler makes
-# tables of addresses.
+# It has no C library, and must have no relocations. With registers other than the general ones,
+# the compiler makes tables of addresses.
 PROGRAM_FLAGS = (
     *("-Os", "-Wall", "-ffreestanding", "-nostdlib", "-static-pie", "-fPIE"),
     *("-fno-stack-protector", "-mgeneral-regs-only"),
