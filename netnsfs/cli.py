@@ -186,8 +186,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the run directory (default {RUN_DIR}). execpath=PATH: what NAME/exec "
-        "leads to, if not to the installed program. uid=, gid=: the owner, "
+        help=f"rundir=DIR: the run directory (default {RUN_DIR}). execpath=PATH: what "
+        "NAME/exec leads to, if not to the installed program. uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "

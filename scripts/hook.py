@@ -94,7 +94,7 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
     def _compile_program(self, build_data: dict[str, Any]) -> None:
         source = Path(self.root, SOURCES, f"{PROGRAM}.c")
         target = Path(self._files.name, PROGRAM)
-        command = ["cc", *PROGRAM_FLAGS, "-o", target, source]
+        command = ["cc", *PROGRAM_FLAGS, "-o", str(target), str(source)]
         if not shutil.which("cc") or subprocess.run(command, check=False).returncode:
             self.app.display_warning("no C compiler, or an unknown processor: no NAME/exec")
             return

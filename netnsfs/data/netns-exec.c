@@ -262,12 +262,10 @@ static long open_directory(char *called)
 	return open_path(slash ? called : ".", O_PATH | O_DIRECTORY);
 }
 
-static struct statx look_at(long file, const char *path, const char *what)
+static void inspect(long directory, const char *path, struct statx *found)
 {
-	struct statx found;
-
-	must(CALL(statx, file, path, AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, &found), what);
-	return found;
+	must(CALL(statx, directory, path, AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_MNT_ID, found),
+	     *path ? path : "statx");
 }
 
 /* Rule 1: who has mounted things here has been root of this user namespace. */
@@ -275,9 +273,10 @@ static void check_user_namespace(void)
 {
 	long mounts = open_path("/proc/self/ns/mnt", O_RDONLY);
 	long owner = must(CALL(ioctl, mounts, NS_GET_USERNS), "owner of the mount namespace");
-	struct statx its = look_at(owner, "", "owner of the mount namespace");
-	struct statx ours = look_at(AT_FDCWD, "/proc/self/ns/user", "/proc/self/ns/user");
+	struct statx its, ours;
 
+	inspect(owner, "", &its);
+	inspect(AT_FDCWD, "/proc/self/ns/user", &ours);
 	if (its.stx_dev_major != ours.stx_dev_major || its.stx_dev_minor != ours.stx_dev_minor ||
 	    its.stx_ino != ours.stx_ino)
 		refuse("the mount namespace", "it belongs to another user namespace");
@@ -353,11 +352,13 @@ static void find_place(long directory, char place[2 * PATH_MAX])
 {
 	static char lines[1 << 17];
 	char link[64], digits[24], mount[24], path[PATH_MAX];
-	struct statx found = look_at(directory, "", "the directory");
-	const char *number = decimal(found.stx_mnt_id, mount);
+	struct statx found;
+	const char *number;
 	long mounts = open_path("/proc/self/mountinfo", O_RDONLY), size;
 	char *line = lines, *end = lines;
 
+	inspect(directory, "", &found);
+	number = decimal(found.stx_mnt_id, mount);
 	join(link, sizeof(link), "/proc/self/fd/", decimal(directory, digits), (char *)0);
 	read_link(AT_FDCWD, link, path);
 	while ((found.stx_mask & STATX_MNT_ID) &&
@@ -434,7 +435,7 @@ static void enter(long namespace, long directory)
 }
 
 /* From here on in the order of netns_switch() in iproute2 (lib/namespace.c). */
-static void mount_sys(void)
+static void mount_sys(const char *name)
 {
 	struct statfs sys;
 	long flags = 0;
@@ -445,14 +446,15 @@ static void mount_sys(void)
 	if (CALL(umount2, "/sys", MNT_DETACH) < 0 && CALL(statfs, "/sys", &sys) == 0 &&
 	    sys.f_flags & MS_RDONLY)
 		flags = MS_RDONLY;
-	must(CALL(mount, "netnsfs", "/sys", "sysfs", flags, 0), "/sys");
+	must(CALL(mount, name ? name : "none", "/sys", "sysfs", flags, 0), "/sys");
 }
 
 /* Whether nobody but root can change what is in a directory. */
 static int is_roots(const char *path)
 {
-	struct statx found = look_at(AT_FDCWD, path, path);
+	struct statx found;
 
+	inspect(AT_FDCWD, path, &found);
 	return found.stx_uid == 0 && !(found.stx_mode & 022);
 }
 
@@ -571,7 +573,7 @@ static void run_inside(char *called, char **arguments, char **variables)
 	must(CALL(faccessat, directory, ".", W_OK | X_OK), place);
 	namespace = open_namespace(directory, name);
 	enter(namespace, directory);
-	mount_sys();
+	mount_sys(name);
 	if (name)
 		bind_files(name);
 	drop_privileges();
