@@ -195,7 +195,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def unmount_idle(target: Path) -> None:
-    """umount(8) of what a daemon, or its teller, may be looking at just now."""
+    """umount(8) of what a daemon, or its replayer, may be looking at just now."""
     wait_for(lambda: not subprocess.run(["umount", "-q", target], check=False).returncode)
 
 
@@ -390,6 +390,11 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def complaints(text: str) -> list[str]:
+    """What the program said beyond that this is not the machine's mount namespace."""
+    return [line for line in text.splitlines() if "machine's mount namespace" not in line]
 
 
 def mount_namespace(pid: int | str) -> str:
