@@ -52,7 +52,6 @@ PROGRAM_FLAGS = (
     *("-Os", "-Wall", "-ffreestanding", "-nostdlib", "-static-pie", "-fPIE"),
     *("-fno-stack-protector", "-mgeneral-regs-only"),
 )
-UNDERSCORES = str.maketrans("-.", "__")
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -65,13 +64,15 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             version: of the target.
             build_data: what the wheel is built from.
         """
-        if self._compile():
-            # Objects of this machine's byte order: no wheel for any machine.
+        self._files = tempfile.TemporaryDirectory()
+        objects, program = self._compile(), self._compile_program()
+        if program:
+            build_data["shared_data"][str(program)] = f"lib/netnsfs/{PROGRAM}"
+        if objects or program:
+            # For this machine's byte order and processor: no wheel for any machine.
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform()}"
         sys.path.insert(0, self.root)
-        self._files = tempfile.TemporaryDirectory()
-        self._compile_program(build_data)
         for shell, target in TARGETS.items():
             path = Path(self._files.name, shell)
             path.write_text(_script(shell))
@@ -95,15 +96,14 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             [*command, "-c", source, "-o", target], check=False
         ).returncode
 
-    def _compile_program(self, build_data: dict[str, Any]) -> None:
+    def _compile_program(self) -> Path | None:
         source = Path(self.root, SOURCES, f"{PROGRAM}.c")
         target = Path(self._files.name, PROGRAM)
         command = ["cc", *PROGRAM_FLAGS, "-o", str(target), str(source)]
         if not shutil.which("cc") or subprocess.run(command, check=False).returncode:
             self.app.display_warning("no C compiler, or an unknown processor: no NAME/exec")
-            return
-        build_data["shared_data"][str(target)] = f"lib/netnsfs/{PROGRAM}"
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().translate(UNDERSCORES)}"
+            return None
+        return target
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.

@@ -34,7 +34,7 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
 
 
 def test_the_readme_tells_every_file(mnt: Mounted) -> None:
-    for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", files.EXEC]:
         assert f"NAME/{name.decode()}" in TREE
     for name in [*interfaces.FILES, b"peer"]:
         assert f"NAME/links/IFACE/{name.decode()}" in TREE
