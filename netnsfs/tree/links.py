@@ -90,8 +90,8 @@ class Parent(Protocol):
     def require_may_open(self, caller: Caller, writes: bool) -> None:
         """Refuse whoever may not open a file of it, whatever its mode says."""
 
-    def file_attributes(self, mode: int) -> tuple[int, int, int]:
-        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
+    def file_attributes(self, mode: int, delegated: bool = True) -> tuple[int, int, int]:
+        """See `NamespaceDirectory.file_attributes`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from netnsfs.node import (
     Snapshot,
     opened_for_writing,
 )
-from netnsfs.permissions import Owner, Permissions
+from netnsfs.permissions import ROOT, Owner, Permissions
 from netnsfs.tree import views
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
@@ -90,6 +90,7 @@ class NamespaceFileSpec:
         store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        delegated: whether an owner to whom root gave the namespace may write it.
         slow: see `File.slow`.
     """
 
@@ -102,6 +103,7 @@ class NamespaceFileSpec:
     bound: Callable[[], int] | None = None
     store: Callable[[Caller], Command] | None = None
     needs_ptrace: bool = False
+    delegated: bool = True
     slow: bool = False
 
 
@@ -130,6 +132,8 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+            # It changes the mounting namespace, which is not the owner's.
+            delegated=False,
         ),
         NamespaceFileSpec(
             b"kill",
@@ -296,9 +300,18 @@ class NamespaceDirectory(Directory):
         if writes:
             require_capability(caller, CAP_NET_ADMIN, self.label)
 
-    def file_attributes(self, mode: int) -> tuple[int, int, int]:
-        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self._context.permissions.file_attributes(mode, self.current_owner())
+    def file_attributes(self, mode: int, delegated: bool = True) -> tuple[int, int, int]:
+        """What a file shows.
+
+        Args:
+            mode: permission bits that it has by itself.
+            delegated: whether an owner of the namespace may write it; else only root.
+
+        Returns:
+            Permission bits, user ID, group ID.
+        """
+        owner = self.current_owner() if delegated else ROOT
+        return self._context.permissions.file_attributes(mode, owner)
 
     def readdir(self) -> list[bytes]:
         self.require_present()
@@ -488,7 +501,7 @@ class NamespaceFile(File):
         self.slow = row.slow
 
     def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._directory.file_attributes(self._row.mode)
+        mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))

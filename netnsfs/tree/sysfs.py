@@ -37,6 +37,7 @@ from netnsfs.node import (
     opened_for_writing,
     require_read_only,
 )
+from netnsfs.tree.delegation import is_interface_file_delegated
 from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
 _CLASS = b"class/net/"
@@ -146,8 +147,8 @@ class SysfsView:
         namespace_key: of the namespace's directory.
         is_reachable: whether the namespace is still to be seen where the view was found.
         opened: where its open files are kept.
-        file_attributes: from the kernel's permission bits of a file to those that it has here,
-            and the user and group ID of its owner.
+        file_attributes: from the kernel's permission bits of a file, and whether an owner may
+            write it, to those that it has here, and the user and group ID of its owner.
         dmask: permission bits that directories lack.
         require_may_open: raises OSError for a caller who may not open (and write) a file
             whatever the bits say.
@@ -160,7 +161,7 @@ class SysfsView:
     namespace_key: Hashable
     is_reachable: Callable[[], bool]
     opened: OpenFiles
-    file_attributes: Callable[[int], tuple[int, int, int]]
+    file_attributes: Callable[[int, bool], tuple[int, int, int]]
     dmask: int
     require_may_open: Callable[[Caller, bool], None]
 
@@ -252,7 +253,9 @@ class _File(File):
         self._mode = mode
 
     def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._view.file_attributes(stat.S_IMODE(self._mode) & 0o777)
+        delegated = is_interface_file_delegated(self._path)
+        bits = stat.S_IMODE(self._mode) & 0o777
+        mode, uid, gid = self._view.file_attributes(bits, delegated)
         size = self.size_to_show(lambda: USUAL_SIZE)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 

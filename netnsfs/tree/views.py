@@ -35,6 +35,7 @@ from netnsfs.node import (
     opened_for_writing,
     require_read_only,
 )
+from netnsfs.tree.delegation import check_sysctl_value, is_sysctl_delegated
 from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
 
 T = TypeVar("T")
@@ -51,8 +52,8 @@ class View:
     Attributes:
         key: of the namespace's directory.
         enter: moves the calling thread into the namespace.
-        file_attributes: from the kernel's permission bits of a file to those that it has here,
-            and the user and group ID of its owner.
+        file_attributes: from the kernel's permission bits of a file, and whether an owner may
+            write it, to those that it has here, and the user and group ID of its owner.
         opened: where its open files are kept.
         is_reachable: whether the namespace is still to be seen where the view was found.
         require_may_open: refuses a caller who may not open (and write) a file here, whatever its
@@ -66,7 +67,7 @@ class View:
 
     key: Hashable
     enter: Callable[[], None]
-    file_attributes: Callable[[int], tuple[int, int, int]]
+    file_attributes: Callable[[int, bool], tuple[int, int, int]]
     opened: OpenFiles
     is_reachable: Callable[[], bool]
     require_may_open: Callable[[Caller, bool], None]
@@ -163,7 +164,8 @@ class _File(File):
     def getattr_cached(self) -> Attributes:
         size = self.size_to_show(lambda: USUAL_SIZE)
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
-        mode, uid, gid = self._view.file_attributes(bits)
+        delegated = is_sysctl_delegated(self._path)
+        mode, uid, gid = self._view.file_attributes(bits, delegated)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -175,7 +177,8 @@ class _File(File):
         since = opened.rounds
         try:
             file = self._view.call_inside(open_file, self._path, flags & accepted)
-            handle = _Open(self._view, file, flags)
+            path = self._path if caller.uid else None
+            handle = _Open(self._view, file, flags, path)
         except FileNotFoundError:
             # The kernel may have kept the name. At ESTALE it looks it up again, without its
             # cache (fs/namei.c, LOOKUP_REVAL).
@@ -185,10 +188,20 @@ class _File(File):
 
 
 class _Open(OpenFile):
-    """A file of procfs that a user has open."""
+    """A file of procfs that a user has open.
 
-    def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
+    Args:
+        view: where it was found.
+        file: the file.
+        flags: of the open(2).
+        checked_path: its path, if what is written is checked (`delegation`); None for root.
+    """
+
+    def __init__(
+        self, view: View, file: io.FileIO, flags: int, checked_path: bytes | None
+    ) -> None:
         super().__init__(view.key, view.is_reachable, file)
+        self._checked_path = checked_path
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""
@@ -238,6 +251,9 @@ class _Open(OpenFile):
         if not self.file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        written = os.pwrite(self.file.fileno(), data, 0 if self._append else offset)
+        offset = 0 if self._append else offset
+        if self._checked_path:
+            check_sysctl_value(self._checked_path, data, offset)
+        written = os.pwrite(self.file.fileno(), data, offset)
         self.require_not_revoked()
         return written

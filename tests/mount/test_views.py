@@ -448,7 +448,7 @@ def view_of_here(enter: Callable[[], None]) -> views.View:
     return views.View(
         key="here",
         enter=enter,
-        file_attributes=lambda mode: (mode, 0, 0),
+        file_attributes=lambda mode, delegated: (mode, 0, 0),
         opened=OpenFiles(),
         is_reachable=lambda: True,
         require_may_open=lambda caller, writes: None,
