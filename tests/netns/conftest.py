@@ -20,11 +20,12 @@ from netnsfs.netns.scanner import Scanner
 
 
 class ScannerBefore67(BpfScanner):
-    """As before Linux 6.7, without an iterator that goes through the tasks by itself."""
+    """As before Linux 6.7: no program goes through tasks or mounts by itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._iterators.run_open_coded = lambda variables: None  # type: ignore[method-assign]
+        self._iterators.run_open_coded = lambda *_: None  # type: ignore[method-assign]
+        self._mounts = None
 
 
 @pytest.fixture(
@@ -39,4 +40,4 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(tasks._chosen, "_scanner", made)
     yield made
     if isinstance(made, BpfScanner):
-        made._iterators.close()
+        made.close()
