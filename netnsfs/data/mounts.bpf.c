@@ -178,7 +178,7 @@ static __always_inline struct mount *mount_at(struct list_head *node)
 	return (void *)node - bpf_core_field_offset(struct mount___before_6_18, mnt_instance);
 }
 
-static long visit(__u64 number, struct walk *walk)
+static long step(__u64 number, struct walk *walk)
 {
 	struct mount *mount = walk->next;
 	struct mount___before_6_18 *old = (void *)mount;
@@ -238,7 +238,7 @@ int list_mounts(void *ctx)
 	bpf_rcu_read_lock();
 	find_first(&walk, sb);
 	/* The kernel's own mount of it is always there: the list is never empty. */
-	if (bpf_loop(MAX_MOUNTS, restoring_namespace, &walk, 0) >= MAX_MOUNTS)
+	if (bpf_loop(MAX_MOUNTS, step, &walk, 0) >= MAX_MOUNTS)
 		walk.strayed = 1;
 	bpf_rcu_read_unlock();
 	if (walk.strayed)

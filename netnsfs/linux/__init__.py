@@ -5,13 +5,14 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
+- `requirements`: what the kernel must have
 - `process`: capabilities, memory and signals of this process, and what tasks share
 - `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
 - `pidfd_files`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
-- `netlink`: rtnetlink(7)
+- `netlink`: sockets of rtnetlink(7); `rtnetlink`: its numbers and structures
 
-Callers write `linux.setns(...)`: all public names are here, but for those of `netlink`.
+Callers write `linux.setns(...)`: all public names are here, but for those of these two.
 """
 
 from netnsfs.linux.bpf import Iterators, Probes
@@ -30,7 +31,7 @@ from netnsfs.linux.events import (
 )
 from netnsfs.linux.files import (
     FOLLOW,
-    TMPFS_MAGIC,
+    LOCAL_FILESYSTEMS,
     CrossedMountError,
     Stat,
     device_of,
@@ -111,3 +112,4 @@ from netnsfs.linux.process import (
     only_interrupt,
     share_descriptors,
 )
+from netnsfs.linux.requirements import find_missing_call

@@ -31,12 +31,12 @@ _MAX_ROOTS = 8
 
 
 def find_mounts(
-    way: Scanner, inode: int, without: Collection[int], omitted: Omitted
+    scanner: Scanner, inode: int, without: Collection[int], omitted: Omitted
 ) -> Iterator[Found]:
     """The mounts of the files of a network namespace, or of any.
 
     Args:
-        way: how to look at tasks.
+        scanner: how to find tasks.
         inode: number of the namespace, or 0 for any.
         without: numbers of those that are not asked for. It may grow meanwhile.
         omitted: where it is noted how many mount namespaces were not looked at to the end.
@@ -46,9 +46,9 @@ def find_mounts(
         if found == (inode or found) and found not in without:
             yield found, path
     own = number_in(os.readlink(b"/proc/self/ns/mnt"))
-    listed = way.namespace_mounts(inode, without)
+    listed = scanner.namespace_mounts(inode, without)
     known = None if listed is None else _by_mount_namespace(listed)
-    others = _tasks_by_mount_namespace(way, own, known)
+    others = _tasks_by_mount_namespace(scanner, own, known)
     deadline = time.monotonic() + _SECONDS
     for left, (mount_namespace, tasks) in zip(
         range(len(others), 0, -1), others.items(), strict=True
@@ -73,12 +73,12 @@ def _by_mount_namespace(listed: list[MountRecord]) -> dict[int, list[int]]:
 
 
 def _tasks_by_mount_namespace(
-    way: Scanner, own: int, known: Collection[int] | None
+    scanner: Scanner, own: int, known: Collection[int] | None
 ) -> dict[int, list[int]]:
     """The tasks in each other mount namespace, if it is one of `known` or all are wanted."""
     found: dict[int, list[int]] = defaultdict(list)
     if known is None or set(known) - {own}:
-        for task, mount_namespace in way.mount_namespaces():
+        for task, mount_namespace in scanner.mount_namespaces():
             if mount_namespace != own and (known is None or mount_namespace in known):
                 found[mount_namespace].append(task)
     return found
@@ -95,13 +95,13 @@ def _mounts_inside(tasks: list[int], numbers: list[int], deadline: float) -> lis
     Raises:
         TimeoutError: there are too many.
     """
-    looks: tuple[Callable[[], list[Found]], ...] = (
+    readers: tuple[Callable[[], list[Found]], ...] = (
         partial(_mounts_by_statmount, tasks, numbers, deadline),
         partial(_mounts_by_mountinfo, tasks, deadline),
     )
-    for look in looks:
+    for read in readers:
         try:
-            return look()
+            return read()
         except TimeoutError:
             raise
         except OSError as error:

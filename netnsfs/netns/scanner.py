@@ -99,7 +99,7 @@ class Scanner(Protocol):
         """The threads in a network namespace, or in any."""
 
     def members(self, inode: int = 0) -> Iterable[Task]:
-        """`tasks` without those about to end and, where that can be told, visits of our own."""
+        """`tasks` without those about to end and, where that can be known, our own threads."""
 
     def namespace_mounts(
         self, inode: int = 0, without: Collection[int] = ()

@@ -1,16 +1,19 @@
 """Network namespaces without FUSE, with ip-netns(8) and lsns(8) as the other side.
 
 Without a file of their own name:
-- `scanner`, `bpf_scanner`, `proc_scanner`: test_tasks.py, which makes the same tests with both
-  passes, and compares them. More are in tests/mount/test_names.py.
+- `scanner`, `bpf_scanner`, `proc_scanner`, `mount_holders`: test_tasks.py, which makes the same
+  tests with both scanners, and compares them. More are in tests/mount/test_names.py.
 - `events_child`, the program of `events`: tests/mount/test_events.py. It needs a mount.
+- `route_text` and `route_words`: test_routes.py, with the kernel's own routes.
 - `owners`: tests/mount/test_permissions.py. An owner matters where somebody is refused.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
-from conftest import IN_KERNEL
+from conftest import IN_KERNEL, RUN, ip
 
 from netnsfs import linux
 from netnsfs.netns import tasks
@@ -41,3 +44,16 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield made
     if isinstance(made, BpfScanner):
         made.close()
+
+
+@pytest.fixture
+def spaces() -> Iterator[tuple[int, int]]:
+    """Descriptors of the namespaces a and b."""
+    with ExitStack() as stack:
+        fds = []
+        for name in ("a", "b"):
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+            fd = os.open(RUN / name, os.O_RDONLY | os.O_CLOEXEC)
+            fds.append(stack.enter_context(linux.closing_fd(fd)))
+        yield fds[0], fds[1]

@@ -13,7 +13,7 @@ from netnsfs.netns import names as netns
 from netnsfs.netns import signals
 from netnsfs.stats import Stats
 from netnsfs.tree import ctldir as corner_module
-from netnsfs.tree import links, metrics, refs, root
+from netnsfs.tree import interfaces, metrics, refs, root
 from netnsfs.tree import namespace as files
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
@@ -45,7 +45,7 @@ def test_the_page_is_well_formed(tool: list[str]) -> None:
 
 
 def test_the_page_tells_every_file() -> None:
-    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", links.LINKS]:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", interfaces.LINKS]:
         assert re.search(rf"^\.It Pa NAME/{name.decode()}/? ", TEXT, re.MULTILINE)
     for name in corner():
         assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
@@ -64,8 +64,8 @@ def test_the_page_tells_the_modes(row: files.NamespaceFileSpec) -> None:
     assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 
-@pytest.mark.parametrize("row", links.FILES.values(), ids=lambda row: row.name.decode())
-def test_the_page_tells_the_files_of_interfaces(row: links.Row) -> None:
+@pytest.mark.parametrize("row", interfaces.FILES.values(), ids=lambda row: row.name.decode())
+def test_the_page_tells_the_files_of_interfaces(row: interfaces.InterfaceFileSpec) -> None:
     assert f".It Pa NAME/links/IFACE/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 
@@ -81,11 +81,11 @@ def test_the_page_tells_the_limits() -> None:
     _, _, after = TEXT.partition(".Sh LIMITS\n")
     section, _, _ = after.replace("\n", " ").partition(".Sh ")
     for limit in (
-        f"{loop.WAITING_PER_USER:,} each, {loop.WAITING_TOTAL:,} together",
-        f"Open files: {session.FILES_PER_USER:,} each",
-        f"{listings.LISTINGS_PER_USER:,} each, {listings.LISTINGS_TOTAL:,} together",
-        f"{session.TEXT_PER_USER >> 20} MiB each, {session.TEXT_TOTAL >> 20} MiB together",
-        f"{signals.SECONDS:.0f} seconds of work at once, "
-        f"of which {files.SIGNALLING_RATE} come back each second",
+        f"{loop.WAITING_PER_USER:,} a user, {loop.WAITING_TOTAL:,} in total",
+        f"Open files: {session.FILES_PER_USER:,} a user",
+        f"{listings.LISTINGS_PER_USER:,} a user, {listings.LISTINGS_TOTAL:,} in total",
+        f"{session.TEXT_PER_USER >> 20} MiB a user, {session.TEXT_TOTAL >> 20} MiB in total",
+        f"a burst of {signals.SECONDS:.0f} seconds of work, "
+        f"refilled at {files.SIGNALLING_RATE} seconds a second",
     ):
         assert limit in section

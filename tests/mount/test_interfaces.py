@@ -33,7 +33,7 @@ from netnsfs import linux
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import assign_nsid
-from netnsfs.tree.links import Neighbours
+from netnsfs.tree.nsid_resolver import NsidResolver
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -117,7 +117,7 @@ def test_keep_devices(start: Start) -> None:
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
     (mounted / "a").rmdir()
-    # The machine's own hardware is at home.
+    # Hardware in the initial namespace has not been moved.
     ip("netns", "attach", "own", str(os.getpid()))
     (RUN / "stale").touch()
     (mounted / "own").rmdir()
@@ -277,7 +277,7 @@ def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
             names.attach(b"foo", fd)
     seen: list[bytes | None] = []
     with RouteSocket() as route:
-        ask = partial(Neighbours(names).find_path, own, route, number)
+        ask = partial(NsidResolver(names).find_path, own, route, number)
         assert shortage_gives(lambda: seen.append(ask())) == {"EMFILE", ""}
     unnamed = b".netnsfs/unnamed/%d" % os.stat(path).st_ino
     assert seen == [b"foo" if has_name else unnamed]
@@ -492,7 +492,7 @@ def test_without_a_name_it_takes_a_capability(mnt: Mounted, foo: Path, spawn: Sp
 
 
 @pytest.mark.machine
-def test_outthe_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
+def test_out_of_the_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
     ip("netns", "attach", "own", str(os.getpid()))
     os.chown(mnt / "own", ALICE, ALICE)
     os.chown(foo, ALICE, ALICE)
@@ -505,7 +505,7 @@ def test_outthe_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> No
             ALICE, ALICE, f"os.rename('{mnt.path}/own/links/nfs0', '{foo}/links/nfs0')"
         )
         assert line == "EPERM"
-        assert "machine's own" in last_error(mnt)
+        assert "initial network namespace" in last_error(mnt)
         os.rename(mnt / "own/links/nfs0", foo / "links/nfs0")
         assert names_in("foo") == ["lo", "nfs0", "nfs1"]
     finally:
