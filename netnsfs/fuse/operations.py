@@ -29,9 +29,9 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import trio
@@ -50,14 +50,13 @@ from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import ROOT, Quota
-from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Adapter = TypeVar("Adapter", bound="Operations")
+Adapter = TypeVar("Adapter", bound="_Adapter")
 
 LISTING_SECONDS = 1.0
 """After this time the entries found so far are the answer. The kernel asks for the others."""
@@ -70,6 +69,15 @@ _READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _CHANGED = select.POLLPRI | select.POLLERR
 
 log = logging.getLogger(__name__)
+
+
+class _Adapter(Protocol):
+    """What answers requests of the kernel."""
+
+    stats: Stats
+
+    def to_fuse_error(self, error: Exception, request: str) -> FUSEError:
+        """The answer to a request that failed."""
 
 
 def _translate_errors(
@@ -129,7 +137,10 @@ class Operations(pyfuse3.Operations):
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
         texts: how many bytes each user makes the daemon keep.
-        told: what watchers have been told of names in `root`.
+
+    Attributes:
+        stats: as above.
+        nodes: the nodes that the kernel knows.
     """
 
     supports_dot_lookup = False
@@ -145,7 +156,6 @@ class Operations(pyfuse3.Operations):
         stats: Stats,
         files: Quota,
         texts: Quota,
-        told: Told,
     ) -> None:
         super().__init__()
         self._locked = locked
@@ -157,15 +167,13 @@ class Operations(pyfuse3.Operations):
         self._counted = stats.requests
         self._files = files
         self._texts = texts
-        self._told = told
-        self._kept: NodeEntry | None = None
         self._handles: dict[int, _OpenFile] = {}
         self._pollers: dict[int, Any] = {}
         self._listings = Listings(texts)
         self._unused_handles = itertools.count(1)
-        self._nodes = NodeTable(root)
-        self._by_number = self._nodes.by_number
-        self._by_key = self._nodes.by_key
+        self.nodes = NodeTable(root)
+        self._by_number = self.nodes.by_number
+        self._by_key = self.nodes.by_key
 
     def init(self) -> None:
         self._ready()
@@ -213,7 +221,7 @@ class Operations(pyfuse3.Operations):
         return node
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self._nodes.forget(inode_list)
+        self.nodes.forget(inode_list)
 
     # Calls of the tree, here or on a worker
 
@@ -255,7 +263,7 @@ class Operations(pyfuse3.Operations):
         taken = await self._call_tree(self._locked, user, node.getattr_cached)
         known = self._by_key.get(node.key)
         if known is None:
-            known = self._nodes.insert(node, directory.entry_timeout)
+            known = self.nodes.insert(node, directory.entry_timeout)
         known.take_attributes(taken, change_cookie)
         return known
 
@@ -270,6 +278,10 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
+    async def find_node(self, directory: Directory, name: bytes, ctx: RequestContext) -> Node:
+        """What a name stands for, here or on a worker."""
+        return await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
+
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
@@ -279,8 +291,6 @@ class Operations(pyfuse3.Operations):
             if len(name) > NAME_MAX:
                 raise FUSEError(errno.ENAMETOOLONG)
             directory = self._find_directory(parent_inode)
-            if ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE:
-                return await self._lookup_for_teller(directory, name, ctx)
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
@@ -302,25 +312,15 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
-        if self._is_teller(parent_inode, ctx):
-            return await self._mkdir_for_teller(directory, name, ctx)
         node = await self._make_change(
             self._mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
         )
-        entry = await self._introduce(directory, node, ctx)
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.represents)
-        return entry
+        return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        if self._is_teller(parent_inode, ctx):
-            self._told.refuse_standing(name)
-        else:
-            await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_removed(name)
+        await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
 
     @_translate_errors
     async def symlink(
@@ -330,10 +330,7 @@ class Operations(pyfuse3.Operations):
         node = await self._make_change(
             self._mutating, ctx.uid, name, directory.symlink, name, target, ctx
         )
-        entry = await self._introduce(directory, node, ctx)
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.represents)
-        return entry
+        return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rename(
@@ -352,11 +349,6 @@ class Operations(pyfuse3.Operations):
         await self._make_change(
             self._mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
         )
-        subject = None
-        if parent_inode_old == pyfuse3.ROOT_INODE:
-            subject = self._told.note_removed(name_old)
-        if parent_inode_new == pyfuse3.ROOT_INODE:
-            self._told.note_made(name_new, subject)
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -380,60 +372,13 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EPERM)
 
-    async def _introduce(
+    async def introduce(
         self, directory: Directory, node: Node, ctx: RequestContext
     ) -> EntryAttributes:
-        """The answer that tells the kernel of a node."""
+        """The answer that tells the kernel of a node, below a directory."""
         known = await self._insert(ctx.uid, node, directory)
         known.lookup_count += 1
         return known.attributes
-
-    # Changes that others have made, for watchers to be told
-
-    def _is_teller(self, parent_inode: int, ctx: RequestContext) -> bool:
-        return ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE
-
-    async def _lookup_for_teller(
-        self, directory: Directory, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        with self._letting_go():
-            found = None
-            with suppress(FileNotFoundError):
-                found = await self._call_tree(
-                    self._locked, ctx.uid, directory.lookup, name, ctx
-                )
-            self._keep(found)
-            return await self._introduce(directory, self._told.find(name, found), ctx)
-
-    def _keep(self, node: Node | None) -> None:
-        """Keep the number of a node until the teller asks for the next one.
-
-        If others have looked it up, and it is not there for the teller, the kernel forgets it
-        until mkdir(2) shows it again a moment later.
-        """
-        if node is not None and (known := self._by_key.get(node.key)):
-            known.lookup_count += 1
-            self._kept = known
-
-    @contextmanager
-    def _letting_go(self) -> Iterator[None]:
-        """What is kept so far is kept until the block ends."""
-        kept, self._kept = self._kept, None
-        try:
-            yield
-        finally:
-            if kept:
-                self._nodes.forget([(kept.number, 1)])
-
-    async def _mkdir_for_teller(
-        self, directory: Directory, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        self._told.refuse_told(name)
-        with self._letting_go():
-            found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
-            entry = await self._introduce(directory, found, ctx)
-        self._told.note_made(name, found.represents)
-        return entry
 
     # Attributes
 
@@ -519,7 +464,7 @@ class Operations(pyfuse3.Operations):
             if known is not None:
                 name = listing.names[index]
                 if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
-                    self._nodes.drop_unused(known)
+                    self.nodes.drop_unused(known)
                     break
                 known.lookup_count += index >= 2
                 replied = True
@@ -528,7 +473,7 @@ class Operations(pyfuse3.Operations):
 
     async def _find_listed(self, listing: Listing, index: int) -> NodeEntry | None:
         if index < 2:
-            return listing.known if index == 0 else self._nodes.root
+            return listing.known if index == 0 else self.nodes.root
         name = listing.names[index]
         # Names come and go between list and lookup.
         try:

@@ -50,7 +50,7 @@ from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.told import Told
+from netnsfs.fuse.replay import OperationsWithReplay, ReportedNames
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
 from netnsfs.logs import ASKED_FOR
@@ -116,7 +116,7 @@ def serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    told: Told,
+    reported: ReportedNames,
     mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
@@ -126,7 +126,7 @@ def serve(
         root: what to serve.
         stats: where requests are counted.
         config: where and how.
-        told: what watchers know of the names in `root`.
+        reported: the names in `root` that watchers know.
         mounted: called with the identity of the mount when it is there.
         ready: called when the mount answers.
 
@@ -135,14 +135,14 @@ def serve(
     """
     # By default 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
-    trio.run(_serve, root, stats, config, told, mounted, ready)
+    trio.run(_serve, root, stats, config, reported, mounted, ready)
 
 
 async def _serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    told: Told,
+    reported: ReportedNames,
     mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
@@ -157,8 +157,9 @@ async def _serve(
             for work, limit in WORKERS.items()
         )
         texts = Quota(errno.EMFILE, TEXT_PER_USER, TEXT_TOTAL)
-        operations = Operations(
-            root, locked, read_only, mutating, slow, ready, stats, _file_quota(), texts, told
+        operations = OperationsWithReplay(
+            *(root, locked, read_only, mutating, slow, ready, stats, _file_quota(), texts),
+            reported=reported,
         )
         if config.debug:
             trace(operations)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from itertools import count
 
-from netnsfs import linux
+from netnsfs import bpf_objects, linux
 from netnsfs.jobs import Job, start_thread
 from netnsfs.netns.scanner import (
     MAPPING,
@@ -27,14 +27,6 @@ from netnsfs.netns.scanner import (
     without_visitors,
 )
 from netnsfs.netns.spares import is_spare
-
-_HERE = os.path.dirname(__file__)
-OBJECT = os.path.join(_HERE, "tasks.bpf.o")
-"""The compiled programs for tasks: made when the package is built."""
-HOLDERS_OBJECT = os.path.join(_HERE, "holders.bpf.o")
-"""Those for open files and mappings."""
-MOUNTS_OBJECT = os.path.join(_HERE, "mounts.bpf.o")
-"""That for mounts."""
 
 # As in data/tasks.bpf.c.
 _QUESTION = struct.Struct("=II")
@@ -75,8 +67,8 @@ class BpfScanner:
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
         self._daemon_namespace = daemon_namespace()
-        self._iterators = linux.Iterators(OBJECT, ("tasks",), "list_tasks")
-        self._holders = linux.Iterators(HOLDERS_OBJECT, ("descriptors",), table="counts")
+        self._iterators = linux.Iterators(bpf_objects.TASKS, ("tasks",), "list_tasks")
+        self._holders = linux.Iterators(bpf_objects.HOLDERS, ("descriptors",), table="counts")
         self._mappings = _Mappings()
         self._mounts = _load_mounts()
         self._runs = count(1)
@@ -182,7 +174,7 @@ class BpfScanner:
 def _load_mounts() -> linux.Iterators | None:
     """The program that lists mounts; None if the kernel is too old for it (Linux 6.2)."""
     try:
-        return linux.Iterators(MOUNTS_OBJECT, (), "list_mounts", "counts")
+        return linux.Iterators(bpf_objects.MOUNTS, (), "list_mounts", "counts")
     except OSError as error:
         linux.reraise_if_resource(error)
         return None
@@ -222,7 +214,7 @@ class _Mappings:
             if self._iterators is None:
                 # Only now: it takes some milliseconds, and most never ask for it.
                 names = ("mappings",)
-                self._iterators = linux.Iterators(HOLDERS_OBJECT, names, table="counts")
+                self._iterators = linux.Iterators(bpf_objects.HOLDERS, names, table="counts")
             job = Job(self._iterators.run, "mappings", variables, keys, value)
             self._thread = start_thread(job.run, "netnsfs-maps")
             self._thread.join(_MAPPINGS_SECONDS)

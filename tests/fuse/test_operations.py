@@ -20,7 +20,6 @@ from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import WAITING_PER_USER, LoopWaiter
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.node import (
     ENTRY_TIMEOUT,
@@ -128,7 +127,7 @@ async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     files = Quota(errno.EMFILE, FILES, 2 * FILES)
     texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)
     yield fuse.Operations(
-        root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts, Told()
+        root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts
     )
     for pool in pools:
         pool.close()
