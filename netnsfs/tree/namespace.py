@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
@@ -89,6 +90,7 @@ class NamespaceFileSpec:
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
         delegated: whether an owner to whom root gave the namespace may write it.
+        syntax: when a command is whole.
         slow: see `File.slow`.
     """
 
@@ -100,6 +102,7 @@ class NamespaceFileSpec:
     format: Callable[[list[int]], bytes] = _one_a_line
     bound: Callable[[], int] | None = None
     store: Callable[[Caller], Command] | None = None
+    syntax: Syntax = ANY_WORDS
     needs_ptrace: bool = False
     delegated: bool = True
     slow: bool = False
@@ -132,6 +135,7 @@ NAMESPACE = {
             store=lambda caller: nsid.assign_nsid,
             # It changes the mounting namespace, which is not the owner's.
             delegated=False,
+            syntax=Syntax(is_unfinished=nsid.is_unfinished),
         ),
         NamespaceFileSpec(
             b"routes",
@@ -139,6 +143,7 @@ NAMESPACE = {
             live=lambda ns, fd: routes.show(fd),
             bound=lambda: USUAL_SIZE,
             store=lambda caller: routes.change,
+            syntax=Syntax(NEWLINE),
             slow=True,
         ),
         NamespaceFileSpec(
@@ -147,6 +152,7 @@ NAMESPACE = {
             live=lambda ns, fd: b"",
             bound=lambda: 0,
             store=_sender,
+            syntax=Syntax(is_unfinished=signals.is_unfinished),
             slow=True,
         ),
     )
@@ -454,10 +460,10 @@ class NamespaceFile(File):
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
         take = partial(directory.show_content, self._row)
-        run = None
-        if self._row.store and writes:
-            run = partial(directory.run_command, self._row.store(caller))
-        return Snapshot(flags, take, directory.require_present, run)
+        if not self._row.store or not writes:
+            return Snapshot(flags, take, directory.require_present)
+        run = partial(directory.run_command, self._row.store(caller))
+        return CommandSnapshot(flags, take, directory.require_present, run, self._row.syntax)
 
 
 class NamespaceLink(Link):
