@@ -41,8 +41,6 @@ from netnsfs.netns.scanner import MAPPING, NAMESPACE_FILE, Descriptor, Omitted, 
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
 _TASKS_AHEAD = 512
-# A path of PATH_MAX for each of the hierarchies that there can be.
-_CGROUP_TEXT = 1 << 17
 # In the order in which they are listed: first what most likely stays (see `holders_of`).
 _KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file", MAPPING)
 
@@ -133,40 +131,21 @@ def is_busy(inode: int) -> bool:
         return True
 
 
-def counts() -> Counter[int]:
-    """The number of processes with at least one thread in each namespace, by inode number.
+def members_by_namespace() -> dict[int, set[int]]:
+    """The processes with at least one thread in each namespace, by inode number.
 
     Raises:
         WouldBlock: on the event loop's thread.
     """
-    # A process may have several threads in one namespace, and counts once.
-    inside = {(pid, inode) for pid, _, inode in _chosen.scanner().members()}
-    return Counter(inode for _, inode in inside)
+    inside: dict[int, set[int]] = defaultdict(set)
+    for pid, _, inode in _chosen.scanner().members():
+        inside[inode].add(pid)
+    return inside
 
 
-def control_groups(members: Iterable[int]) -> bytes:
-    """The control groups of processes, one path a line, sorted (cgroups(7)).
-
-    Of each hierarchy: where there are several (cgroup v1), which of them a container, a pod or
-    a unit has groups in is for its maker to say. No path has a second line: the kernel
-    takes no newline in a name.
-
-    Args:
-        members: process IDs.
-    """
-    # Most have the same: each text is taken apart once.
-    texts: set[bytes] = set()
-    for pid in members:
-        try:
-            fd = os.open(b"/proc/%d/cgroup" % pid, os.O_RDONLY | os.O_CLOEXEC)
-            with linux.closing_fd(fd):
-                texts.add(os.read(fd, _CGROUP_TEXT))
-        except OSError as error:
-            linux.reraise_if_resource(error)
-    # Hierarchy, controllers, path.
-    lines = (line for text in texts for line in text.split(b"\n") if line)
-    paths = {line.split(b":", 2)[2] for line in lines}
-    return b"".join(path + b"\n" for path in sorted(paths))
+def counts() -> Counter[int]:
+    """How many processes that are. Errors as above."""
+    return Counter({inode: len(pids) for inode, pids in members_by_namespace().items()})
 
 
 def is_initial(inode: int) -> bool:

@@ -16,7 +16,7 @@ from itertools import count
 
 from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
-from netnsfs.netns import nsid, routes, signals, tasks
+from netnsfs.netns import control_groups, nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
@@ -118,7 +118,7 @@ NAMESPACE = {
         NamespaceFileSpec(
             b"cgroups",
             tasks=tasks.pids,
-            format=tasks.control_groups,
+            format=control_groups.listing,
             bound=lambda: USUAL_SIZE,
         ),
         NamespaceFileSpec(

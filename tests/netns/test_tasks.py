@@ -113,20 +113,6 @@ def test_zombies_are_no_members(spawn: Spawn) -> None:
     ip("netns", "del", "a")
 
 
-def test_control_groups_are_those_that_proc_tells(spawn: Spawn) -> None:
-    ip("netns", "add", "a")
-    inside = {spawn("ip", "netns", "exec", "a", "sleep", "60").pid for _ in range(3)}
-    wait_for(lambda: set(tasks.pids(inode_of("a"))) == inside)
-    told = "".join(Path(f"/proc/{pid}/cgroup").read_text() for pid in inside).splitlines()
-    paths = {line.split(":", 2)[2] for line in told}
-    assert tasks.control_groups(inside).decode().splitlines() == sorted(paths)
-    # Another, which has ended, is none.
-    gone = spawn("true")
-    gone.wait()
-    assert tasks.control_groups([gone.pid]) == b""
-    ip("netns", "del", "a")
-
-
 def status(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as file:
         return file.read()
