@@ -90,6 +90,7 @@ class NamespaceFileSpec:
         store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        delegated: whether an owner to whom root gave the namespace may write it.
         syntax: when a command is whole.
         slow: see `File.slow`.
     """
@@ -104,6 +105,7 @@ class NamespaceFileSpec:
     store: Callable[[Caller], Command] | None = None
     syntax: Syntax = ANY_WORDS
     needs_ptrace: bool = False
+    delegated: bool = True
     slow: bool = False
 
 
@@ -132,6 +134,8 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+            # It changes the mounting namespace, which is not the owner's.
+            delegated=False,
             syntax=Syntax(is_unfinished=nsid.is_unfinished),
         ),
         NamespaceFileSpec(
@@ -435,7 +439,7 @@ class NamespaceFile(File):
         self.slow = row.slow
 
     def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._directory.file_attributes(self._row.mode)
+        mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
