@@ -47,6 +47,7 @@ from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
+from netnsfs.tree.sockets import SOCKET, SocketDirectory
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
@@ -123,6 +124,7 @@ class Root(NamesDirectory):
             PID: PidDirectory(names),
             INIT: InitLink(names),
             **{links.key: links for links in by_number(names, permissions)},
+            SOCKET: SocketDirectory(names, permissions),
             last_error.key: last_error,
             **{file.key: file for file in counters},
             **{file.key + b".prom": file for file in counters},
