@@ -162,10 +162,12 @@ class Directory(Node):
     """A directory in which nothing can be made.
 
     Attributes:
+        writable: mkdir(2), rmdir(2), rename(2) and symlink(2) are welcome.
         entry_timeout: how many seconds the kernel may keep the names below: 0 where what they
             stand for can change.
     """
 
+    writable = False
     entry_timeout = 0.0
 
     def lookup(self, name: bytes, caller: Caller) -> Node:

@@ -48,7 +48,7 @@ from pyfuse3 import (
 from netnsfs import linux
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
@@ -120,11 +120,7 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: what the mount point is.
-        locked: the workers for requests during which the kernel holds a directory's or file's
-            lock, so that no crowd of readers delays them.
-        read_only: those for requests during which the kernel holds no lock.
-        mutating: those for calls that change something.
-        slow: those for files that take long to make, or to write.
+        pools: the workers.
         ready: called when the kernel has accepted the mount.
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
@@ -137,10 +133,7 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         root: Directory,
-        locked: Pool,
-        read_only: Pool,
-        mutating: Pool,
-        slow: Pool,
+        pools: Pools,
         ready: Callable[[], None],
         stats: Stats,
         files: Quota,
@@ -148,10 +141,7 @@ class Operations(pyfuse3.Operations):
         told: Told,
     ) -> None:
         super().__init__()
-        self._locked = locked
-        self._read_only = read_only
-        self._mutating = mutating
-        self._slow = slow
+        self._pools = pools
         self._ready = ready
         self.stats = stats
         self._counted = stats.requests
@@ -226,8 +216,13 @@ class Operations(pyfuse3.Operations):
         except WouldBlock:
             return await pool.run_for(user, function, *args)
 
-    def _pool_for(self, file: File) -> Pool:
-        return self._slow if file.slow else self._read_only
+    def _pool_for(self, node: Node) -> Pool:
+        """The workers that look at a node, or into it."""
+        locked = isinstance(node, Directory) and node.writable
+        return self._pools.locked if locked else self._pools.read_only
+
+    def _pool_for_content(self, file: File) -> Pool:
+        return self._pools.slow if file.slow else self._pools.read_only
 
     async def _make_change(
         self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
@@ -252,7 +247,8 @@ class Operations(pyfuse3.Operations):
             and known.change_cookie == change_cookie
         ):
             return known
-        taken = await self._call_tree(self._locked, user, node.getattr_cached)
+        pool = self._pool_for(directory)
+        taken = await self._call_tree(pool, user, node.getattr_cached)
         known = self._by_key.get(node.key)
         if known is None:
             known = self._nodes.insert(node, directory.entry_timeout)
@@ -284,7 +280,8 @@ class Operations(pyfuse3.Operations):
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
-                node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
+                pool = self._pool_for(directory)
+                node = await pool.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if (
                 known is None
@@ -305,7 +302,7 @@ class Operations(pyfuse3.Operations):
         if self._is_teller(parent_inode, ctx):
             return await self._mkdir_for_teller(directory, name, ctx)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+            self._pools.mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
@@ -318,7 +315,9 @@ class Operations(pyfuse3.Operations):
         if self._is_teller(parent_inode, ctx):
             self._told.refuse_standing(name)
         else:
-            await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
+            await self._make_change(
+                self._pools.mutating, ctx.uid, name, directory.rmdir, name, ctx
+            )
         if parent_inode == pyfuse3.ROOT_INODE:
             self._told.note_removed(name)
 
@@ -328,7 +327,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.symlink, name, target, ctx
+            self._pools.mutating, ctx.uid, name, directory.symlink, name, target, ctx
         )
         entry = await self._introduce(directory, node, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
@@ -350,7 +349,7 @@ class Operations(pyfuse3.Operations):
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(
-            self._mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+            self._pools.mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
         )
         subject = None
         if parent_inode_old == pyfuse3.ROOT_INODE:
@@ -400,7 +399,7 @@ class Operations(pyfuse3.Operations):
             found = None
             with suppress(FileNotFoundError):
                 found = await self._call_tree(
-                    self._locked, ctx.uid, directory.lookup, name, ctx
+                    self._pools.locked, ctx.uid, directory.lookup, name, ctx
                 )
             self._keep(found)
             return await self._introduce(directory, self._told.find(name, found), ctx)
@@ -430,7 +429,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._told.refuse_told(name)
         with self._letting_go():
-            found = await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
+            found = await self._call_tree(
+                self._pools.locked, ctx.uid, directory.lookup, name, ctx
+            )
             entry = await self._introduce(directory, found, ctx)
         self._told.note_made(name, found.represents)
         return entry
@@ -439,7 +440,8 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(self._read_only, ctx.uid, self._by_number[inode])
+        known = self._by_number[inode]
+        return await self._refresh_attributes(self._pool_for(known.node), ctx.uid, known)
 
     @_translate_errors
     async def setattr(
@@ -451,7 +453,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(self._locked, ctx.uid, known)
+        before = await self._refresh_attributes(self._pools.locked, ctx.uid, known)
         _require_settable(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
@@ -466,16 +468,23 @@ class Operations(pyfuse3.Operations):
         if ctx.uid not in (0, before.st_uid):
             raise FUSEError(errno.EPERM)
         await self._make_change(
-            self._mutating, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+            self._pools.mutating,
+            ctx.uid,
+            known.node.label,
+            known.node.setattr,
+            mode,
+            uid,
+            gid,
+            ctx,
         )
-        return await self._refresh_attributes(self._locked, ctx.uid, known)
+        return await self._refresh_attributes(self._pools.locked, ctx.uid, known)
 
     @_translate_errors
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(self._read_only, ctx.uid, node.readlink, ctx)
+        return await self._call_tree(self._pools.read_only, ctx.uid, node.readlink, ctx)
 
     @_translate_errors
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -495,7 +504,8 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         directory, known = self._find_directory(inode), self._by_number[inode]
         fh = next(self._unused_handles)
-        caller = await self._call_tree(self._locked, ctx.uid, directory.listing_caller, ctx)
+        pool = self._pool_for(directory)
+        caller = await self._call_tree(pool, ctx.uid, directory.listing_caller, ctx)
         self._listings.add(fh, Listing(known, directory, caller, ctx.uid))
         return fh
 
@@ -503,7 +513,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            names = await self._call_tree(self._locked, listing.user, listing.directory.readdir)
+            pool = self._pool_for(listing.directory)
+            names = await self._call_tree(pool, listing.user, listing.directory.readdir)
             self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
@@ -533,7 +544,7 @@ class Operations(pyfuse3.Operations):
         # Names come and go between list and lookup.
         try:
             node = await self._call_tree(
-                self._locked,
+                self._pool_for(listing.directory),
                 listing.user,
                 listing.directory.lookup_listed,
                 name,
@@ -568,7 +579,9 @@ class Operations(pyfuse3.Operations):
             try:
                 handle = node.open(flags, ctx)
             except WouldBlock:
-                handle = await self._pool_for(node).run_for(ctx.uid, node.open, flags, ctx)
+                handle = await self._pool_for_content(node).run_for(
+                    ctx.uid, node.open, flags, ctx
+                )
             length = handle.length
             node.remember_length(length)
             if length > known.attributes.st_size:
@@ -591,7 +604,7 @@ class Operations(pyfuse3.Operations):
         known.attributes.st_size = size
         try:
             store, number = pyfuse3.notify_store, known.number
-            await self._read_only.run_for(user, store, number, size - 1, b"\n")
+            await self._pools.read_only.run_for(user, store, number, size - 1, b"\n")
         except BaseException:
             # The kernel does not release what it could not open.
             handle.close()
@@ -614,7 +627,7 @@ class Operations(pyfuse3.Operations):
         self._texts.uncharge(opened.user, opened.length)
 
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
-        pool = self._pool_for(opened.file)
+        pool = self._pool_for_content(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
         # The text may be a new one. Another read of the same file may have told so already.
         opened, length = self._find_file(fh), opened.handle.length
@@ -636,7 +649,7 @@ class Operations(pyfuse3.Operations):
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _ = self._find_file(fh)
-        pool = self._slow if file.slow else self._mutating
+        pool = self._pools.slow if file.slow else self._pools.writing
         return await self._make_change(pool, user, file.label, handle.write, buf, off)
 
     async def release(self, fh: int) -> None:
@@ -665,7 +678,7 @@ class Operations(pyfuse3.Operations):
         if poll_handle is not None:
             self._pollers[fh] = poll_handle
         wake = functools.partial(self._wake_later, trio.lowlevel.current_trio_token(), fh)
-        changed = await self._call_tree(self._read_only, ctx.uid, handle.poll, wake)
+        changed = await self._call_tree(self._pools.read_only, ctx.uid, handle.poll, wake)
         return _READY | _CHANGED if changed else _READY
 
     def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:

@@ -48,7 +48,7 @@ from netnsfs.fuse import mounting
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
@@ -87,8 +87,18 @@ SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 
 # More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
 # share the interpreter.
-WORKERS = {"locked": 4, "read": 4, "mutate": 4, "slow": 2}
-"""How many threads work at what. Of those for what is slow, one is for root."""
+WORKERS = {
+    "locked": (4, QUEUE_SECONDS),
+    "read": (4, QUEUE_SECONDS),
+    "mutate": (8, 0),
+    "write": (4, QUEUE_SECONDS),
+    "slow": (2, QUEUE_SECONDS),
+}
+"""How many threads each pool has (see `Pools`), and how long a handler waits for one of them.
+
+Of those for what is slow, one is for root. Changes of directories do not wait, so there are more
+threads for them.
+"""
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
 # stop all others. Not all are for users (loop.WAITING_TOTAL).
@@ -152,14 +162,9 @@ async def _serve(
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
         loop = LoopWaiter()
         cleanup.callback(loop.close)
-        locked, read_only, mutating, slow = (
-            _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
-            for work, limit in WORKERS.items()
-        )
+        pools = _open_pools(loop, cleanup)
         texts = Quota(errno.EMFILE, TEXT_PER_USER, TEXT_TOTAL)
-        operations = Operations(
-            root, locked, read_only, mutating, slow, ready, stats, _file_quota(), texts, told
-        )
+        operations = Operations(root, pools, ready, stats, _file_quota(), texts, told)
         if config.debug:
             trace(operations)
         device, ours = _open_session(operations, loop, config, cleanup)
@@ -171,7 +176,7 @@ async def _serve(
                 detach = partial(_detach, config.mount_point, ours, device)
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
                 forget = partial(_forget_unused, config.mount_point, ours, device)
-                nursery.start_soon(_bound_memory, operations, read_only, forget)
+                nursery.start_soon(_bound_memory, operations, pools.read_only, forget)
                 await _serve_requests()
                 nursery.cancel_scope.cancel()
 
@@ -191,10 +196,16 @@ def _file_quota() -> Quota:
     return Quota(errno.EMFILE, min(FILES_PER_USER, descriptors // 4), descriptors // 2)
 
 
-def _open_pool(name: str, limit: int, loop: LoopWaiter, cleanup: ExitStack) -> Pool:
-    pool = Pool(name, limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
-    cleanup.callback(pool.close)
-    return pool
+def _open_pools(loop: LoopWaiter, cleanup: ExitStack) -> Pools:
+    pools = Pools(
+        *(
+            Pool(f"netnsfs-{work}", limit, HANDLER_SECONDS, seconds, loop)
+            for work, (limit, seconds) in WORKERS.items()
+        )
+    )
+    for pool in pools:
+        cleanup.callback(pool.close)
+    return pools
 
 
 def _open_session(

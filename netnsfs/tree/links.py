@@ -236,6 +236,8 @@ class LinksDirectory(Directory):
         shared: what is the same in all.
     """
 
+    writable = True
+
     def __init__(self, parent: Parent, shared: Shared) -> None:
         self.parent = parent
         self.shared = shared

@@ -83,6 +83,7 @@ class Root(NamesDirectory):
     """
 
     key = b"/"
+    writable = True
 
     def __init__(self, names: NamedNamespaces, stats: Stats, config: Config) -> None:
         self._names = names

@@ -18,7 +18,7 @@ import trio.testing
 
 from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import WAITING_PER_USER, LoopWaiter
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
@@ -124,12 +124,10 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopWaiter()
-    locked, read_only, mutating, slow = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
+    pools = Pools(*(Pool("test", 1, 5, 5, loop) for _ in Pools._fields))
     files = Quota(errno.EMFILE, FILES, 2 * FILES)
     texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)
-    yield fuse.Operations(
-        root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts, Told()
-    )
+    yield fuse.Operations(root, pools, lambda: None, Stats(), files, texts, Told())
     for pool in pools:
         pool.close()
     loop.close()
