@@ -6,7 +6,7 @@ which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
-    instances, last_process          which netnsfs serve here; who else is in the mount namespace
+    instances, last_process     which netnsfs serve here; who else is in the mount namespace
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
@@ -87,8 +87,8 @@ its own mount. Each lookup shows what is true when it starts.
 - *run directory*: /run/netns. *Name*: an entry of it. *Placeholder*: the empty file of a name,
   which the namespace's file is mounted on. *Stale name*: one that is no network namespace.
 - *control directory*: .netnsfs, as ZFS has .zfs.
-- *identity*: tells what stands under a name at one moment. *Change cookie*: an object that stays
-  the same for as long as nothing in the run directory changes, for comparison only.
+- *identity*: tells what stands under a name at one moment. *Change cookie*: an object that
+  stays the same for as long as nothing in the run directory changes, for comparison only.
 - *reference*: where a namespace is found: a name, or a holder.
 - *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.

@@ -176,7 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the directory of names (default {RUN_DIR}). uid=, gid=: the owner, "
+        help=f"rundir=DIR: the run directory (default {RUN_DIR}). uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "

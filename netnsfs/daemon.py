@@ -210,14 +210,14 @@ def _warn_if_closed(config: Config) -> None:
 
 def _require_spares(config: Config) -> None:
     if config.spare and not spares.spares_possible():
-        message = "spare= needs the machine's initial network and user namespaces: leave it out"
+        message = "spare= needs the initial network and user namespaces: leave it out"
         raise Failure(message, EXIT_USAGE)
 
 
 def _end_when_last(config: Config) -> None:
     """End, as on a signal, when nobody is left who could see the mount, or unmount it.
 
-    In the foreground, whoever has started it sees to it: it may be all that is in a container.
+    In the foreground, the starter decides: the daemon may be all that is in a container.
     """
     if linux.in_initial_user_namespace() or config.foreground:
         return

@@ -4,10 +4,11 @@ unshare(2) and setns(2) change one thread. A thread that comes back to a pool in
 namespace poisons whatever runs on it next, and a thread that it starts is born in that
 namespace too. Hence three rules:
 
-1. A thread enters a namespace only inside `restoring_namespace()`, and only if it is disposable. The
-   block ends with the thread at home, or with the thread marked as tainted.
+1. A thread enters a namespace only inside `restoring_namespace()`, and only if it is
+   disposable. When the block ends, the thread is back in its original namespace, or it is
+   marked as tainted.
 2. A tainted thread ends after its job, and starts no other thread.
-3. A job whose caller stops waiting is told so at `commit()`, the point before anything
+3. A job whose caller has stopped waiting learns it at `commit()`, the point before anything
    that others can see. One of the two wins: either the caller learns that the job went
    through, or the job undoes what it has begun.
 
@@ -183,7 +184,7 @@ def commit() -> None:
 
 @contextlib.contextmanager
 def disposable() -> Iterator[None]:
-    """Make the calling thread, which must end after the block, one that may `restoring_namespace()`."""
+    """Let the calling thread use `restoring_namespace()`. It must end after the block."""
     # Signals belong to the main thread: it is the one whose blocked read they must end,
     # and here they would make system calls fail with EINTR.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -239,7 +240,10 @@ def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
 
 
 def on_own_thread(function: Callable[..., T], *args: object) -> T:
-    """Call `function` where it may `restoring_namespace()`: here, or on a thread made for this one call."""
+    """Call `function` where it may use `restoring_namespace()`.
+
+    That is here, or on a thread made for this one call.
+    """
     may_block()
     if _local.disposable:
         return function(*args)

@@ -4,7 +4,7 @@ In a mount namespace of a user's own (unshare -Urnm), a mount is seen by the pro
 When the last of them has ended, nobody can unmount it any more, and daemon and namespaces would
 stay until the machine is shut down.
 
-Nobody is told when a process leaves a mount namespace. So one of those in it is waited for
+The kernel reports no process that leaves a mount namespace. So the daemon waits for one of them
 (pidfd_open(2)), and then another, until there is none. What leaves without ending is noticed by
 looking again now and then.
 """

@@ -77,8 +77,8 @@ class Node:
         number: the node ID and st_ino that it should have, 0 for any.
         generation: tells two nodes with one number apart.
         change_cookie: changes when the attributes do that the kernel may keep.
-        represents: what it shows, if that can be another under the same name: equal for all nodes
-            of one thing.
+        represents: what it shows, if another thing can have the same name: equal for all
+            nodes of one thing.
         label: what to call it in a message.
     """
 
@@ -183,7 +183,7 @@ class Directory(Node):
         return []
 
     def listing_caller(self, caller: Caller) -> Caller:
-        """The caller to keep for a listing, with all that is to be asked while they wait."""
+        """The caller to keep for a listing, with all that must be asked while they wait."""
         return caller
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:

@@ -11,7 +11,7 @@ is told is decided here, and so is the little that mode bits cannot say.
 3. The writable files of any other namespace are written by the owner that the options name,
    root if none, and by those whom fmask (or umask) lets. Nobody but root can let others in than
    those. A namespace without a name belongs to root, whatever the options say: it may be the
-   machine's own.
+   initial one.
 4. The daemon may open more than its callers may. So what makes it open something that the
    caller names, or tells what only the daemon can see, is for callers with the daemon's own
    capabilities, in the daemon's own user namespace: user ID 0 alone would make a root without
@@ -19,7 +19,7 @@ is told is decided here, and so is the little that mode bits cannot say.
    mv of a namespace without a name, the target of its `ns` link, all of `unnamed`, and holders.
 5. Process IDs that the daemon's /proc hides (hidepid, proc(5)) are shown to those callers,
    and to the owner of the process. The counters of a namespace that not everyone may look into
-   are shown to those who may look into anything.
+   are shown to users who may read everything.
 """
 
 import errno
@@ -131,7 +131,7 @@ class Permissions:
             own = 0 if uid is None else after.mode & 0o200
             return after._replace(write=after.write | own)
         if after.gid != before.gid:
-            # Its members are others than those whom root has let in.
+            # Root chose the members of another group.
             after = after._replace(mode=after.mode & ~0o020, write=after.write & ~0o020)
         return self._without_new_writers(after, before)
 
@@ -152,7 +152,7 @@ class Permissions:
         # What not even root may write belongs to root.
         if not mode & 0o200:
             return shown, 0, 0
-        # Who may read a file may be let write it: the bits for reading, moved to where those
-        # for writing are.
+        # A user who may read a file can be allowed to write it: the bits for reading are moved
+        # to where those for writing are.
         writers = (mode & 0o444) >> 1 | mode & 0o222
         return shown | owner.write & writers, owner.uid, owner.gid

@@ -30,8 +30,8 @@ class Call(NamedTuple):
 def workers(mounted: Mounted) -> dict[str, int]:
     """The worker of each pool, as long as there is never more than one request at a time.
 
-    That is, the one that makes the changes ("change"), the one that finds names ("name"), and
-    the one that looks ("look").
+    That is, the one that makes the changes ("mutate"), the one that finds names ("locked"), and
+    the one that reads ("read").
     """
     # One that finds nothing, and a change that is refused and touches nothing.
     actions = (
@@ -41,7 +41,7 @@ def workers(mounted: Mounted) -> dict[str, int]:
     for action in (*actions, (mounted / ".netnsfs/init").readlink):
         assert error_of(action) in ("", "ENOENT")
     return {
-        work: thread_named(mounted, f"netnsfs-{work}") for work in ("name", "look", "change")
+        work: thread_named(mounted, f"netnsfs-{work}") for work in ("locked", "read", "mutate")
     }
 
 

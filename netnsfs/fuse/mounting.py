@@ -4,8 +4,8 @@ A mount on top of another succeeds silently, so the mount point is looked at fir
 whose daemon is dead is detached, one that is alive is refused. What else is there, a file
 system or files, is hidden for as long as the mount stands, with a warning if it is not empty.
 
-Several starts may look at the same moment. No lock keeps them apart, because whoever may open
-a file may lock it, and so could stop every start. Instead:
+Several starts may look at the same moment. No lock keeps them apart, because a user who may
+open a file may lock it, and so could stop every start. Instead:
 
 1. A start knows its mount before anybody else can see it, and so can tell it from any other.
 2. After mounting it looks at the mount below its own. If that is a netnsfs at the same path,

@@ -1,14 +1,14 @@
 """The nodes that the kernel knows, by number and by key.
 
-The kernel knows a node by its number, and counts how often it was told of it (lookup, mkdir,
+The kernel knows a node by its number, and counts how often it learnt of it (lookup, mkdir,
 an entry of a listing). With forget it gives counts back, and a node whose count is zero is
 dropped here.
 
 A node of the tree may ask for a number: that of its namespace, which stat(2) is to show. As
 long as somebody has the directory of a namespace open that has ended, another node may have
-that number. Requests for the two could not be told apart, and who has the old one open would
-look into the new one. So the new one gets any number. The kernel is made to ask for its
-attributes each time, and hears then of the st_ino that it should have.
+that number. Requests for the two could not be distinguished, and a user who has the old one
+open would look into the new one. So the new one gets any number. Its attributes may not be
+kept, so the kernel asks for them each time, and learns then which st_ino it should have.
 
 Nothing here waits, and all of it runs on the event loop's thread, so that no other request
 comes between reading and changing the table.
@@ -34,7 +34,7 @@ class NodeEntry:
     Attributes:
         node: the node of the tree.
         number: the kernel's number for it.
-        lookup_count: how often the kernel was told of it and has not forgotten it.
+        lookup_count: how often the kernel has learnt of it, less what it has forgotten.
         change_cookie: the node's change_cookie when its attributes were last taken.
         attributes: the attributes in the form of pyfuse3, with the number.
         shown: the same for getattr, with the st_ino that stat(2) is to show.

@@ -1,8 +1,8 @@
 """The adapter between the FUSE protocol, as pyfuse3 has it, and the nodes of a tree.
 
-Caching. The kernel keeps the names below a directory with an `entry_timeout`, and attributes for
-the time that they name. It keeps no name below any other directory, so that the next lookup
-sees a change whoever made it. read(2) always asks here (direct_io). Only sendfile(2) and
+Caching. The kernel keeps the names below a directory with an `entry_timeout`, and attributes
+for the time that they name. It keeps no name below any other directory, so that the next lookup
+sees every change, by any program. read(2) always asks here (direct_io). Only sendfile(2) and
 splice(2) read from the kernel's pages, which every open throws away.
 
 Time. A handler answers at once or waits in the pool, which limits the time: a client that
@@ -16,7 +16,7 @@ translate inside and call the tree themselves: one more coroutine around each wo
 a tenth of their time. For the same reason they repeat a few lines of other methods.
 
 ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
-close) and for extended attributes (`ls -l` asks for them, and the user is told
+close) and for extended attributes (`ls -l` asks for them, and the answer is
 "not supported" either way). Their handlers are therefore those of pyfuse3's own class; every
 other operation has an answer here.
 """
@@ -107,7 +107,7 @@ def _require_settable(node: Node, asked: EntryAttributes, fields: SetattrFields)
 
 
 class _OpenFile(NamedTuple):
-    """An open file: who has opened it, and how many bytes they were told to pay for."""
+    """An open file: the user who opened it, and the bytes charged to that user."""
 
     file: File
     handle: Handle
@@ -629,7 +629,7 @@ class Operations(pyfuse3.Operations):
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
         pool = self._pool_for_content(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
-        # The text may be a new one. Another read of the same file may have told so already.
+        # The text may be a new one. Another read of the same file may have found that already.
         opened, length = self._find_file(fh), opened.handle.length
         self._texts.recharge(opened.user, opened.length, length)
         self._handles[fh] = opened._replace(length=length)
@@ -682,7 +682,7 @@ class Operations(pyfuse3.Operations):
         return _READY | _CHANGED if changed else _READY
 
     def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:
-        """On any thread: have whoever waits for a file ask again."""
+        """On any thread: wake the clients that wait for a file, so that they ask again."""
         # If the loop has ended, so has every wait. If only waking it has failed, it is late.
         with suppress(trio.RunFinishedError, OSError):
             token.run_sync_soon(self._wake_poller, fh)

@@ -13,7 +13,7 @@ rest:
    request. An interval timer interrupts the read (EINTR makes pyfuse3 start over).
 3. terminate() leaves handlers in flight running and serves nobody meanwhile. So the mount
    is detached first, and after a grace period the handlers are cancelled.
-4. The kernel keeps the nodes that it was told of until it is short of memory, also below a
+4. The kernel keeps the nodes that it knows until it is short of memory, also below a
    directory that is gone if a file was open in it. The daemon would grow by each. So once
    there are many, the kernel is made to forget those that are not in use.
 5. libfuse has a buffer of a megabyte for each request that is read at once. Small pieces that
@@ -231,7 +231,7 @@ def _open_session(
 
 
 def _mount(config: Config) -> tuple[int, Identity]:
-    """Mount what is to be served, unless another start is first.
+    """Mount the file system, unless another start is first.
 
     Returns:
         The descriptor by which requests come, and the identity of the mount.

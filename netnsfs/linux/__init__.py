@@ -30,7 +30,7 @@ from netnsfs.linux.events import (
 )
 from netnsfs.linux.files import (
     FOLLOW,
-    TMPFS_MAGIC,
+    LOCAL_FILESYSTEMS,
     CrossedMountError,
     Stat,
     device_of,

@@ -172,7 +172,7 @@ class Probes:
         self._delete(self._watched, key)
 
     def read_told(self) -> list[bytes]:
-        """What was told since the last call. For one thread at a time."""
+        """The records since the last call. For one thread at a time."""
         self._consume(self._ring)
         told, self._records[:] = self._records[:], []
         return told

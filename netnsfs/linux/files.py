@@ -19,9 +19,24 @@ from netnsfs.linux.library import (
     quick_libc,
 )
 
-TMPFS_MAGIC = 0x01021994
+LOCAL_FILESYSTEMS = {
+    0x01021994,  # tmpfs
+    0x858458F6,  # ramfs
+    0xEF53,  # ext2, ext3, ext4
+    0x58465342,  # xfs
+    0x9123683E,  # btrfs
+    0xF2F52010,  # f2fs
+    0xCA451A4E,  # bcachefs
+    0x794C7630,  # overlay
+}
+"""File systems in which nothing changes but through this kernel (linux/magic.h).
+
+On one that comes from another machine or from a server, others change files unheard. What is
+done to the layers below an overlay, while that is mounted, is undefined
+(Documentation/filesystems/overlayfs.rst).
+"""
 _PROC_SUPER_MAGIC = 0x9FA0
-# With these, a call that may wait is to be made instead. EAGAIN: it is not in the cache. ENOSYS
+# On these, make a call that may wait instead. EAGAIN: it is not in the cache. ENOSYS
 # and EPERM: what filters of system calls in containers answer to an openat2(2) unknown to them.
 _NOT_AT_HAND = RESOURCE_ERRNOS | {errno.ENOSYS, errno.EPERM}
 # As many as the kernel follows (MAXSYMLINKS, linux/namei.h).

@@ -1,4 +1,4 @@
-"""Namespaces: entered, and told apart (namespaces(7), ioctl_nsfs(2))."""
+"""Namespaces: to enter them, and to distinguish them (namespaces(7), ioctl_nsfs(2))."""
 
 import errno
 import fcntl

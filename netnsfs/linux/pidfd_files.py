@@ -1,4 +1,4 @@
-"""Open files of other processes, of which only a copy tells the namespace: sockets and tun.
+"""Open files of other processes whose namespace only a copy can tell: sockets and tun.
 
 pidfd_getfd(2) copies what is there at that moment, and its owner may have put another file in
 its place: one of a file system of their own that does not answer, or a socket that lingers.
@@ -51,13 +51,13 @@ def namespaces_of_files(files: Sequence[tuple[int, int]]) -> list[int | None]:
 
     Returns:
         For each: 0 if there is no such file any more, or it is of another kind; None if it
-        cannot be told, because somebody makes that take too long.
+        cannot be found out, because another process makes that take too long.
 
     Raises:
         OSError: the machine is short of something.
     """
     size = HEAD.size + len(files) * RECORD.size
-    # In memory that both have: what a child has told is there even if it is killed, and the
+    # In shared memory: what a child has found is there even if it is killed, and the
     # next one goes on from there.
     fd = os.memfd_create("files", os.MFD_CLOEXEC)
     try:

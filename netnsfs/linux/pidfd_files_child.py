@@ -1,4 +1,4 @@
-"""The program of the child process that `pidfd_files` starts. It stands alone, to start quickly.
+"""The program of the child process of `pidfd_files`. It stands alone, to start quickly.
 
     pidfd_files_child.py tell            of many files: the namespace of each
     pidfd_files_child.py fetch TASK FD   of one: a descriptor of its namespace

@@ -134,7 +134,7 @@ class NamedNamespaces:
             return _entry_of(fd)
 
     def inspect(self, name: bytes, function: Callable[[int], T]) -> tuple[Entry, T | None]:
-        """What stands under a name, and what is to be seen of its namespace, in one look.
+        """What stands under a name, and what a function finds in its namespace, in one step.
 
         Args:
             name: the name.
@@ -276,7 +276,7 @@ class NamedNamespaces:
             _placeholder(self.path_of(name)) as file,
         ):
             commit()
-            # The identity is known without another look: the mount keeps its ID when it is moved.
+            # The identity stays as it is: the mount keeps its ID when it is moved.
             identity = linux.statx(b"", mount)
             self._mount_on(file, mount, owner)
             return made, identity
@@ -365,7 +365,7 @@ class NamedNamespaces:
             try:
                 self._detach(top, old)
             except OSError:
-                # Whoever was first has removed the namespace, or given it another name.
+                # Another caller has removed the namespace first, or given it another name.
                 # Unless the new name was removed meanwhile too, and made anew for another
                 # namespace.
                 if linux.statx(self.path_of(new)).ino == os.fstat(fd).st_ino:

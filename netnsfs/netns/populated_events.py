@@ -1,8 +1,9 @@
 """When the first member of a network namespace comes, and when the last one goes.
 
-The probes of data/populated_events.bpf.c tell that a task came or left. What is true then, whoever
-is told finds out for themselves (`tasks.tids`). A namespace is told of once. So it is
-watched again (`MembershipWatch.renew`) before that look: what happens after it is told.
+The probes of data/populated_events.bpf.c report that a task came or left. The receiver of the
+report finds out what is true then (`tasks.tids`). A namespace is reported once. So the receiver
+first renews its watch (`MembershipWatch.renew`), then looks: what happens after that is
+reported.
 
 The probes are attached while something is watched, and for a moment longer. They make each
 system call of the machine longer by less than 0.1 us.

@@ -241,7 +241,7 @@ def numbers_in(path: bytes) -> list[bytes]:
 def _keep_open(path: bytes) -> int:
     kept = _kept_open.get(path)
     if kept is None:
-        # Whoever lists a directory keeps it locked, for as long as they like.
+        # A user who lists a directory can keep it locked for any time.
         may_block()
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         kept = _kept_open.setdefault(path, fd)

@@ -1,18 +1,20 @@
 """The run directory: which names stand in it, what lies below their mounts, what has changed.
 
-**Has it changed?** `RunDirectory.change_cookie` is the one answer: the same object for as long as no
-name, no mount and no attribute in the directory has changed. It asks nobody: inotify(7) tells
-of names and attributes, and /proc/self/mountinfo, which can be polled (proc_pid_mountinfo(5)),
-tells of mounts. One poll(2) asks for both. The kernel queues each event before the system call
-that caused it returns, so whoever was told of a change finds it here.
+**Has it changed?** `RunDirectory.change_cookie` is the one answer: the same object for as
+long as no name, no mount and no attribute in the directory has changed. It asks no file system:
+inotify(7) reports names and attributes, and /proc/self/mountinfo, which can be polled
+(proc_pid_mountinfo(5)), reports mounts. One poll(2) asks for both. The kernel queues each event
+before the system call that caused it returns, so a caller that knows of a change finds it here.
 
 **Why not just look?** To look for a name that is not there, the kernel takes the directory's
-lock. Whoever lists the directory holds that lock too, for as long as they like: the list may be
+lock. A user who lists the directory holds that lock too, for any time: the list may be
 written to memory that a file is mapped to, and that file may be one of ours. So the event loop
 looks at nothing but what the kernel has in its cache (openat2(2), RESOLVE_CACHED), learns from
 inotify which names do not stand, and leaves everything else to a worker.
 
-Only a directory on a tmpfs is watched: there nothing comes in but through this kernel.
+Of a directory on a local file system all is heard: there, nothing comes in but through this
+kernel. On any other, another machine or a server may change names unheard. There, each lookup
+looks at its name, once: mounts and owners change through this kernel alone.
 
 **What is below.** A namespace's file covers the placeholder that it is mounted on. A private
 clone of the directory's mount without the mounts in it (open_tree(2)) shows the placeholders.
@@ -45,7 +47,7 @@ _MAX_CLONES = 10
 
 _CREATED = linux.IN_CREATE | linux.IN_MOVED_TO
 _DELETED = linux.IN_DELETE
-# Two names that are exchanged, or what a rename leaves behind, are not told of as such.
+# Two names that are exchanged, or what a rename leaves behind, are not reported as such.
 _RENAMED = linux.IN_MOVED_FROM
 _CHANGED = linux.IN_ATTRIB
 _MOVED = linux.IN_MOVE_SELF | linux.IN_DELETE_SELF | linux.IN_MASK_ADD
@@ -76,7 +78,9 @@ class DirectoryWatcher:
 
     Attributes:
         identity: device and inode number of the directory.
-        overflowed_or_moved: some event was missed, or the directory is another now: nothing is known.
+        is_local: nothing changes there but through this kernel, so all changes are reported.
+        overflowed_or_moved: an event was missed, or the directory is another one now:
+            nothing is known.
         owners: what the caller has found of names; an entry is dropped when its name changes.
 
     Raises:
@@ -91,8 +95,8 @@ class DirectoryWatcher:
         self._stamp = object()
         self._checked = True
         with linux.closing_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            in_memory = linux.filesystem_magic(fd) == linux.TMPFS_MAGIC
-            if not in_memory or os.path.realpath(path) != path:
+            self.is_local = linux.filesystem_magic(fd) in linux.LOCAL_FILESYSTEMS
+            if os.path.realpath(path) != path:
                 raise OSError(errno.EOPNOTSUPP, "the directory cannot be watched", path)
             found = linux.statx(b"", fd)
             self.identity, self._mount = (found.dev, found.ino), found.mount
@@ -106,7 +110,7 @@ class DirectoryWatcher:
             self._poll = linux.Poll(
                 (self._watch.fileno(), select.POLLIN), (_open_mounts(self), select.POLLPRI)
             )
-            # After the watch has begun: what comes while the list is read is told as an event.
+            # After the watch has begun: what comes while the list is read comes as an event.
             self._names = {os.fsencode(name) for name in os.listdir(fd)}
         if not self._is_there():
             raise OSError(errno.EAGAIN, "the directory is another now", self._path)
@@ -125,7 +129,8 @@ class DirectoryWatcher:
     def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""
         self.change_cookie()
-        return self._checked and not self.overflowed_or_moved and name not in self._names
+        known = self.is_local and self._checked and not self.overflowed_or_moved
+        return known and name not in self._names
 
     def _catch_up(self) -> None:
         for number, (mask, name) in enumerate(self._watch.read_events()):
@@ -225,9 +230,9 @@ class ChangeWaiter:
 class MountedNames:
     """Which namespaces are mounted in a directory, under which names, from mountinfo alone.
 
-    Whoever looks at one name after another can miss a namespace that is renamed meanwhile. In
-    mountinfo, the mount of the new name comes after that of the old one, and is there before
-    that goes: one pass sees at least one of them.
+    A caller that asks for one name after another can miss a namespace that is renamed
+    meanwhile. In mountinfo, the mount of the new name comes after that of the old one, and is
+    there before that goes: one pass sees at least one of them.
 
     Args:
         path: the directory, without links on the way. It need not exist.
@@ -311,6 +316,11 @@ class RunDirectory:
         """
         watcher = self._live_watcher()
         return watcher.change_cookie() if watcher else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a change cookie tells of all changes, or only of those through this kernel."""
+        return self._watcher is not None and self._watcher.is_local
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:
         """The owners found so far, to be added to. An entry is dropped when its name changes.
@@ -506,7 +516,7 @@ class RunDirectory:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
             os.mkdir(self.path, 0o755)
-            # mkdir(2) applies the umask of whoever has started the daemon.
+            # mkdir(2) applies the umask that the daemon was started with.
             os.chmod(self.path, 0o755)
         except FileExistsError:
             pass
@@ -518,7 +528,7 @@ class RunDirectory:
         return top is not None and bool(top.peers) and not self._is_left_bound(top)
 
     def _make_shared(self) -> None:
-        # Whoever had the lock before may have done it.
+        # The previous holder of the lock may have done it.
         if self._is_shared():
             return
         top = linux.mount_at(self.path)

@@ -86,7 +86,7 @@ class Scanner(Protocol):
         """The threads in a network namespace, or in any."""
 
     def members(self, inode: int = 0) -> Iterable[Task]:
-        """`tasks` without those about to end and, where that can be told, visits of our own."""
+        """`tasks` without those about to end and, where that can be known, our own threads."""
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """Tasks, and the inode number of the mount namespace that each is in."""

@@ -1,12 +1,12 @@
 """Signals to all members of a network namespace.
 
-A process that forks must not get away, and nobody outside is to be hit. Five rules:
+A process that forks must not escape, and no process outside may get a signal. Five rules:
 
-1. A process is told by its ID and the time of its start: IDs are reused, soon where pid_max is
-   small. The signal goes to a pidfd (pidfd_send_signal(2)), opened before the process is looked
-   at once more. If it has ended by then, the signal reaches nobody.
+1. A process is identified by its ID and the time of its start: IDs are reused, soon where
+   pid_max is small. The signal goes to a pidfd (pidfd_send_signal(2)), opened before the
+   process is looked at once more. If it has ended by then, the signal reaches nobody.
 2. A process is sent the signal once. Passes over all tasks follow each other until one finds
-   nobody new. Whoever forks and ends may not be seen by a pass, and neither may the child. So
+   nobody new. A process that forks and ends may be missed by a pass, and so may its child. So
    all that are born meanwhile are looked at too: IDs are given in order, and /proc/loadavg
    tells the last one.
 3. Children that a handled signal leaves free to fork again are new each time: it ends after
@@ -149,7 +149,7 @@ class _Sending:
             try:
                 new |= self._handle(pid, threads, before)
             except OSError as error:
-                # It has ended. What it may have left is to be found by another pass.
+                # It has ended. Another pass finds what it may have left.
                 linux.reraise_if_resource(error)
                 new = True
         if self._visits:

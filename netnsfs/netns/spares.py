@@ -4,7 +4,7 @@ Making a namespace takes some hundred microseconds in the kernel, mounting its f
 some are made beside the use, one after another on one thread, and held by a descriptor. If the
 daemon is killed they are gone.
 
-A namespace copies some sysctls when it is born, most of them from the machine's initial
+A namespace copies some sysctls when it is born, most of them from the initial
 namespace. A spare is given out only if a new one would have copied the same. What is copied:
 
 - net.ipv4.conf.all and default (devinet_init_net(), net/ipv4/devinet.c), and those of IPv6
@@ -16,7 +16,7 @@ namespace. A spare is given out only if a new one would have copied the same. Wh
 - which devices it has (net.core.fb_tunnels_only_for_init_net).
 
 Found by changing every writable file of /proc/sys/net in turn, on Linux 6.18, and comparing
-all that a new namespace shows; the kernel's source told of the rest. Another kernel may copy
+all that a new namespace shows; the rest is from the kernel's source. Another kernel may copy
 more. So nothing depends on the list alone: inotify tells of a write to any file of
 /proc/sys/net but those of single interfaces, and then all spares are thrown away. The files of
 the list are read besides, for what has another way (another mount of procfs, the neighbour
@@ -112,7 +112,7 @@ class InheritedSettings:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 opened.callback(os.close, fd)
                 self._fds.append(fd)
-            # After the watch has begun: what is written meanwhile is told as an event.
+            # After the watch has begun: what is written meanwhile comes as an event.
             self._settings = self._read_settings()
             self.close = opened.pop_all().close
 
@@ -251,7 +251,7 @@ class Spares:
                     unfit.pop_all()
 
     def _inherited_now(self) -> InheritedSettings:
-        """What the spares that are held have inherited, or what is inherited by now if that differs."""
+        """What the held spares have inherited, or what is inherited now if that differs."""
         with self._lock:
             if self._origin and not self._origin.has_changed():
                 return self._origin

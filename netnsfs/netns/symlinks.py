@@ -2,7 +2,7 @@
 
 People link to /proc/PID/ns/net, or to where a container runtime keeps its namespaces. A link
 may lead into a file system that hangs, or into our own mount. So it is followed on a thread of
-its own, for a second, and never into file systems that are to be avoided.
+its own, for a second, and never into file systems that must be avoided.
 """
 
 import errno

@@ -149,7 +149,7 @@ def control_groups(members: Iterable[int]) -> bytes:
     """The control groups of processes, one path a line, sorted (cgroups(7)).
 
     Of each hierarchy: where there are several (cgroup v1), which of them a container, a pod or
-    a unit has groups in is for whoever made it to say. No path has a second line: the kernel
+    a unit has groups in is for its maker to say. No path has a second line: the kernel
     takes no newline in a name.
 
     Args:
@@ -287,7 +287,7 @@ def _tasks(scanner: Scanner, inode: int, without: Container[int]) -> Iterator[Ho
             continue
         # Made only where a thread is met that counts. A thread may stand before its leader.
         leaders = leaders or {task[0]: task[2] for task in inside if task[0] == task[1]}
-        # In the namespace of its first thread, a thread is told of by the line of its process.
+        # The line of a process stands for all threads that are in its first thread's namespace.
         if leaders.get(pid) != found:
             path = b"/proc/%d/task/%d/ns/net" % (pid, tid)
             yield Holder(found, b"thread %d %d" % (pid, tid), path)

@@ -37,7 +37,7 @@ def has_capability(caller: Caller, capability: int) -> bool:
     Raises:
         OSError: that cannot be found out.
     """
-    # Whoever lists /proc keeps it locked, for as long as they like.
+    # A user who lists /proc can keep it locked for any time.
     may_block()
     try:
         # Root of another user namespace has all capabilities, but they are for that namespace.
@@ -101,7 +101,7 @@ def _groups_of(caller: Caller) -> set[int]:
 
 
 def require_may_attach(caller: Caller, name: bytes) -> None:
-    """Refuse whoever may not make the daemon open a namespace that they name.
+    """Refuse a caller who may not let the daemon open a namespace by a path.
 
     Raises:
         OSError: EPERM.

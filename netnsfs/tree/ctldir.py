@@ -86,7 +86,7 @@ class NamesDirectory(Directory):
 class UnnamedDirectory(Directory):
     """`.netnsfs/unnamed`: the live namespaces that have no name, by inode number.
 
-    It is for those who may read everything: the users of a namespace without a name have not
+    Only users who may read everything see it: the users of a namespace without a name were not
     been asked, and one whose name was closed may be among these.
     """
 
@@ -109,8 +109,8 @@ class UnnamedDirectory(Directory):
 
     def readdir(self) -> list[bytes]:
         may_block()
-        # A namespace that another tool named `.netnsfs` is hidden by the control directory. So it is shown
-        # here.
+        # The control directory hides a namespace that another tool named `.netnsfs`. So that
+        # namespace is listed here.
         named = self._names.names_by_inode(without=RESERVED)
         self._listed = found = {holder.inode: holder for holder in tasks.one_of_each(named)}
         return [b"%d" % inode for inode in sorted(found)]
@@ -318,7 +318,7 @@ class SharedText(File):
         """The text.
 
         Args:
-            shown: whether a name is told of; None for all that there is.
+            shown: whether a name is included; None for all.
         """
         raise NotImplementedError
 

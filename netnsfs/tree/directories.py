@@ -68,7 +68,7 @@ class Directories:
             return node
 
     def note_renamed(self, old: bytes, ref: NameRef) -> None:
-        """Take note that a name is another now, for those who have its directory open."""
+        """Note a new name, for users who have the directory open."""
         with self._lock:
             node = self._by_name.get(old)
             if node and isinstance(node.ref, NameRef) and node.ref.name == old:

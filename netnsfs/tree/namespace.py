@@ -58,7 +58,7 @@ def _one_a_line(numbers: list[int]) -> bytes:
 SIGNALLING_RATE = 0.1
 """How many seconds each user, but root, may take for signals in a second, in the long run."""
 
-# The kernel keeps a file locked while it is written. So root waits for whoever writes the same.
+# The kernel keeps a file locked while it is written. So root waits for another writer.
 _signalling = TokenBucket(signals.SECONDS, SIGNALLING_RATE)
 
 
@@ -276,15 +276,15 @@ class NamespaceDirectory(Directory):
         )
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse whoever may not open a file of a namespace that nobody has given a name.
+        """Refuse a caller who may not open a file of a namespace without a name.
 
-        It may be the machine's own, which user ID 0 alone does not make writable. And not
+        It may be the initial one, which user ID 0 alone does not make writable. And not
         everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
         or a current directory that was handed on leads here too.
 
         Args:
             caller: who.
-            writes: what is opened is to be written.
+            writes: the file is opened for writing.
 
         Raises:
             OSError: EACCES.
@@ -335,7 +335,7 @@ class NamespaceDirectory(Directory):
         """The content of one of the files that tell of tasks, for somebody.
 
         Returns:
-            The list, and whether there are any, whoever may know of them.
+            The list, and whether there are any at all, visible to the viewer or not.
 
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
@@ -363,7 +363,7 @@ class NamespaceDirectory(Directory):
         return row.format(shown), bool(found)
 
     def is_populated(self) -> bool:
-        """Whether a process is inside, whoever may know of it.
+        """Whether a process is inside, visible to the viewer or not.
 
         Raises:
             OSError: ENOENT if the namespace cannot be found any more.
@@ -505,7 +505,7 @@ class NamespaceFile(File):
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""
         if not tasks.is_cheap():
             return bound
-        # Of all tasks, whoever asks: the kernel keeps one size of a file for all users.
+        # Of all tasks, for any caller: the kernel keeps one size of a file for all users.
         return self._directory.length_of_tasks(self._row)
 
     def open(self, flags: int, caller: Caller) -> Handle:

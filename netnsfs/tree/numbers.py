@@ -1,10 +1,10 @@
 """Links from a number of a namespace to its directory: `inode`, `id`, `nsid`, and `init`.
 
 As those in `pid`, they lead to the first name, or below `unnamed`. A namespace without a name
-is found by those who may look into `unnamed`: IDs follow each other, and whoever tries them all
-would learn of every namespace of the machine. Listed are those that have a name: to find the
-others takes a look at all tasks, open files and mounts. Whoever may not look into a namespace
-is told neither its ID nor its nsid.
+is found only by users who may search `unnamed`: IDs are consecutive, and a user who tries them
+all would learn of every namespace of the machine. Listed are those that have a name: to find
+the others takes a look at all tasks, open files and mounts. A user who may not search a
+namespace learns neither its ID nor its nsid.
 """
 
 import os

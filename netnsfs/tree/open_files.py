@@ -1,9 +1,9 @@
 """Files of procfs and sysfs that users have open, and how they end with their namespace.
 
 Only what users have open is kept open: any other descriptor would keep a removed namespace
-alive. Once the last name of a namespace is removed, what users have open is revoked (`OpenFiles`):
-it answers ENODEV, and its descriptor leads to /dev/null. Otherwise whoever keeps a file open
-would keep the namespace, and read on in what nobody sees any more.
+alive. When the last name of a namespace is removed, the open files of users are revoked
+(`OpenFiles`): each answers ENODEV, and its descriptor leads to /dev/null. Otherwise a user with
+an open file would keep the namespace alive, and read on where nobody else can look.
 """
 
 import errno
@@ -85,7 +85,7 @@ class OpenFiles:
         self._any.wait()
 
     def revoke_unreachable(self) -> bool:
-        """Cut those whose namespace is not to be seen any more where they were opened.
+        """Revoke those whose namespace is no longer reachable where they were opened.
 
         Returns:
             False if that could not be found out for all.
@@ -137,7 +137,7 @@ class OpenFile:
             raise gone_error()
 
     def revoke(self, null: int) -> None:
-        """See `Revocable.revoke`. The file answers ENODEV from now on, also to a read meanwhile."""
+        """See `Revocable.revoke`. The file answers ENODEV from now on, to any read."""
         # First this: a read that goes on meanwhile then finds it set, and does not return what
         # it got.
         self._revoked = True

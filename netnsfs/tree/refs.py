@@ -1,7 +1,7 @@
 """Where a namespace is found: under a name, or by what holds it.
 
-A reference answers for the namespace that was found there first, and for no other: when something
-else stands there, it is gone (ENOENT).
+A reference answers for the namespace that was found there first, and for no other: when
+something else stands there, the namespace is gone (ENOENT).
 """
 
 import errno
@@ -102,10 +102,14 @@ class NameRef:
         Raises:
             OSError: ENOENT.
         """
-        # Before the look. A change that comes in between makes another change_cookie, and is seen the
-        # next time.
+        # Taken first: a change that comes in between makes another cookie, and is seen the next
+        # time.
         change_cookie = self._directory.change_cookie()
-        if change_cookie is not None and change_cookie is self._stamp:
+        if (
+            change_cookie is not None
+            and change_cookie is self._stamp
+            and self._directory.is_local
+        ):
             return True
         packed = self._directory.statx_packed(self.name)
         # The same bytes need not be taken apart: this is done at each lookup.
@@ -146,20 +150,27 @@ class NameRef:
 
     def change_cookie(self) -> Hashable:
         """See `NamespaceRef.change_cookie`: when it was last seen to be unchanged."""
-        # Without a change_cookie, nothing is known to be unchanged: an object that equals no other.
+        # Without a change cookie, nothing is known to be unchanged: no object equals this one.
         return self._stamp or object()
 
     def owner(self) -> Owner | None:
-        """See `NamespaceRef.owner`. When something else stands there, it is closed to everyone."""
+        """See `NamespaceRef.owner`. If another thing stands there, it is closed to all."""
         if not self._mounted:
             return None
         try:
-            return self._names.owners.owner_of(self.name) if self.is_unchanged() else CLOSED
+            return self._names.owners.owner_of(self.name) if self._stands() else CLOSED
         except FileNotFoundError:
             return CLOSED
 
+    def _stands(self) -> bool:
+        """`is_unchanged`, for what changes through this kernel alone, as mounts do."""
+        change_cookie = self._directory.change_cookie()
+        return (
+            change_cookie is not None and change_cookie is self._stamp
+        ) or self.is_unchanged()
+
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:
-        """See `NamespaceRef.change_owner`. There is nothing below a symbolic link to keep it on."""
+        """See `NamespaceRef.change_owner`. A symbolic link covers nothing to keep it on."""
         may_block()
         if not self._mounted:
             raise PermissionError(errno.EPERM, "a link has no owner of its own", self.name)
@@ -173,7 +184,7 @@ class HolderRef:
         names: for what a path is not followed into.
         holder: one thing that holds it. Another takes its place when it lets go.
         is_named: whether the namespace with an inode number has a name. Then it is found there
-            and no more here: whoever closes a name has closed the namespace.
+            and no more here: to close a name is to close the namespace.
     """
 
     public = False
@@ -226,7 +237,7 @@ class HolderRef:
         return not self._is_named(namespace.inode)
 
     def path_for_setns(self) -> bytes:
-        """See `NamespaceRef.path_for_setns`. A namespace that only sockets hold has none that works."""
+        """See `NamespaceRef.path_for_setns`. If only sockets hold the namespace, none works."""
         return self._holder.path
 
     def change_cookie(self) -> Hashable:

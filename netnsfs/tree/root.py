@@ -173,7 +173,7 @@ class Root(NamesDirectory):
         return Attributes(owner.mode, 0, 1, *self._times, 1, owner.uid, owner.gid)
 
     def readdir(self) -> list[bytes]:
-        # The control directory is found by those who know it: what walks a tree must not walk every
+        # The control directory is not listed: a program that walks a tree must not walk every
         # namespace of the machine.
         return [name for name in self._names.list_names() if name != RESERVED]
 

@@ -111,7 +111,7 @@ class SysfsMounts:
         Raises:
             WouldBlock: on the event loop's thread.
         """
-        # Whoever lists a directory of the same sysfs keeps it locked, for as long as they like.
+        # A user who lists a directory of the same sysfs can keep it locked for any time.
         may_block()
         with self._lock:
             found = self._kept.get(namespace)

@@ -175,7 +175,7 @@ def _sources(
     for inode, name in sorted(named.items(), key=lambda item: item[1]):
         if shown is None or shown(name):
             yield Source(text_of(name), inode, partial(names.open_namespace, name))
-    # Namespaces without a name are for those who may look into anything.
+    # Only users who may read everything see namespaces without a name.
     if shown is not None:
         return
     unnamed = []

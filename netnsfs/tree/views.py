@@ -55,8 +55,8 @@ class View:
             and the user and group ID of its owner.
         opened: where its open files are kept.
         is_reachable: whether the namespace is still to be seen where the view was found.
-        require_may_open: refuses a caller who may not open (and write) a file here, whatever its
-            mode says.
+        require_may_open: refuses a caller who may not open (and write) a file here, whatever
+            its mode says.
         dmask: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
         fixed_levels: how many levels have names that come and go with kernel modules only,

@@ -93,13 +93,13 @@ def test_it_reads_as_empty(foo: Path) -> None:
     assert os.stat(foo / "kill").st_size == 0
 
 
-def test_the_machines_own_is_left_alone(mnt: Mounted, spawn: Spawn) -> None:
+def test_the_initial_namespace_is_left_alone(mnt: Mounted, spawn: Spawn) -> None:
     beside = spawn("sleep", "60")
     os.symlink("/proc/self/ns/net", mnt / "host")
     for path in (mnt / "host/kill", mnt / ".netnsfs/init/kill"):
         for text in ("KILL", "0"):
             assert error_of(path.write_text, text) == "EPERM"
-        assert "machine's own namespace (EPERM)" in last_error(mnt)
+        assert "initial network namespace (EPERM)" in last_error(mnt)
     os.chown(mnt / "host", ALICE, -1)
     assert as_user(ALICE, ALICE, f"write('{mnt.path}/host/kill', 'KILL')") == ["EPERM"]
     assert beside.poll() is None

@@ -117,7 +117,7 @@ def test_keep_devices(start: Start) -> None:
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
     (mounted / "a").rmdir()
-    # The machine's own hardware is at home.
+    # Hardware in the initial namespace has not been moved.
     ip("netns", "attach", "own", str(os.getpid()))
     (RUN / "stale").touch()
     (mounted / "own").rmdir()
@@ -492,7 +492,7 @@ def test_without_a_name_it_takes_a_capability(mnt: Mounted, foo: Path, spawn: Sp
 
 
 @pytest.mark.machine
-def test_outthe_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
+def test_out_of_the_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> None:
     ip("netns", "attach", "own", str(os.getpid()))
     os.chown(mnt / "own", ALICE, ALICE)
     os.chown(foo, ALICE, ALICE)
@@ -505,7 +505,7 @@ def test_outthe_initial_namespace_only_root_moves(mnt: Mounted, foo: Path) -> No
             ALICE, ALICE, f"os.rename('{mnt.path}/own/links/nfs0', '{foo}/links/nfs0')"
         )
         assert line == "EPERM"
-        assert "machine's own" in last_error(mnt)
+        assert "initial network namespace" in last_error(mnt)
         os.rename(mnt / "own/links/nfs0", foo / "links/nfs0")
         assert names_in("foo") == ["lo", "nfs0", "nfs1"]
     finally:

@@ -139,7 +139,7 @@ def test_odd_spellings(foo: Path, corner: Path, kind: str) -> None:
         assert error_of(call, corner / kind / number) in ("EPERM", "EEXIST", "ENOTDIR")
 
 
-def test_init_leads_to_the_machines_own(mnt: Mounted, corner: Path) -> None:
+def test_init_leads_to_the_initial_namespace(mnt: Mounted, corner: Path) -> None:
     own = own_inode()
     assert os.readlink(corner / "init") == f"unnamed/{own}"
     assert (corner / "init/inode").read_text() == f"{own}\n"

@@ -344,7 +344,7 @@ def test_a_size_tells_whether_anybody_is_inside(foo: Path, spawn: Spawn, reader:
 
 @pytest.mark.machine
 def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
-    looker = tracing.workers(mnt)["look"]
+    reader = tracing.workers(mnt)["read"]
     (mnt / "foo").mkdir()
 
     def read() -> None:
@@ -356,7 +356,7 @@ def test_a_size_asked_for_after_an_open_takes_no_worker(mnt: Mounted) -> None:
     read()
     # The size that the kernel asks for before an open is still that of the last one. At the end
     # of each job, a worker wakes the event loop, in one of two ways.
-    ends = [call for call in tracing.calls(looker, read) if call.name in ("write", "sendto")]
+    ends = [call for call in tracing.calls(reader, read) if call.name in ("write", "sendto")]
     assert len(ends) == 1
     (mnt / "foo").rmdir()
 

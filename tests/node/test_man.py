@@ -81,11 +81,11 @@ def test_the_page_tells_the_limits() -> None:
     _, _, after = TEXT.partition(".Sh LIMITS\n")
     section, _, _ = after.replace("\n", " ").partition(".Sh ")
     for limit in (
-        f"{loop.WAITING_PER_USER:,} each, {loop.WAITING_TOTAL:,} together",
-        f"Open files: {session.FILES_PER_USER:,} each",
-        f"{listings.LISTINGS_PER_USER:,} each, {listings.LISTINGS_TOTAL:,} together",
-        f"{session.TEXT_PER_USER >> 20} MiB each, {session.TEXT_TOTAL >> 20} MiB together",
-        f"{signals.SECONDS:.0f} seconds of work at once, "
-        f"of which {files.SIGNALLING_RATE} come back each second",
+        f"{loop.WAITING_PER_USER:,} a user, {loop.WAITING_TOTAL:,} in total",
+        f"Open files: {session.FILES_PER_USER:,} a user",
+        f"{listings.LISTINGS_PER_USER:,} a user, {listings.LISTINGS_TOTAL:,} in total",
+        f"{session.TEXT_PER_USER >> 20} MiB a user, {session.TEXT_TOTAL >> 20} MiB in total",
+        f"a burst of {signals.SECONDS:.0f} seconds of work, "
+        f"refilled at {files.SIGNALLING_RATE} seconds a second",
     ):
         assert limit in section

@@ -56,7 +56,7 @@ OPERATIONS: dict[str, tuple[Callable[[], object], set[str]]] = {
 """What is done, and the names that there are then; "old" is what there is before."""
 
 
-@pytest.fixture(params=["loop", "change", "name", "look"])
+@pytest.fixture(params=["loop", "mutate", "locked", "read"])
 def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
     return tracing.workers(mnt).get(request.param, mnt.process.pid)
 
@@ -114,7 +114,7 @@ def some(calls: list[tracing.Call]) -> list[tracing.Call]:
 def test_nothing_is_left_out_for_want_of_memory(
     mnt: Mounted, spawn: Callable[..., subprocess.Popen[bytes]], shown: str
 ) -> None:
-    thread = tracing.workers(mnt)["look"]
+    thread = tracing.workers(mnt)["read"]
     for name in "abc":
         (mnt / name).mkdir()
     spawn(sys.executable, "-c", HOLD_THREAD, str(RUN / "a"), stdout=subprocess.DEVNULL)
@@ -127,7 +127,7 @@ def test_nothing_is_left_out_for_want_of_memory(
     for call in some(tracing.calls(thread, show)):
         for error in ("ENOMEM", "EMFILE"):
             if thread not in tracing.threads(mnt):
-                thread = tracing.workers(mnt)["look"]
+                thread = tracing.workers(mnt)["read"]
             with tracing.attached(thread, call.inject(f"error={error}")):
                 found = shown_or_error(show)
             assert found in (whole, error), call.shown

@@ -200,7 +200,7 @@ def only_wakes(call: tracing.Call) -> bool:
 def begin(start: Start, of_worker: bool) -> tuple[Mounted, int]:
     """A daemon, and the thread of it to look at."""
     mounted = start()
-    worker = tracing.workers(mounted)["change"]
+    worker = tracing.workers(mounted)["mutate"]
     return mounted, worker if of_worker else mounted.process.pid
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tracing
 from conftest import (
     MNT,
     RUN,
@@ -102,6 +104,46 @@ def test_rundir(start: Start, tmp_path: Path) -> None:
     assert ip("netns", "list").stdout == b""
     (mounted / "foo").rmdir()
     unmount_idle(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("kind", "looks"),
+    [
+        ("tmpfs", 0),
+        pytest.param(
+            "hugetlbfs",
+            1,
+            marks=pytest.mark.skipif(
+                "hugetlbfs" not in Path("/proc/filesystems").read_text(), reason="there is none"
+            ),
+        ),
+    ],
+)
+def test_looks_in_the_run_directory(start: Start, kind: str, looks: int) -> None:
+    place = Path("/run/place")
+    place.mkdir()
+    subprocess.run(["mount", "-t", kind, kind, place], check=True)
+    mounted = start("-o", f"rundir={place}/names")
+    (mounted / "foo").mkdir()
+    path = mounted / "foo"
+    # The first lookups find out that the directory can be watched.
+    wait_for(lambda: looks_of(mounted, path) == looks)
+    ip("netns", "add", "bar")
+    subprocess.run(["umount", place / "names/foo"], check=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0
+    (place / "names/foo").unlink()
+    assert not path.exists()
+    unmount()
+    unmount_idle(place / "names")
+    unmount_idle(place)
+    ip("netns", "del", "bar")
+    place.rmdir()
+
+
+def looks_of(mounted: Mounted, path: Path) -> int:
+    """How many files the event loop looks at for one lookup."""
+    calls = tracing.calls(mounted.process.pid, path.stat)
+    return sum(call.name == "openat2" for call in calls)
 
 
 # Errors that a user can hit
