@@ -10,6 +10,10 @@ that number. Requests for the two could not be distinguished, and a user who has
 open would look into the new one. So the new one gets any number. Its attributes may not be
 kept, so the kernel asks for them each time, and learns then which st_ino it should have.
 
+A node can have several entries. The kernel keeps one size and one set of pages for each number,
+whoever has opened it, and sendfile(2), splice(2) and mmap(2) go by these. So open files with
+different content need different numbers. stat(2) shows the same st_ino for all.
+
 Nothing here waits, and all of it runs on the event loop's thread, so that no other request
 comes between reading and changing the table.
 """
@@ -36,32 +40,79 @@ class NodeEntry:
         number: the kernel's number for it.
         lookup_count: how often the kernel has learnt of it, less what it has forgotten.
         change_cookie: the node's change_cookie when its attributes were last taken.
-        attributes: the attributes in the form of pyfuse3, with the number.
+        taken: the attributes that were last taken.
+        attributes: these attributes in the form of pyfuse3, with the number.
         shown: the same for getattr, with the st_ino that stat(2) is to show.
+        opened: how many open files keep the kernel's pages and the size as they are.
+        content: what these have in common.
     """
 
-    __slots__ = ("attributes", "change_cookie", "lookup_count", "node", "number", "shown")
+    __slots__ = (
+        "_length",
+        "attributes",
+        "change_cookie",
+        "content",
+        "lookup_count",
+        "node",
+        "number",
+        "opened",
+        "shown",
+        "taken",
+    )
 
-    def __init__(self, node: Node, number: int, entry_timeout: float) -> None:
+    def __init__(
+        self, node: Node, number: int, entry_timeout: float, shown_number: int = 0
+    ) -> None:
         self.node = node
         self.number = number
         self.lookup_count = 0
+        self.opened = 0
+        self.content: Hashable = None
+        self._length: int | None = None
         self.change_cookie: Hashable = None
         self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
         self.attributes.generation = node.generation
         self.attributes.entry_timeout = entry_timeout
-        if node.number not in (0, number):
+        shown_number = shown_number or node.number
+        if shown_number not in (0, number):
             self.shown = EntryAttributes()
-            self.shown.st_ino = node.number
+            self.shown.st_ino = shown_number
 
     def take_attributes(self, taken: Attributes, change_cookie: Hashable) -> None:
         """Replace the attributes, and the change_cookie that they belong to."""
-        self.change_cookie = change_cookie
+        self.change_cookie, self.taken = change_cookie, taken
+        if self._length is not None:
+            taken = taken._replace(size=self._length)
         _fill(self.attributes, taken)
         if self.shown is not self.attributes:
             self.attributes.attr_timeout = 0
             _fill(self.shown, taken)
+
+    def may_open(self, content: Hashable) -> bool:
+        """Whether an open file with some content can share the kernel's pages and the size."""
+        return not self.opened or content == self.content
+
+    def note_opened(self, content: Hashable, length: int | None) -> None:
+        """Count an open file.
+
+        Args:
+            content: of all files that are open at the same time.
+            length: the size to show meanwhile; None for that of the node.
+        """
+        self.opened += 1
+        self.content, self._length = content, length
+
+    def note_reread(self, content: Hashable, length: int) -> None:
+        """Note that an open file, which was counted, has other content by now."""
+        if self.opened == 1:
+            self.content, self._length = content, length
+
+    def note_closed(self) -> None:
+        """Count one less."""
+        self.opened -= 1
+        if not self.opened:
+            self.content = self._length = None
 
 
 def _fill(entry: EntryAttributes, taken: Attributes) -> None:
@@ -92,7 +143,7 @@ class NodeTable:
         root: its entry.
         by_number: the entries by the kernel's number. A number that is not there raises
             OSError, ESTALE. To be changed by the methods only.
-        by_key: the entries by the key of their node; likewise.
+        by_key: the latest entry of each key of a node; likewise.
     """
 
     def __init__(self, root: Directory) -> None:
@@ -109,22 +160,39 @@ class NodeTable:
         The caller counts the lookup.
 
         Args:
-            node: a node whose key is not in the table.
+            node: the node. If its key is in the table, it shows the same st_ino.
             entry_timeout: how long the kernel may keep its name.
         """
         number = node.number
         if not number or number in self.by_number:
             number = next(self._unused_numbers)
-        known = NodeEntry(node, number, entry_timeout)
+        before = self.by_key.get(node.key)
+        shown_number = before.shown.st_ino if before else 0
+        known = NodeEntry(node, number, entry_timeout, shown_number)
         self.by_number[number] = self.by_key[node.key] = known
         return known
+
+    def insert_apart(self, known: NodeEntry) -> NodeEntry:
+        """Enter the node of another entry once more, for one caller. `by_key` stays as it is.
+
+        The kernel may not keep its name.
+        """
+        entry = NodeEntry(known.node, next(self._unused_numbers), 0, known.shown.st_ino)
+        entry.take_attributes(known.taken, known.change_cookie)
+        self.by_number[entry.number] = entry
+        return entry
+
+    def is_known(self, known: NodeEntry) -> bool:
+        """Whether an entry is still in the table."""
+        return self.by_number.get(known.number) is known
 
     def drop_unused(self, known: NodeEntry) -> None:
         """Drop a node unless the kernel knows it."""
         # A listing that is still open may be of a directory that was dropped before.
-        if known.lookup_count <= 0 and self.by_number.get(known.number) is known:
+        if known.lookup_count <= 0 and self.is_known(known):
             del self.by_number[known.number]
-            del self.by_key[known.node.key]
+            if self.by_key.get(known.node.key) is known:
+                del self.by_key[known.node.key]
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """Take back lookups: numbers, and how many of each."""

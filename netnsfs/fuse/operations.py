@@ -29,8 +29,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import pyfuse3
@@ -52,7 +52,7 @@ from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -61,6 +61,9 @@ Adapter = TypeVar("Adapter", bound="Operations")
 
 LISTING_SECONDS = 1.0
 """After this time the entries found so far are the answer. The kernel asks for the others."""
+
+MAX_RESERVED = 1000
+"""How many callers may be about to look a file up again."""
 
 NAME_MAX = 255
 
@@ -113,6 +116,15 @@ class _OpenFile(NamedTuple):
     handle: Handle
     user: int
     length: int
+    entry: NodeEntry
+
+
+def _shared_content(flags: int, handle: Handle) -> Hashable:
+    """Equal for open files that can have one size and one set of pages."""
+    # What is written, or truncated at open, changes both (fs/fuse/file.c). And the kernel lets
+    # one of all who write to a node wait for another.
+    content = None if opened_for_writing(flags) else handle.content
+    return object() if content is None else content
 
 
 class Operations(pyfuse3.Operations):
@@ -156,6 +168,8 @@ class Operations(pyfuse3.Operations):
         self._nodes = NodeTable(root)
         self._by_number = self._nodes.by_number
         self._by_key = self._nodes.by_key
+        # For who was told to look a file up again: the entry that nobody else is given.
+        self._reserved: dict[tuple[int, Hashable], NodeEntry | None] = {}
 
     def init(self) -> None:
         self._ready()
@@ -250,17 +264,30 @@ class Operations(pyfuse3.Operations):
         pool = self._pool_for(directory)
         taken = await self._call_tree(pool, user, node.getattr_cached)
         known = self._by_key.get(node.key)
-        if known is None:
-            known = self._nodes.insert(node, directory.entry_timeout)
+        if known is None or known.opened:
+            kept = not isinstance(node, File) or node.keeps_name
+            known = self._nodes.insert(node, directory.entry_timeout if kept else 0)
         known.take_attributes(taken, change_cookie)
         return known
+
+    def _find_reserved(self, known: NodeEntry, ctx: RequestContext) -> NodeEntry:
+        """For who was told to look a file up again: an entry that nobody else is given."""
+        asked = ctx.pid, known.node.key
+        if asked not in self._reserved:
+            return known
+        reserved = self._reserved[asked]
+        if reserved is None or not self._nodes.is_known(reserved):
+            reserved = self._reserved[asked] = self._nodes.insert_apart(known)
+        return reserved
 
     async def _refresh_attributes(
         self, pool: Pool, user: int, known: NodeEntry
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
-        change_cookie = known.node.change_cookie
-        taken = await self._call_tree(pool, user, known.node.getattr)
+        node, change_cookie = known.node, known.node.change_cookie
+        # The length of what is open is known.
+        getattr_now = node.getattr_cached if known.opened else node.getattr
+        taken = await self._call_tree(pool, user, getattr_now)
         known.take_attributes(taken, change_cookie)
         return known.shown
 
@@ -289,6 +316,8 @@ class Operations(pyfuse3.Operations):
                 or known.change_cookie != node.change_cookie
             ):
                 known = await self._insert(ctx.uid, node, directory)
+                if self._reserved:
+                    known = self._find_reserved(known, ctx)
             known.lookup_count += 1
             return known.attributes
         except Exception as error:
@@ -582,44 +611,61 @@ class Operations(pyfuse3.Operations):
                 handle = await self._pool_for_content(node).run_for(
                     ctx.uid, node.open, flags, ctx
                 )
-            length = handle.length
-            node.remember_length(length)
-            if length > known.attributes.st_size:
-                await self._correct_size(ctx.uid, known, length, handle)
-            if ctx.uid != ROOT:
-                self._count_open(ctx.uid, length, handle)
+            with ExitStack() as undo:
+                # The kernel does not release what it could not open.
+                undo.callback(handle.close)
+                if not node.constant:
+                    self._share_entry(known, flags, handle, ctx)
+                    undo.callback(known.note_closed)
+                length = handle.length
+                if length > known.attributes.st_size:
+                    await self._correct_size(ctx.uid, known, length)
+                if ctx.uid != ROOT:
+                    self._count_open(ctx.uid, length)
+                undo.pop_all()
             fh = next(self._unused_handles)
-            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length)
+            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, known)
             return FileInfo(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
             raise self.to_fuse_error(error, "open") from None
 
-    async def _correct_size(
-        self, user: int, known: NodeEntry, size: int, handle: Handle
+    def _share_entry(
+        self, known: NodeEntry, flags: int, handle: Handle, ctx: RequestContext
     ) -> None:
+        """Count an open file, if its content may share the entry with what is open.
+
+        Raises:
+            OSError: ESTALE if not: the kernel then looks the name up again (fs/namei.c,
+                LOOKUP_REVAL), and is given another entry.
+        """
+        asked, content = (ctx.pid, known.node.key), _shared_content(flags, handle)
+        if known.may_open(content) or asked in self._reserved:
+            # Whoever gets here a second time opens no name, but what is open already
+            # (/proc/self/fd/N). read(2) does without an entry of its own.
+            self._reserved.pop(asked, None)
+            reads = flags & os.O_ACCMODE != os.O_WRONLY
+            known.note_opened(content, handle.length if reads else None)
+            return
+        if len(self._reserved) > MAX_RESERVED:
+            self._reserved.clear()
+        self._reserved[asked] = None
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    async def _correct_size(self, user: int, known: NodeEntry, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
         # corrected before: storing the last byte does it, and open throws the page away. This
         # is done on a worker because it waits for the page, which may be held by a request
         # that only the event loop can answer.
         known.attributes.st_size = size
-        try:
-            store, number = pyfuse3.notify_store, known.number
-            await self._pools.read_only.run_for(user, store, number, size - 1, b"\n")
-        except BaseException:
-            # The kernel does not release what it could not open.
-            handle.close()
-            raise
+        store, number = pyfuse3.notify_store, known.number
+        await self._pools.read_only.run_for(user, store, number, size - 1, b"\n")
 
-    def _count_open(self, user: int, length: int, handle: Handle) -> None:
+    def _count_open(self, user: int, length: int) -> None:
+        self._files.charge(user)
         try:
-            self._files.charge(user)
-            try:
-                self._texts.charge(user, length)
-            except OSError:
-                self._files.uncharge(user)
-                raise
+            self._texts.charge(user, length)
         except OSError:
-            handle.close()
+            self._files.uncharge(user)
             raise
 
     def _count_closed(self, opened: _OpenFile) -> None:
@@ -633,6 +679,8 @@ class Operations(pyfuse3.Operations):
         opened, length = self._find_file(fh), opened.handle.length
         self._texts.recharge(opened.user, opened.length, length)
         self._handles[fh] = opened._replace(length=length)
+        if not opened.file.constant:
+            opened.entry.note_reread(opened.handle.content, length)
         return data
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -648,7 +696,7 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file, handle, user, _ = self._find_file(fh)
+        file, handle, user, _, _ = self._find_file(fh)
         pool = self._pools.slow if file.slow else self._pools.writing
         return await self._make_change(pool, user, file.label, handle.write, buf, off)
 
@@ -660,6 +708,8 @@ class Operations(pyfuse3.Operations):
             self._pollers.pop(fh, None)
             if opened.user != ROOT:
                 self._count_closed(opened)
+            if not opened.file.constant:
+                opened.entry.note_closed()
             opened.handle.close()
         except Exception as error:
             raise self.to_fuse_error(error, "release") from None

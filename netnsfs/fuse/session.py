@@ -96,8 +96,8 @@ WORKERS = {
 }
 """How many threads each pool has (see `Pools`), and how long a handler waits for one of them.
 
-Of those for what is slow, one is for root. Changes of directories do not wait, so there are more
-threads for them.
+Of those for what is slow, one is for root. Changes of directories do not wait, so there are
+more threads for them.
 """
 
 # A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests

@@ -31,6 +31,7 @@ from netnsfs.linux.events import (
 from netnsfs.linux.files import (
     FOLLOW,
     LOCAL_FILESYSTEMS,
+    PROC_SUPER_MAGIC,
     CrossedMountError,
     Stat,
     device_of,

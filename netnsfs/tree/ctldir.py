@@ -260,6 +260,7 @@ class LastError(File):
     """
 
     key = label = b"last_error"
+    keeps_name = False
 
     def __init__(self, stats: Stats, permissions: Permissions) -> None:
         self._stats = stats
@@ -280,6 +281,7 @@ class SharedText(File):
     """
 
     slow = True
+    keeps_name = False
     links = 1
 
     def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
@@ -293,7 +295,7 @@ class SharedText(File):
 
     def getattr_cached(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
-        size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
+        size, now = USUAL_SIZE, time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:

@@ -535,7 +535,7 @@ class InterfaceFile(File):
         self.writable = row.write is not None
 
     def getattr_cached(self) -> Attributes:
-        size = self.size_to_show(lambda: USUAL_SIZE)
+        size = USUAL_SIZE
         return self._directory.file_attributes(self._row.mode, size)
 
     def open(self, flags: int, caller: Caller) -> Handle:

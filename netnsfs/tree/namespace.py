@@ -486,6 +486,7 @@ class NamespaceFile(File):
         self.label = row.name
         self.writable = row.store is not None
         self.slow = row.slow
+        self.constant = self.keeps_name = row.fixed is not None
 
     def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)
@@ -493,13 +494,13 @@ class NamespaceFile(File):
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
-        return Attributes(mode, self.size_to_show(bound), attr_timeout=0, uid=uid, gid=gid)
+        return Attributes(mode, bound(), attr_timeout=0, uid=uid, gid=gid)
 
     def getattr(self) -> Attributes:
         shown = self.getattr_cached()
         if not self._row.tasks:
             return shown
-        return shown._replace(size=self.size_to_show(partial(self._exact_size, shown.size)))
+        return shown._replace(size=self._exact_size(shown.size))
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""

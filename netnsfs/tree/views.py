@@ -161,7 +161,7 @@ class _File(File):
         self._mode = mode
 
     def getattr_cached(self) -> Attributes:
-        size = self.size_to_show(lambda: USUAL_SIZE)
+        size = USUAL_SIZE
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
         mode, uid, gid = self._view.file_attributes(bits)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
@@ -193,6 +193,7 @@ class _Open(OpenFile):
         self._unread = True
         self._head = b""
         self.length = 0
+        self.content: bytes | None = b""
         if file.readable():
             self._take_snapshot()
 
@@ -201,6 +202,7 @@ class _Open(OpenFile):
         self.length = len(self._head)
         while self.length >= HEAD and (chunk := self._read_fully(_CHUNK, self.length)):
             self.length += len(chunk)
+        self.content = self._head if self.length < HEAD else None
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""
