@@ -42,7 +42,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner
 from netnsfs.stats import Stats
-from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
+from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write, require_writer
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import RESERVED, UNNAMED, NamespaceRef
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
@@ -289,12 +289,14 @@ class LinksDirectory(Directory):
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
     def require_privileged(self, caller: Caller) -> None:
-        """Refuse a change to a caller who may not make it, whatever mode and owner say.
+        """Refuse a change to a caller who may not make it.
 
         Raises:
-            OSError: EPERM.
+            OSError: EACCES, EPERM.
         """
-        if not self.parent.ref.public and not has_capability(caller, CAP_NET_ADMIN):
+        if self.parent.ref.public:
+            require_writer(self.parent.current_owner(), caller, self.parent.ref.name)
+        elif not has_capability(caller, CAP_NET_ADMIN):
             raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.parent.ref.name)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:

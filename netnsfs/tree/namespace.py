@@ -40,6 +40,7 @@ from netnsfs.tree.callers import (
     CAP_SYS_PTRACE,
     Viewer,
     require_capability,
+    require_writer,
     signal_rule,
 )
 from netnsfs.tree.links import LINKS, LinksDirectory, Shared
@@ -276,11 +277,11 @@ class NamespaceDirectory(Directory):
         )
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse a caller who may not open a file of a namespace without a name.
+        """Refuse a caller who may not open a file.
 
-        It may be the initial one, which user ID 0 alone does not make writable. And not
-        everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
-        or a current directory that was handed on leads here too.
+        A namespace without a name may be the initial one, which user ID 0 alone does not make
+        writable. And not everybody who is here has come through `unnamed`: a file handle
+        (open_by_handle_at(2)) or a current directory that was handed on leads here too.
 
         Args:
             caller: who.
@@ -290,6 +291,8 @@ class NamespaceDirectory(Directory):
             OSError: EACCES.
         """
         if self.ref.public:
+            if writes:
+                require_writer(self.current_owner(), caller, self.label)
             return
         may_block()
         require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
