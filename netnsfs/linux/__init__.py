@@ -9,9 +9,9 @@
 - `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
 - `pidfd_files`: open files of other processes, looked at by a child process
 - `interfaces`: ioctl(2) on network interfaces
-- `netlink`: rtnetlink(7)
+- `netlink`: sockets of rtnetlink(7); `rtnetlink`: its numbers and structures
 
-Callers write `linux.setns(...)`: all public names are here, but for those of `netlink`.
+Callers write `linux.setns(...)`: all public names are here, but for those of these two.
 """
 
 from netnsfs.linux.bpf import Iterators, Probes

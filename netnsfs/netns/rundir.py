@@ -319,7 +319,7 @@ class RunDirectory:
 
     @property
     def is_local(self) -> bool:
-        """Whether a change cookie tells of all changes, or only of those through this kernel."""
+        """Whether a change cookie tells of all changes, not only of those by this kernel."""
         return self._watcher is not None and self._watcher.is_local
 
     def known_owners(self) -> dict[bytes, Owner | None] | None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import links, tasks
+from netnsfs.netns import interfaces, tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
@@ -34,7 +34,7 @@ _STATISTICS = b"/proc/thread-self/net/netstat"
 _CONNECTIONS = b"/proc/thread-self/net/stat/nf_conntrack"
 _CONNECTIONS_COUNT = b"/proc/sys/net/netfilter/nf_conntrack_count"
 
-# In the order of `links.State.counters`.
+# In the order of `interfaces.State.counters`.
 _DEVICE_COUNTERS = (
     ("receive_bytes", "Bytes received by an interface."),
     ("receive_packets", "Packets received by an interface."),
@@ -46,7 +46,7 @@ _DEVICE_COUNTERS = (
     ("transmit_drops", "Packets that an interface was to send and has dropped."),
 )
 
-_DEVICE_GAUGES: tuple[tuple[str, str, Callable[[links.State], float | None]], ...] = (
+_DEVICE_GAUGES: tuple[tuple[str, str, Callable[[interfaces.State], float | None]], ...] = (
     ("up", "Whether an interface is set up.", lambda state: state.up),
     ("carrier", "Whether an interface is up and connected.", lambda state: state.connected),
     ("speed_bytes", "Speed of an interface in bytes per second.", lambda state: state.speed),
@@ -93,7 +93,7 @@ class Reading(NamedTuple):
     inode: int
     sockets: int
     protocols: dict[str, int]
-    states: list[tuple[str, links.State]]
+    states: list[tuple[str, interfaces.State]]
     overflows: int
     connections: int | None
 
@@ -278,7 +278,7 @@ def _read_inside(name: bytes, fd: int) -> Reading:
     with route:
         states = [
             (f"{_label('device', _label_text(state.name))},{label}", state)
-            for state in links.states(route)
+            for state in interfaces.states(route)
         ]
     used, protocols = _parse_sockets(sockets)
     return Reading(

@@ -8,13 +8,12 @@ import errno
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
@@ -34,16 +33,14 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import Owner, Permissions
 from netnsfs.tree import views
+from netnsfs.tree.access import NamespaceAccess
 from netnsfs.tree.callers import (
-    CAP_DAC_READ_SEARCH,
-    CAP_NET_ADMIN,
     CAP_SYS_PTRACE,
     Viewer,
     require_capability,
-    require_writer,
     signal_rule,
 )
-from netnsfs.tree.links import LINKS, LinksDirectory, Shared
+from netnsfs.tree.interfaces import LINKS, LinksContext, LinksDirectory
 from netnsfs.tree.open_files import OpenFiles, Revocable
 from netnsfs.tree.refs import NamespaceRef
 from netnsfs.tree.token_bucket import TokenBucket
@@ -177,7 +174,7 @@ class MountContext:
     views: Mapping[bytes, bytes]
     permissions: Permissions
     opened: OpenFiles
-    links: Shared | None = None
+    links: LinksContext | None = None
     populated_events: PopulatedEvents = field(default_factory=PopulatedEvents)
 
 
@@ -186,12 +183,10 @@ class MountContext:
 _generations = count(1)
 
 
-class NamespaceDirectory(Directory):
+class NamespaceDirectory(NamespaceAccess, Directory):
     """The directory of a live namespace.
 
     Attributes:
-        namespace: which.
-        ref: where it was last found.
         name_key: tells the directories of one namespace apart.
     """
 
@@ -204,25 +199,16 @@ class NamespaceDirectory(Directory):
         context: MountContext,
         name_key: bytes,
     ) -> None:
-        self.namespace = namespace
-        self.ref = ref
         self._context = context
         self.name_key = name_key
         # A number is that of one node. The other directories of the namespace get any.
         self.number = namespace.inode if name_key == FIRST else 0
         self.generation = next(_generations)
-        self.key = (namespace.id, self.generation)
+        key = (namespace.id, self.generation)
+        super().__init__(key, namespace, ref, context.permissions, context.opened)
         self.represents = namespace.id
         self._lists: defaultdict[bytes, FreshCache[tuple[bytes, bool]]]
         self._lists = defaultdict(FreshCache)
-
-    @property
-    def change_cookie(self) -> Hashable:
-        return self.ref.change_cookie()
-
-    def current_owner(self) -> Owner:
-        """The owner of the namespace."""
-        return self.ref.owner() or self._context.permissions.default_owner()
 
     def getattr_cached(self) -> Attributes:
         ns, owner = self.namespace, self.current_owner()
@@ -245,7 +231,7 @@ class NamespaceDirectory(Directory):
             raise PermissionError(errno.EPERM, "only the bits of mode 0777 can be kept")
 
         def decide(before: Owner | None) -> Owner:
-            permissions = self._context.permissions
+            permissions = self.permissions
             owner = before or permissions.default_owner()
             return permissions.owner_when_given(owner, mode, uid, gid, caller)
 
@@ -264,60 +250,12 @@ class NamespaceDirectory(Directory):
         return super().lookup(name, caller)
 
     def _make_view(self, name: bytes) -> views.View:
-        return views.View(
-            self.key,
-            self.enter_namespace,
-            self.file_attributes,
-            self._context.opened,
-            self.is_reachable,
-            self.require_may_open,
-            self._context.permissions.dmask,
-            name == _WRITABLE_VIEW,
-            _FIXED_LEVELS[name],
-        )
-
-    def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse a caller who may not open a file.
-
-        A namespace without a name may be the initial one, which user ID 0 alone does not make
-        writable. And not everybody who is here has come through `unnamed`: a file handle
-        (open_by_handle_at(2)) or a current directory that was handed on leads here too.
-
-        Args:
-            caller: who.
-            writes: the file is opened for writing.
-
-        Raises:
-            OSError: EACCES.
-        """
-        if self.ref.public:
-            if writes:
-                require_writer(self.current_owner(), caller, self.label)
-            return
-        may_block()
-        require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
-        if writes:
-            require_capability(caller, CAP_NET_ADMIN, self.label)
-
-    def file_attributes(self, mode: int) -> tuple[int, int, int]:
-        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self._context.permissions.file_attributes(mode, self.current_owner())
+        return views.View(self.key, self, name == _WRITABLE_VIEW, _FIXED_LEVELS[name])
 
     def readdir(self) -> list[bytes]:
         self.require_present()
         links = [LINKS] if self._context.links else []
         return [*NAMESPACE, _LINK, *self._context.views, *links]
-
-    def require_present(self) -> None:
-        self.ref.require_present(self.namespace)
-
-    def is_reachable(self) -> bool:
-        """Whether the namespace is still to be seen where it was found, or under a name.
-
-        Raises:
-            OSError: that cannot be found out.
-        """
-        return self.ref.is_reachable(self.namespace)
 
     def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.
@@ -383,31 +321,14 @@ class NamespaceDirectory(Directory):
         """
         watch = self._context.populated_events.watch(self.namespace.inode, wake)
         if watch:
-            self._context.opened.keep(file)
+            self.opened.keep(file)
         return watch
-
-    def enter_namespace(self) -> None:
-        """Move the calling thread, inside `restoring_namespace()`, into the namespace.
-
-        Raises:
-            OSError: ENOENT if it cannot be found any more.
-        """
-        with self.held_open() as fd:
-            linux.setns(fd, linux.CLONE_NEWNET)
 
     def run_command(self, command: Command, data: bytes) -> None:
         """Carry out what was written to one of the files."""
         may_block()
         with self.held_open() as fd:
             command(fd, data)
-
-    def held_open(self) -> linux.closing_fd:
-        """A descriptor of the namespace, until the block ends.
-
-        Raises:
-            OSError: ENOENT if it cannot be found any more.
-        """
-        return linux.closing_fd(self.ref.open_namespace(self.namespace))
 
 
 class TaskList(Snapshot):

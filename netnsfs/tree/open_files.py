@@ -42,6 +42,13 @@ class Revocable(Protocol):
         """
 
 
+class ClosableRevocable(Revocable, Protocol):
+    """What is to be closed too if it cannot stay open."""
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+
+
 class OpenFiles:
     """All of them."""
 
@@ -53,7 +60,7 @@ class OpenFiles:
         weakref.finalize(self, os.close, self._null)
         self.rounds = 0
 
-    def add(self, file: "OpenFile", since: int) -> None:
+    def add(self, file: ClosableRevocable, since: int) -> None:
         """Take an open file in.
 
         Args:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.jobs import may_block
-from netnsfs.netns import links, tasks
+from netnsfs.netns import interfaces, tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import namespace_of, reopen
 from netnsfs.netns.rundir import ChangeWaiter
@@ -38,8 +38,9 @@ from netnsfs.tree.ctldir import (
     absent_error,
 )
 from netnsfs.tree.directories import Directories
-from netnsfs.tree.links import Neighbours, Shared
+from netnsfs.tree.interfaces import LinksContext
 from netnsfs.tree.namespace import VIEWS, MountContext, NamespaceDirectory
+from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
@@ -96,8 +97,8 @@ class Root(NamesDirectory):
         self._owner = owner._replace(mode=stat.S_IFDIR | owner.mode)
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
-        shared = self._share_links(config, stats) if config.views else None
-        context = MountContext(shown, config.permissions, self._opened, shared)
+        links = self._links_context(config, stats) if config.views else None
+        context = MountContext(shown, config.permissions, self._opened, links)
         self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         last_error = LastError(stats, config.permissions)
@@ -116,16 +117,13 @@ class Root(NamesDirectory):
             }
         )
 
-    def _share_links(self, config: Config, stats: Stats) -> Shared:
-        neighbours = Neighbours(self._names)
-        return Shared(
+    def _links_context(self, config: Config, stats: Stats) -> LinksContext:
+        return LinksContext(
             config.mount_point,
-            neighbours,
+            NsidResolver(self._names),
             SysfsMounts(),
             self._resolve_directory,
             stats,
-            self._opened,
-            config.permissions.dmask,
         )
 
     def _resolve_directory(self, path: Sequence[bytes], caller: Caller) -> NamespaceDirectory:
@@ -221,7 +219,7 @@ class Root(NamesDirectory):
         # Of a symbolic link, only the link is removed. The namespace loses nothing.
         if self._names.entry_at(name).kind != "mount":
             return
-        _, inside = self._names.inspect(name, links.born_elsewhere)
+        _, inside = self._names.inspect(name, interfaces.moved_in)
         if inside:
             shown = b", ".join(inside).decode(errors="backslashreplace")
             raise OSError(errno.EBUSY, f"move these interfaces elsewhere first: {shown}", name)

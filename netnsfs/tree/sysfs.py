@@ -18,26 +18,21 @@ import stat
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
-from netnsfs.node import (
-    USUAL_SIZE,
-    Attributes,
-    Caller,
-    Directory,
-    File,
-    Handle,
-    Link,
-    Node,
-    Snapshot,
-    opened_for_writing,
-    require_read_only,
+from netnsfs.node import USUAL_SIZE, Node, Snapshot
+from netnsfs.tree.kernel_tree import (
+    KernelDirectory,
+    KernelFile,
+    KernelLink,
+    KernelTree,
+    OpenKernelFile,
 )
-from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
+from netnsfs.tree.open_files import OpenFile, open_file
 
 _CLASS = b"class/net/"
 MAX_MOUNTS = 32
@@ -135,53 +130,66 @@ def _mount_inside(enter: Callable[[], None]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class SysfsView:
-    """Where an interface's part of sysfs is looked at from.
+class SysfsView(KernelTree):
+    """An interface's part of sysfs. Paths start at the interface's directory.
 
     Attributes:
-        key: of the interface's directory.
         name: of the interface.
         identity: of the interface: another one with that name is not looked at.
         mount: the sysfs of its namespace.
-        namespace_key: of the namespace's directory.
-        is_reachable: whether the namespace is still to be seen where the view was found.
-        opened: where its open files are kept.
-        file_attributes: from the kernel's permission bits of a file to those that it has here,
-            and the user and group ID of its owner.
-        dmask: permission bits that directories lack.
-        require_may_open: raises OSError for a caller who may not open (and write) a file
-            whatever the bits say.
     """
 
-    key: Hashable
     name: bytes
     identity: int
     mount: Callable[[], SysfsMount]
-    namespace_key: Hashable
-    is_reachable: Callable[[], bool]
-    opened: OpenFiles
-    file_attributes: Callable[[int], tuple[int, int, int]]
-    dmask: int
-    require_may_open: Callable[[Caller, bool], None]
 
     def find_node(self, path: bytes) -> Node:
-        """A directory, file or link of sysfs; `path` starts at the interface's directory.
-
-        Raises:
-            OSError: ENOENT if the kernel has none.
-        """
-        mount = self.current_mount()
-        found = os.lstat(mount.path(self.name + b"/" + path))
-        if stat.S_ISDIR(found.st_mode):
-            return _Directory(self, path, found.st_mode)
-        if stat.S_ISLNK(found.st_mode):
-            return _Link(self, path)
-        return _File(self, path, found.st_mode)
+        """See `KernelTree.find_node`."""
+        mode = os.lstat(self._path(self.current_mount(), path)).st_mode
+        if stat.S_ISDIR(mode):
+            return KernelDirectory(self, path, mode)
+        if stat.S_ISLNK(mode):
+            return KernelLink(self, path)
+        return KernelFile(self, path, mode)
 
     def readdir(self, path: bytes = b"") -> list[bytes]:
-        """What is in a directory of sysfs."""
+        """See `KernelTree.readdir`."""
         mount = self.current_mount()
-        return os.listdir(mount.path(self.name + b"/" + path))
+        return os.listdir(self._path(mount, path))
+
+    def is_writable(self, mode: int) -> bool:
+        """See `KernelTree.is_writable`."""
+        return bool(mode & 0o222)
+
+    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+        """See `KernelTree.open`."""
+        mount = self.current_mount()
+        with ExitStack() as undo:
+            file = undo.enter_context(open_file(self._path(mount, path), flags & os.O_ACCMODE))
+            # The name may have become another interface's meanwhile.
+            self.current_mount()
+            handle = _OpenSysfsFile(self, file, flags)
+            undo.pop_all()
+        return handle
+
+    def readlink(self, path: bytes) -> bytes:
+        """See `KernelTree.readlink`."""
+        mount = self.current_mount()
+        beside = os.path.dirname(os.path.join(_device(mount, self.name), path))
+        text = os.readlink(self._path(mount, path))
+        target = os.path.normpath(os.path.join(beside, text))
+        # Where an interface's directory is depends on its hardware: .../net/NAME in any case.
+        _, _, rest = target.rpartition(b"/net/")
+        name, _, below = rest.partition(b"/")
+        if name and target == os.path.join(_device(mount, name), below).rstrip(b"/"):
+            # Up to the interface's directory, and from there to the others.
+            return b"../" * (path.count(b"/") + 1) + rest
+        # What is no interface of this namespace is not shown here, but it is in the machine's
+        # /sys.
+        return b"/sys/" + target
+
+    def _path(self, mount: SysfsMount, path: bytes) -> bytes:
+        return mount.path(self.name + b"/" + path)
 
     def current_mount(self) -> SysfsMount:
         """The mount, if the name is that interface's.
@@ -195,44 +203,6 @@ class SysfsView:
         return mount
 
 
-class _Directory(Directory):
-    def __init__(self, view: SysfsView, path: bytes, mode: int) -> None:
-        self.key = (view.key, path)
-        self._view = view
-        self._path = path
-        self._mode = mode
-
-    def getattr_cached(self) -> Attributes:
-        return Attributes(self._mode & ~0o222 & ~self._view.dmask)
-
-    def lookup(self, name: bytes, caller: Caller) -> Node:
-        return self._view.find_node(self._path + b"/" + name)
-
-    def readdir(self) -> list[bytes]:
-        return self._view.readdir(self._path)
-
-
-class _Link(Link):
-    def __init__(self, view: SysfsView, path: bytes) -> None:
-        self.key = (view.key, path)
-        self._view = view
-        self._path = path
-
-    def target_path(self) -> bytes:
-        mount, inner = self._view.current_mount(), self._view.name + b"/" + self._path
-        device = _device(mount, self._view.name)
-        beside = os.path.dirname(os.path.join(device, self._path))
-        target = os.path.normpath(os.path.join(beside, os.readlink(mount.path(inner))))
-        # Where an interface's directory is depends on its hardware: .../net/NAME in any case.
-        _, _, rest = target.rpartition(b"/net/")
-        name, _, below = rest.partition(b"/")
-        if name and target == os.path.join(_device(mount, name), below).rstrip(b"/"):
-            return b"../" * inner.count(b"/") + rest
-        # What is no interface of this namespace is not shown here, but it is in the machine's
-        # /sys.
-        return b"/sys/" + target
-
-
 def _device(mount: SysfsMount, name: bytes) -> bytes:
     """Where an interface's directory is in sysfs; nothing for what is no interface."""
     try:
@@ -242,47 +212,14 @@ def _device(mount: SysfsMount, name: bytes) -> bytes:
     return os.path.normpath(os.path.join(_CLASS, target))
 
 
-class _File(File):
-    def __init__(self, view: SysfsView, path: bytes, mode: int) -> None:
-        self.key = (view.key, path)
-        self.label = os.path.basename(path)
-        self.writable = bool(mode & 0o222)
-        self._view = view
-        self._path = path
-        self._mode = mode
-
-    def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._view.file_attributes(stat.S_IMODE(self._mode) & 0o777)
-        size = USUAL_SIZE
-        return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
-
-    def open(self, flags: int, caller: Caller) -> Handle:
-        may_block()
-        if not self.writable:
-            require_read_only(flags)
-        self._view.require_may_open(caller, opened_for_writing(flags))
-        opened = self._view.opened
-        since = opened.rounds
-        mount = self._view.current_mount()
-        path = mount.path(self._view.name + b"/" + self._path)
-        with ExitStack() as undo:
-            file = undo.enter_context(open_file(path, flags & os.O_ACCMODE))
-            # The name may have become another interface's meanwhile.
-            self._view.current_mount()
-            handle = _Open(self._view, file, flags)
-            undo.pop_all()
-        opened.add(handle, since)
-        return handle
-
-
-class _Open(OpenFile, Snapshot):
+class _OpenSysfsFile(OpenFile, Snapshot):
     """An open file of sysfs.
 
     What sysfs refuses at the first read (the speed of what is down) is refused then.
     """
 
     def __init__(self, view: SysfsView, file: io.FileIO, flags: int) -> None:
-        OpenFile.__init__(self, view.namespace_key, view.is_reachable, file)
+        OpenFile.__init__(self, view.access.key, view.access.is_reachable, file)
         self._refusal: OSError | None = None
         Snapshot.__init__(self, flags, self._content, run=self._command)
 

@@ -18,8 +18,9 @@ from netnsfs import linux
 from netnsfs.config import one_line
 from netnsfs.jobs import each_on_own_thread, may_block
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import links, tasks
-from netnsfs.netns.links import Interface, rtnetlink
+from netnsfs.netns import tasks
+from netnsfs.netns.addresses import list_addresses
+from netnsfs.netns.interfaces import Interface, link_peer, list_interfaces, rtnetlink
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import ask_nsid
 
@@ -69,9 +70,9 @@ class Survey:
             linux.reraise_if_resource(error)
 
     def _look(self, source: Source, route: RouteSocket) -> None:
-        found = {link.ifindex: link for link in links.interfaces(route)}
+        found = {link.ifindex: link for link in list_interfaces(route)}
         addresses: dict[int, list[str]] = defaultdict(list)
-        for address in links.addresses(route):
+        for address in list_addresses(route):
             addresses[address.ifindex].append(address.text.decode())
         self.spaces.append(Space(source, found, addresses))
         number = len(self.spaces) - 1
@@ -94,7 +95,7 @@ class Survey:
                     self.neighbours[other, back] = number
                 return
         # Its other end is still to be seen, if it is seen at all.
-        far = links.far_end(route, link)
+        far = link_peer(route, link)
         if far:
             self._ends[far.ifindex, link.ifindex, far.name, far.address].append(number)
 
@@ -132,7 +133,7 @@ class Survey:
 
     def _ask(self, route: RouteSocket, number: int, missing: dict[int, Interface]) -> None:
         for nsid, link in missing.items():
-            far = links.far_end(route, link)
+            far = link_peer(route, link)
             for other in range(len(self.spaces)):
                 if self._is_there(other, far) and self._has_number(route, other, nsid):
                     self.neighbours[number, nsid] = other

@@ -15,27 +15,21 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
-from netnsfs.node import (
-    ENTRY_TIMEOUT,
-    USUAL_SIZE,
-    Attributes,
-    Caller,
-    Directory,
-    File,
-    Handle,
-    Link,
-    Node,
-    gone_error,
-    opened_for_writing,
-    require_read_only,
+from netnsfs.node import ENTRY_TIMEOUT, Caller, Node, gone_error
+from netnsfs.tree.kernel_tree import (
+    KernelDirectory,
+    KernelFile,
+    KernelLink,
+    KernelTree,
+    OpenKernelFile,
 )
-from netnsfs.tree.open_files import OpenFile, OpenFiles, open_file
+from netnsfs.tree.open_files import OpenFile, open_file
 
 T = TypeVar("T")
 
@@ -45,57 +39,64 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Where a view is looked at from.
+class View(KernelTree):
+    """A directory of procfs, as a thread inside of the namespace sees it.
 
     Attributes:
-        key: of the namespace's directory.
-        enter: moves the calling thread into the namespace.
-        file_attributes: from the kernel's permission bits of a file to those that it has here,
-            and the user and group ID of its owner.
-        opened: where its open files are kept.
-        is_reachable: whether the namespace is still to be seen where the view was found.
-        require_may_open: refuses a caller who may not open (and write) a file here, whatever
-            its mode says.
-        dmask: permission bits that directories lack.
         writable: whether files that are writable in procfs are so here.
         fixed_levels: how many levels have names that come and go with kernel modules only,
             and not with interfaces. The kernel may keep those names. One that is gone is
             noticed when its file is opened.
     """
 
-    key: Hashable
-    enter: Callable[[], None]
-    file_attributes: Callable[[int], tuple[int, int, int]]
-    opened: OpenFiles
-    is_reachable: Callable[[], bool]
-    require_may_open: Callable[[Caller, bool], None]
-    dmask: int
     writable: bool
     fixed_levels: int
 
     def find_node(self, path: bytes, level: int = 0) -> Node:
-        """A directory, file or link of procfs, as seen in the namespace.
-
-        Raises:
-            OSError: ENOENT if the kernel has none.
-        """
+        """See `KernelTree.find_node`."""
         return self.make_node(path, self.call_inside(os.lstat, path).st_mode, level)
 
     def make_node(self, path: bytes, mode: int, level: int) -> Node:
         """What has a mode."""
         if stat.S_ISDIR(mode):
-            return _Directory(self, path, mode, level)
+            return _ProcDirectory(self, path, mode, level)
         if stat.S_ISLNK(mode):
-            return _Link(self, path)
-        return _File(self, path, mode)
+            return KernelLink(self, path)
+        return KernelFile(self, path, mode)
+
+    def readdir(self, path: bytes) -> list[bytes]:
+        """See `KernelTree.readdir`."""
+        return [*self.modes_in(path)]
+
+    def modes_in(self, path: bytes) -> dict[bytes, int]:
+        """What is in a directory, and with which modes: each would take a visit of its own."""
+        return self.call_inside(_modes_in, path)
+
+    def readlink(self, path: bytes) -> bytes:
+        """See `KernelTree.readlink`."""
+        text: bytes = self.call_inside(os.readlink, path)
+        return text
+
+    def is_writable(self, mode: int) -> bool:
+        """See `KernelTree.is_writable`."""
+        return self.writable and bool(mode & 0o222)
+
+    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+        """See `KernelTree.open`."""
+        try:
+            file = self.call_inside(open_file, path, flags & (os.O_ACCMODE | os.O_TRUNC))
+            return _OpenProcFile(self, file, flags)
+        except FileNotFoundError:
+            # The kernel may have kept the name. At ESTALE it looks it up again, without its
+            # cache (fs/namei.c, LOOKUP_REVAL).
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
 
     def call_inside(self, function: Callable[..., T], *args: object) -> T:
         """Call something on a thread that is in the namespace."""
 
         def run() -> T:
             with restoring_namespace():
-                self.enter()
+                self.access.enter_namespace()
                 return function(*args)
 
         may_block()
@@ -112,83 +113,34 @@ def _modes_in(path: bytes) -> dict[bytes, int]:
     return modes
 
 
-class _Directory(Directory):
+class _ProcDirectory(KernelDirectory):
+    _tree: View
+
     def __init__(self, view: View, path: bytes, mode: int, level: int) -> None:
-        self.key = (view.key, path)
+        super().__init__(view, path, mode)
         self.entry_timeout = ENTRY_TIMEOUT if level < view.fixed_levels else 0
-        self._view = view
-        self._path = path
-        self._mode = mode
         self._level = level
         self._listed: dict[bytes, int] = {}
 
-    def getattr_cached(self) -> Attributes:
-        return Attributes(self._mode & ~0o222 & ~self._view.dmask)
-
     def lookup(self, name: bytes, caller: Caller) -> Node:
-        return self._view.find_node(self._path + b"/" + name, self._level + 1)
+        return self._tree.find_node(self._path + b"/" + name, self._level + 1)
 
     def readdir(self) -> list[bytes]:
-        # With their modes, or each would take a visit of its own.
-        self._listed = self._view.call_inside(_modes_in, self._path)
+        self._listed = self._tree.modes_in(self._path)
         return [*self._listed]
 
     def lookup_listed(self, name: bytes, caller: Caller) -> Node:
         mode = self._listed.get(name)
         if mode is None:
             return self.lookup(name, caller)
-        return self._view.make_node(self._path + b"/" + name, mode, self._level + 1)
+        return self._tree.make_node(self._path + b"/" + name, mode, self._level + 1)
 
 
-class _Link(Link):
-    def __init__(self, view: View, path: bytes) -> None:
-        self.key = (view.key, path)
-        self._view = view
-        self._path = path
-
-    def target_path(self) -> bytes:
-        text: bytes = self._view.call_inside(os.readlink, self._path)
-        return text
-
-
-class _File(File):
-    def __init__(self, view: View, path: bytes, mode: int) -> None:
-        self.key = (view.key, path)
-        self.label = os.path.basename(path)
-        self.writable = view.writable and bool(mode & 0o222)
-        self._view = view
-        self._path = path
-        self._mode = mode
-
-    def getattr_cached(self) -> Attributes:
-        size = USUAL_SIZE
-        bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
-        mode, uid, gid = self._view.file_attributes(bits)
-        return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
-
-    def open(self, flags: int, caller: Caller) -> Handle:
-        if not self.writable:
-            require_read_only(flags)
-        self._view.require_may_open(caller, opened_for_writing(flags))
-        accepted = os.O_ACCMODE | os.O_TRUNC
-        opened = self._view.opened
-        since = opened.rounds
-        try:
-            file = self._view.call_inside(open_file, self._path, flags & accepted)
-            handle = _Open(self._view, file, flags)
-        except FileNotFoundError:
-            # The kernel may have kept the name. At ESTALE it looks it up again, without its
-            # cache (fs/namei.c, LOOKUP_REVAL).
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-        opened.add(handle, since)
-        return handle
-
-
-class _Open(OpenFile):
+class _OpenProcFile(OpenFile):
     """A file of procfs that a user has open."""
 
     def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
-        super().__init__(view.key, view.is_reachable, file)
+        super().__init__(view.access.key, view.access.is_reachable, file)
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""

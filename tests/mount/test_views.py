@@ -18,8 +18,10 @@ from usage import MAX_THREADS, Usage, descriptors
 
 from netnsfs.jobs import WouldBlock, never_block
 from netnsfs.netns.names import NamedNamespaces
-from netnsfs.node import Directory, File
+from netnsfs.node import Caller, Directory, File
+from netnsfs.permissions import ROOT, Owner, Permissions
 from netnsfs.tree import views
+from netnsfs.tree.access import NamespaceAccess
 from netnsfs.tree.open_files import OpenFiles
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
@@ -444,18 +446,30 @@ def test_readers_and_removal_at_once(mnt: Mounted) -> None:
     assert errors <= {"", "ENOENT", "ENODEV", "ESTALE", "EIO"}
 
 
+class AccessToHere(NamespaceAccess):
+    """To the namespace that everybody is in already."""
+
+    def __init__(self, enter: Callable[[], None]) -> None:
+        self.key = "here"
+        self.permissions = Permissions(dmask=0, fmask=0)
+        self.opened = OpenFiles()
+        self._enter = enter
+
+    def current_owner(self) -> Owner:
+        return ROOT
+
+    def require_may_open(self, caller: Caller, writes: bool) -> None:
+        pass
+
+    def is_reachable(self) -> bool:
+        return True
+
+    def enter_namespace(self) -> None:
+        self._enter()
+
+
 def view_of_here(enter: Callable[[], None]) -> views.View:
-    return views.View(
-        key="here",
-        enter=enter,
-        file_attributes=lambda mode: (mode, 0, 0),
-        opened=OpenFiles(),
-        is_reachable=lambda: True,
-        require_may_open=lambda caller, writes: None,
-        dmask=0,
-        writable=True,
-        fixed_levels=2,
-    )
+    return views.View("here", AccessToHere(enter), writable=True, fixed_levels=2)
 
 
 def test_the_first_read_of_a_long_file_takes_no_other_snapshot(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ Without a file of their own name:
 - `owners`: tests/mount/test_permissions.py. An owner matters where somebody is refused.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
-from conftest import IN_KERNEL
+from conftest import IN_KERNEL, RUN, ip
 
 from netnsfs import linux
 from netnsfs.netns import tasks
@@ -40,3 +42,16 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield made
     if isinstance(made, BpfScanner):
         made._iterators.close()
+
+
+@pytest.fixture
+def spaces() -> Iterator[tuple[int, int]]:
+    """Descriptors of the namespaces a and b."""
+    with ExitStack() as stack:
+        fds = []
+        for name in ("a", "b"):
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+            fd = os.open(RUN / name, os.O_RDONLY | os.O_CLOEXEC)
+            fds.append(stack.enter_context(linux.closing_fd(fd)))
+        yield fds[0], fds[1]

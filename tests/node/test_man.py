@@ -13,7 +13,7 @@ from netnsfs.netns import names as netns
 from netnsfs.netns import signals
 from netnsfs.stats import Stats
 from netnsfs.tree import ctldir as corner_module
-from netnsfs.tree import links, metrics, refs, root
+from netnsfs.tree import interfaces, metrics, refs, root
 from netnsfs.tree import namespace as files
 
 PAGE = Path(cli.__file__).parent / "data/netnsfs.8"
@@ -45,7 +45,7 @@ def test_the_page_is_well_formed(tool: list[str]) -> None:
 
 
 def test_the_page_tells_every_file() -> None:
-    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", links.LINKS]:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", interfaces.LINKS]:
         assert re.search(rf"^\.It Pa NAME/{name.decode()}/? ", TEXT, re.MULTILINE)
     for name in corner():
         assert re.search(rf"^\.It Pa \.netnsfs/{name.decode()}[ /]", TEXT, re.MULTILINE)
@@ -64,8 +64,8 @@ def test_the_page_tells_the_modes(row: files.NamespaceFileSpec) -> None:
     assert f".It Pa NAME/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 
-@pytest.mark.parametrize("row", links.FILES.values(), ids=lambda row: row.name.decode())
-def test_the_page_tells_the_files_of_interfaces(row: links.Row) -> None:
+@pytest.mark.parametrize("row", interfaces.FILES.values(), ids=lambda row: row.name.decode())
+def test_the_page_tells_the_files_of_interfaces(row: interfaces.InterfaceFileSpec) -> None:
     assert f".It Pa NAME/links/IFACE/{row.name.decode()} Pq {row.mode:04o}\n" in TEXT
 
 

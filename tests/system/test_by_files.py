@@ -10,7 +10,7 @@ import pytest
 from conftest import RUN, Mounted
 
 from netnsfs import cli, linux
-from netnsfs.tree import links
+from netnsfs.tree import interfaces
 from netnsfs.tree import namespace as files
 
 HERE = Path(__file__).parent
@@ -36,7 +36,7 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
 def test_the_readme_tells_every_file(mnt: Mounted) -> None:
     for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
         assert f"NAME/{name.decode()}" in TREE
-    for name in [*links.FILES, b"peer"]:
+    for name in [*interfaces.FILES, b"peer"]:
         assert f"NAME/links/IFACE/{name.decode()}" in TREE
     for path in (mnt.path / ".netnsfs").iterdir():
         assert any(line.startswith(f".netnsfs/{path.name}") for line in TREE)

@@ -33,7 +33,7 @@ from netnsfs import linux
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import assign_nsid
-from netnsfs.tree.links import Neighbours
+from netnsfs.tree.nsid_resolver import NsidResolver
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 
@@ -277,7 +277,7 @@ def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
             names.attach(b"foo", fd)
     seen: list[bytes | None] = []
     with RouteSocket() as route:
-        ask = partial(Neighbours(names).find_path, own, route, number)
+        ask = partial(NsidResolver(names).find_path, own, route, number)
         assert shortage_gives(lambda: seen.append(ask())) == {"EMFILE", ""}
     unnamed = b".netnsfs/unnamed/%d" % os.stat(path).st_ino
     assert seen == [b"foo" if has_name else unnamed]

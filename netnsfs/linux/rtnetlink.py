@@ -1,0 +1,55 @@
+"""rtnetlink(7): numbers and structures of messages about interfaces and addresses.
+
+Only data: `netlink` sends and receives.
+"""
+
+import socket
+import struct
+
+from netnsfs.linux.netlink import attribute
+
+# linux/rtnetlink.h
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTMGRP_LINK = 1
+RTEXT_FILTER_SKIP_STATS = 8
+RT_SCOPE_HOST = 254
+# linux/if_link.h
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_LINKINFO = 18
+IFLA_STATS64 = 23
+IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_CARRIER = 33
+IFLA_LINK_NETNSID = 37
+IFLA_NEW_NETNSID = 45
+IFLA_TARGET_NETNSID = 46
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+# linux/veth.h
+VETH_INFO_PEER = 1
+# linux/if_addr.h
+IFA_ADDRESS = 1
+IFA_LOCAL = 2
+# linux/if.h, linux/if_arp.h
+IFF_UP = 1
+ARPHRD_LOOPBACK = 772
+ADDRESS_BITS = {socket.AF_INET: 32, socket.AF_INET6: 128}
+"""The families of IP, and how long an address of each is."""
+
+# struct ifinfomsg: family, type, index, flags, change.
+IFINFOMSG = struct.Struct("=BxHiII")
+# struct ifaddrmsg: family, length of the prefix, flags, scope, index.
+IFADDRMSG = struct.Struct("=BBBBI")
+# struct rtnl_link_stats64: packets, bytes, errors and drops, each received and sent, and what
+# was missed.
+LINK_STATS64 = struct.Struct("=8Q56xQ")
+S32 = struct.Struct("=i")
+
+
+def named(name: bytes) -> bytes:
+    """The attribute that names an interface."""
+    return attribute(IFLA_IFNAME, name + b"\0")
