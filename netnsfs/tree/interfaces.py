@@ -43,6 +43,7 @@ from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write, requi
 from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.refs import RESERVED, UNNAMED
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
+from netnsfs.tree.token_bucket import charged
 
 T = TypeVar("T")
 
@@ -407,5 +408,7 @@ class InterfaceFile(File):
         writes = self.writable and opened_for_writing(flags)
         self._directory.access.require_may_open(caller, writes)
         take = partial(self._directory.inspect_interface, self._spec.show)
-        run = partial(self._directory.run_command, self._spec) if self.writable else None
+        run = None
+        if writes:
+            run = charged(caller.uid, partial(self._directory.run_command, self._spec))
         return Snapshot(flags, take, self._directory.require_present, run)
