@@ -21,6 +21,7 @@ comes between reading and changing the table.
 import errno
 import itertools
 import os
+import time
 from collections.abc import Hashable, Iterable
 
 import pyfuse3
@@ -30,6 +31,10 @@ from netnsfs.node import Attributes, Directory, Node
 
 # Inode numbers of namespaces, which nodes may ask for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
+
+# The kernel asks for the size before each open(2). For lists of tasks, that takes as long as
+# the open itself.
+_LENGTH_SECONDS = 1.0
 
 
 class NodeEntry:
@@ -45,12 +50,19 @@ class NodeEntry:
         shown: the same for getattr, with the st_ino that stat(2) is to show.
         opened: how many open files keep the kernel's pages and the size as they are.
         content: what these have in common.
+        contended: more than one caller has asked for the attributes since it was last opened.
+            Some of the answers may be on their way to them, or dropped by the kernel for those
+            of the others (fuse_change_attributes(), fs/fuse/inode.c). So the size that it
+            knows is not certain.
     """
 
     __slots__ = (
+        "_asked_by",
         "_length",
+        "_length_until",
         "attributes",
         "change_cookie",
+        "contended",
         "content",
         "lookup_count",
         "node",
@@ -68,7 +80,10 @@ class NodeEntry:
         self.lookup_count = 0
         self.opened = 0
         self.content: Hashable = None
+        self.contended = False
+        self._asked_by: int | None = None
         self._length: int | None = None
+        self._length_until = 0.0
         self.change_cookie: Hashable = None
         self.attributes = self.shown = EntryAttributes()
         self.attributes.st_ino = number
@@ -82,12 +97,24 @@ class NodeEntry:
     def take_attributes(self, taken: Attributes, change_cookie: Hashable) -> None:
         """Replace the attributes, and the change_cookie that they belong to."""
         self.change_cookie, self.taken = change_cookie, taken
-        if self._length is not None:
-            taken = taken._replace(size=self._length)
+        if (length := self.length) is not None:
+            taken = taken._replace(size=length)
         _fill(self.attributes, taken)
         if self.shown is not self.attributes:
             self.attributes.attr_timeout = 0
             _fill(self.shown, taken)
+
+    @property
+    def length(self) -> int | None:
+        """The length of what is open, or was a moment ago; None if that is not known."""
+        return self._length if self.opened or time.monotonic() < self._length_until else None
+
+    def note_asked(self, caller: int) -> None:
+        """Note who, by thread ID, is about to be told the attributes."""
+        another = self._asked_by not in (None, caller)
+        # All callers outside of the daemon's PID namespace are 0.
+        self.contended = self.contended or another or caller == 0
+        self._asked_by = caller
 
     def may_open(self, content: Hashable) -> bool:
         """Whether an open file with some content can share the kernel's pages and the size."""
@@ -102,6 +129,7 @@ class NodeEntry:
         """
         self.opened += 1
         self.content, self._length = content, length
+        self.contended, self._asked_by = False, None
 
     def note_reread(self, content: Hashable, length: int) -> None:
         """Note that an open file, which was counted, has other content by now."""
@@ -112,7 +140,8 @@ class NodeEntry:
         """Count one less."""
         self.opened -= 1
         if not self.opened:
-            self.content = self._length = None
+            self.content = None
+            self._length_until = time.monotonic() + _LENGTH_SECONDS
 
 
 def _fill(entry: EntryAttributes, taken: Attributes) -> None:

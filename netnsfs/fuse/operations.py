@@ -52,18 +52,13 @@ from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
+from netnsfs.limits import LISTING_SECONDS, MAX_RESERVED
 from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Adapter = TypeVar("Adapter", bound="Operations")
-
-LISTING_SECONDS = 1.0
-"""After this time the entries found so far are the answer. The kernel asks for the others."""
-
-MAX_RESERVED = 1000
-"""How many callers may be about to look a file up again."""
 
 NAME_MAX = 255
 
@@ -257,6 +252,7 @@ class Operations(pyfuse3.Operations):
         change_cookie = node.change_cookie
         if (
             known is not None
+            and not known.opened
             and known.attributes.attr_timeout
             and known.change_cookie == change_cookie
         ):
@@ -286,7 +282,7 @@ class Operations(pyfuse3.Operations):
         """A known node's attributes as they are now."""
         node, change_cookie = known.node, known.node.change_cookie
         # The length of what is open is known.
-        getattr_now = node.getattr_cached if known.opened else node.getattr
+        getattr_now = node.getattr if known.length is None else node.getattr_cached
         taken = await self._call_tree(pool, user, getattr_now)
         known.take_attributes(taken, change_cookie)
         return known.shown
@@ -312,6 +308,7 @@ class Operations(pyfuse3.Operations):
             known = self._by_key.get(node.key)
             if (
                 known is None
+                or known.opened
                 or not known.attributes.attr_timeout
                 or known.change_cookie != node.change_cookie
             ):
@@ -319,6 +316,7 @@ class Operations(pyfuse3.Operations):
                 if self._reserved:
                     known = self._find_reserved(known, ctx)
             known.lookup_count += 1
+            known.note_asked(ctx.pid)
             return known.attributes
         except Exception as error:
             raise self.to_fuse_error(error, "lookup") from None
@@ -470,6 +468,7 @@ class Operations(pyfuse3.Operations):
     @_translate_errors
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         known = self._by_number[inode]
+        known.note_asked(ctx.pid)
         return await self._refresh_attributes(self._pool_for(known.node), ctx.uid, known)
 
     @_translate_errors
@@ -614,11 +613,11 @@ class Operations(pyfuse3.Operations):
             with ExitStack() as undo:
                 # The kernel does not release what it could not open.
                 undo.callback(handle.close)
+                length, uncertain = handle.length, known.contended and handle.length > 0
                 if not node.constant:
                     self._share_entry(known, flags, handle, ctx)
                     undo.callback(known.note_closed)
-                length = handle.length
-                if length > known.attributes.st_size:
+                if uncertain or length > known.attributes.st_size:
                     await self._correct_size(ctx.uid, known, length)
                 if ctx.uid != ROOT:
                     self._count_open(ctx.uid, length)

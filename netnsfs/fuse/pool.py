@@ -28,10 +28,9 @@ from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.fuse.loop import Completion, LoopWaiter
 from netnsfs.fuse.quotas import ROOT
 from netnsfs.jobs import Job, disposable, start_thread
+from netnsfs.limits import MAX_HUNG
 
 T = TypeVar("T")
-
-MAX_HUNG = 64
 
 log = logging.getLogger(__name__)
 

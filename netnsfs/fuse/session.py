@@ -53,18 +53,19 @@ from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
+from netnsfs.limits import (
+    FILES_PER_USER,
+    GRACE_SECONDS,
+    HANDLER_SECONDS,
+    MAX_TASKS,
+    QUEUE_SECONDS,
+    TEXT_PER_USER,
+    TEXT_TOTAL,
+    WORKERS,
+)
 from netnsfs.logs import ASKED_FOR
 from netnsfs.node import Directory
 from netnsfs.stats import Stats
-
-HANDLER_SECONDS = 10.0
-"""How long a handler waits for a worker, and once more if the worker is past its commit."""
-
-QUEUE_SECONDS = 30.0
-"""How long a handler waits for a worker to be free."""
-
-GRACE_SECONDS = 2.0
-"""How long requests in flight may go on after a signal to stop."""
 
 HEARTBEAT_SECONDS = 0.6
 """How long a blocked read of /dev/fuse can stop the process."""
@@ -84,32 +85,6 @@ MAX_UNUSED_NODES = 1000
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
-
-# More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
-# share the interpreter.
-WORKERS = {
-    "locked": (4, QUEUE_SECONDS),
-    "read": (4, QUEUE_SECONDS),
-    "mutate": (8, 0),
-    "write": (4, QUEUE_SECONDS),
-    "slow": (2, QUEUE_SECONDS),
-}
-"""How many threads each pool has (see `Pools`), and how long a handler waits for one of them.
-
-Of those for what is slow, one is for root. Changes of directories do not wait, so there are
-more threads for them.
-"""
-
-# A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
-# stop all others. Not all are for users (loop.WAITING_TOTAL).
-MAX_TASKS = 1000
-
-FILES_PER_USER = 4096
-"""How many open files a user may have, if the daemon may have that many descriptors."""
-
-TEXT_PER_USER = 64 << 20
-TEXT_TOTAL = 256 << 20
-"""How many bytes of text a user, and all but root, may make the daemon keep."""
 
 _MAX_TRIES = 10
 _MOUNT_ATTRIBUTES = (
@@ -199,13 +174,18 @@ def _file_quota() -> Quota:
 def _open_pools(loop: LoopWaiter, cleanup: ExitStack) -> Pools:
     pools = Pools(
         *(
-            Pool(f"netnsfs-{work}", limit, HANDLER_SECONDS, seconds, loop)
-            for work, (limit, seconds) in WORKERS.items()
+            Pool(f"netnsfs-{work}", limit, HANDLER_SECONDS, _queue_seconds(work), loop)
+            for work, limit in WORKERS.items()
         )
     )
     for pool in pools:
         cleanup.callback(pool.close)
     return pools
+
+
+def _queue_seconds(work: str) -> float:
+    # The kernel holds a directory's lock, and root may want it.
+    return 0 if work == "mutate" else QUEUE_SECONDS
 
 
 def _open_session(

@@ -14,9 +14,8 @@ from collections.abc import Collection
 
 from netnsfs import linux
 from netnsfs.jobs import Job, commit, may_block, start_thread
+from netnsfs.limits import FOLLOW_SECONDS
 from netnsfs.netns.nsfs import nsfs_device, number_in, reopen
-
-FOLLOW_SECONDS = 1.0
 
 _MAX_STEPS = 8
 _NAMESPACE = b"net:["

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SHARED_TEXTS_PER_USER
 from netnsfs.netns import tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -41,7 +42,6 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
-_MAX_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
 """The largest inode number that nsfs gives."""
 
@@ -305,7 +305,7 @@ class SharedText(File):
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
-        if caller.uid and len(mine) >= _MAX_TEXTS:
+        if caller.uid and len(mine) >= SHARED_TEXTS_PER_USER:
             raise OSError(errno.EMFILE, "close some of those that are open")
         snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
 from netnsfs.netns import nsid, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
@@ -53,11 +54,8 @@ def _one_a_line(numbers: list[int]) -> bytes:
     return b"".join(b"%d\n" % number for number in numbers)
 
 
-SIGNALLING_RATE = 0.1
-"""How many seconds each user, but root, may take for signals in a second, in the long run."""
-
 # The kernel keeps a file locked while it is written. So root waits for another writer.
-_signalling = TokenBucket(signals.SECONDS, SIGNALLING_RATE)
+_signalling = TokenBucket(SIGNAL_SECONDS, SIGNAL_RATE)
 
 
 def _sender(caller: Caller) -> Command:

@@ -11,14 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from netnsfs.limits import WRITE_BURST, WRITE_RATE
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-WRITE_BURST = 5.0
-"""How many seconds each user, but root, may write to interfaces before they count."""
-
-WRITE_RATE = 0.1
-"""How many of these seconds come back in a second."""
 
 
 class TokenBucket:

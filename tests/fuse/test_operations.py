@@ -17,11 +17,12 @@ import trio
 import trio.testing
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import WAITING_PER_USER, LoopWaiter
+from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
+from netnsfs.limits import WAITING_PER_USER
 from netnsfs.node import (
     ENTRY_TIMEOUT,
     Attributes,
@@ -37,8 +38,8 @@ from netnsfs.stats import Stats
 ROOT, NOBODY = 0, 65534
 
 
-def asked_by(user: int) -> pyfuse3.RequestContext:
-    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=0, umask=0))
+def asked_by(user: int, thread: int = 0) -> pyfuse3.RequestContext:
+    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=thread, umask=0))
 
 
 CTX = asked_by(ROOT)
@@ -557,17 +558,22 @@ async def test_a_user_has_so_many_open_files(ops: fuse.Operations, root: Root) -
         await ops.release((await ops.open(inode, 0, nobody)).fh)
 
 
+async def open_anew(ops: fuse.Operations, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    """As the kernel opens a name that it may not keep."""
+    inode = (await ops.lookup(1, b"a", ctx)).st_ino
+    return await ops.open(inode, 0, ctx)
+
+
 async def test_a_user_keeps_so_much_text(ops: fuse.Operations, root: Root) -> None:
     texts = iter([b"x" * TEXT, b"x", b"x", b"x" * (TEXT - 1), b"x", b"x"])
     root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
-    inode = (await ops.lookup(1, b"a", CTX)).st_ino
     nobody = asked_by(65534)
-    first = (await ops.open(inode, 0, nobody)).fh
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    first = (await open_anew(ops, nobody)).fh
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
     await ops.release(first)
-    opened = [(await ops.open(inode, 0, nobody)).fh for _ in range(2)]
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
-    opened.append((await ops.open(inode, 0, CTX)).fh)
+    opened = [(await open_anew(ops, nobody)).fh for _ in range(2)]
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
+    opened.append((await open_anew(ops, CTX)).fh)
     for fh in opened:
         await ops.release(fh)
 
@@ -580,14 +586,13 @@ async def test_a_text_that_has_grown_counts(ops: fuse.Operations, root: Root) ->
         return next(texts)
 
     root.nodes[b"a"] = lambda: Leaf("a", slow)
-    inode = (await ops.lookup(1, b"a", CTX)).st_ino
     nobody = asked_by(65534)
-    fh = (await ops.open(inode, 0, nobody)).fh
+    fh = (await open_anew(ops, nobody)).fh
     for _ in range(2):
         await ops.read(fh, 0, TEXT)
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
     await ops.release(fh)
-    await ops.release((await ops.open(inode, 0, nobody)).fh)
+    await ops.release((await open_anew(ops, nobody)).fh)
 
 
 async def test_a_user_waits_for_so_many(ops: fuse.Operations, root: Root) -> None:
@@ -659,3 +664,42 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         with trio.fail_after(4):
             assert await code(ops.mkdir(1, b"b", 0o755, nobody)) == "EPERM"
         release.set()
+
+
+async def test_open_files_with_different_content_are_different_nodes(
+    ops: fuse.Operations, root: Root
+) -> None:
+    texts = iter([b"1", b"22", b"22", b"22", b"333", b"4444", b"55555"])
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
+
+    async def look_up(ctx: pyfuse3.RequestContext = CTX) -> int:
+        return (await ops.lookup(1, b"a", ctx)).st_ino
+
+    async def size(inode: int) -> int:
+        return (await ops.getattr(inode, CTX)).st_size
+
+    first = await look_up()
+    assert await look_up() == first
+    one = (await ops.open(first, 0, CTX)).fh
+    second = await look_up()
+    assert second != first
+    two = (await ops.open(second, 0, CTX)).fh
+    # What is the same may be one.
+    three = (await ops.open(second, 0, CTX)).fh
+    assert [await size(first), await size(second)] == [1, 2]
+    # Not what is written, nor what has changed since the name was looked up.
+    assert await code(ops.open(second, os.O_WRONLY, CTX)) == "ESTALE"
+    third = await look_up()
+    assert third == await look_up() not in (first, second)
+    # Nobody else is given it, and the first who asked again is not refused once more.
+    assert await look_up(asked_by(NOBODY, 1)) != third
+    four = (await ops.open(third, os.O_WRONLY, CTX)).fh
+    assert await code(ops.open(third, 0, CTX)) == "ESTALE"
+    five = (await ops.open(third, 0, CTX)).fh
+    # All of them show one number.
+    assert {(await ops.getattr(inode, CTX)).st_ino for inode in (first, second, third)} == {
+        first
+    }
+    for fh in (one, two, three, four, five):
+        await ops.release(fh)
+    assert await look_up() not in (first, second)

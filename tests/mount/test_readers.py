@@ -145,8 +145,8 @@ def test_a_file_that_is_opened_again_by_its_descriptor(
 
 
 def test_whoever_writes_spoils_no_reader(mnt: Mounted, foo: Path) -> None:
+    (foo / "links/lo/addresses").write_text("+10.1.2.3/32\n")
     for path in (foo / "sysctl/ipv4/ip_local_port_range", foo / "links/lo/addresses"):
-        (foo / "links/lo/addresses").write_text("+10.1.2.3/32\n")
         with opened(path) as fd:
             size = os.fstat(fd).st_size
             expected = path.read_bytes()
