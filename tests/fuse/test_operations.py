@@ -38,7 +38,7 @@ from netnsfs.stats import Stats
 ROOT, NOBODY = 0, 65534
 
 
-def asked_by(user: int, thread: int = 0) -> pyfuse3.RequestContext:
+def asked_by(user: int, thread: int = 1) -> pyfuse3.RequestContext:
     return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=thread, umask=0))
 
 
@@ -103,6 +103,7 @@ class Numbered(Directory):
 
 class Root(Directory):
     key = "root"
+    writable = True
 
     def __init__(self) -> None:
         self.nodes: dict[bytes, Callable[[], Node]] = {}
@@ -639,8 +640,9 @@ async def test_readers_do_not_keep_a_directory_locked(ops: fuse.Operations, root
         release.set()
 
 
+@pytest.mark.parametrize("is_slow", [True, False])
 async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
-    ops: fuse.Operations, root: Root
+    ops: fuse.Operations, root: Root, is_slow: bool
 ) -> None:
     release = threading.Event()
 
@@ -649,7 +651,7 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         release.wait()
 
     class Slow(Leaf):
-        slow = True
+        slow = is_slow
 
         def open(self, flags: int, caller: Caller) -> Handle:
             return Snapshot(flags, bytes, run=run)
@@ -692,7 +694,7 @@ async def test_open_files_with_different_content_are_different_nodes(
     third = await look_up()
     assert third == await look_up() not in (first, second)
     # Nobody else is given it, and the first who asked again is not refused once more.
-    assert await look_up(asked_by(NOBODY, 1)) != third
+    assert await look_up(asked_by(NOBODY, 2)) != third
     four = (await ops.open(third, os.O_WRONLY, CTX)).fh
     assert await code(ops.open(third, 0, CTX)) == "ESTALE"
     five = (await ops.open(third, 0, CTX)).fh
