@@ -21,17 +21,26 @@ def main() -> int:
     os.close(filler)
     try:
         config = cli.parse_arguments(sys.argv[1:])
+        if config.check:
+            return _check(config.mount_point)
     except Failure as failure:
         print(f"netnsfs: {failure}", file=sys.stderr)
         return failure.status
     # Imported only now: --help and wrong calls need neither trio nor libfuse.
     # There is no garbage among modules, neither while they are loaded nor later.
     gc.disable()
-    from netnsfs import daemon
+    from netnsfs import daemon, rootless
 
     gc.freeze()
     gc.enable()
-    return daemon.run(config)
+    return daemon.run(config) if config.command is None else rootless.run(config)
+
+
+def _check(mount_point: bytes) -> int:
+    from netnsfs.fuse import mounting
+
+    mounting.require_served(mount_point)
+    return 0
 
 
 if __name__ == "__main__":

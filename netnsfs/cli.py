@@ -11,6 +11,7 @@ from netnsfs.config import EXIT_USAGE, MAX_SPARES, Config, Failure
 from netnsfs.permissions import Permissions
 
 MOUNT_POINT = "/mnt/netnsfs"
+ROOTLESS = "--rootless"
 # The next number, -1, is no ID: chown(2) takes it for "leave it as it is".
 _MAX_ID = (1 << 32) - 2
 # As compiled into iproute2. On some machines, /var/run is no link to /run.
@@ -111,6 +112,7 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         Failure: it is wrong.
         SystemExit: --help and --version have been answered.
     """
+    arguments, command = _split_command(arguments)
     # Intermixed: mount(8) gives the options after the mount point.
     found = make_parser().parse_intermixed_args(arguments)
     if len(found.paths) > 2:
@@ -120,6 +122,10 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         # What a script gives whose variable is not set. It must not mean the working directory.
         raise Failure("the mount point is an empty text", EXIT_USAGE)
     given = ",".join(found.options).split(",")
+    if command is not None and (found.foreground or found.debug):
+        raise Failure(
+            "--rootless has its daemon in the background: leave -f and -d out", EXIT_USAGE
+        )
     if "remount" in given:
         # Refused first, because mount(8) then gives the options that /proc/mounts shows too,
         # and some of them are unknown here.
@@ -135,9 +141,22 @@ def parse_arguments(arguments: Sequence[str]) -> Config:
         mount_point=os.fsencode(os.path.join(os.path.realpath(parent), name)),
         foreground=found.foreground or found.debug,
         debug=found.debug,
+        check=found.check,
+        command=command,
         permissions=_permissions(fields),
         **{"run_dir": os.fsencode(os.path.realpath(RUN_DIR)), **fields},
     )
+
+
+def _split_command(
+    arguments: Sequence[str],
+) -> tuple[Sequence[str], tuple[str, ...] | None]:
+    """Take what follows --rootless away. It is not ours to read."""
+    if ROOTLESS not in arguments:
+        return arguments, None
+    at = arguments.index(ROOTLESS)
+    command = arguments[at + 1 :]
+    return arguments[:at], tuple(command[1:] if command[:1] == ["--"] else command)
 
 
 def _permissions(fields: dict[str, Any]) -> Permissions:
@@ -159,7 +178,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="netnsfs",
         description="Mount the machine's named network namespaces as directories.",
-        usage="netnsfs [-o OPTION[,OPTION...]] [-f] [-d] [[SOURCE] MOUNTPOINT]",
+        usage="netnsfs [-o OPTION[,OPTION...]] [-f] [-d] [[SOURCE] MOUNTPOINT]\n"
+        "       netnsfs --check [MOUNTPOINT]\n"
+        "       netnsfs [-o OPTION[,OPTION...]] [MOUNTPOINT] --rootless [COMMAND [ARG...]]",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -189,6 +210,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-d", "--debug", action="store_true", help="stay in the foreground and log everything"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="mount nothing; succeed if a netnsfs is mounted there and answers",
+    )
+    parser.add_argument(
+        ROOTLESS,
+        nargs=argparse.REMAINDER,
+        metavar="COMMAND",
+        help="run a command, or a shell, with a netnsfs that needs no root, in namespaces of "
+        "its own; all that follows is the command",
     )
     parser.add_argument(
         "-V", "--version", action=_ShowVersion, nargs=0, help="show the version and exit"

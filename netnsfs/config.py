@@ -53,6 +53,9 @@ class Config:
         read_only: refuse every change.
         foreground: stay attached to the terminal.
         debug: log everything.
+        check: mount nothing, and say whether a netnsfs answers at the mount point.
+        command: what to run in namespaces of its own, with the mount, and its arguments; a
+            shell if it is empty. None: no new namespaces.
     """
 
     mount_point: bytes
@@ -68,3 +71,5 @@ class Config:
     read_only: bool = False
     foreground: bool = False
     debug: bool = False
+    check: bool = False
+    command: tuple[str, ...] | None = None

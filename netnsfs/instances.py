@@ -35,7 +35,9 @@ def is_daemon(pid: str) -> bool:
 
 
 def _comparable(config: Config) -> Config:
-    return replace(config, source="", repeatable=False, foreground=False, debug=False)
+    return replace(
+        config, source="", repeatable=False, foreground=False, debug=False, command=None
+    )
 
 
 def _served() -> Iterator[Config]:

@@ -394,6 +394,11 @@ def command_of(pid: int) -> bytes:
         return b""
 
 
+def complaints(text: str) -> list[str]:
+    """What the program said beyond that this is not the machine's mount namespace."""
+    return [line for line in text.splitlines() if "machine's mount namespace" not in line]
+
+
 def mount_namespace(pid: int | str) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt")

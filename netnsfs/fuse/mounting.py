@@ -28,6 +28,7 @@ from netnsfs.jobs import start_thread
 
 FS_TYPE = b"fuse.netnsfs"
 PROBE_SECONDS = 2.0
+CHECK_SECONDS = 10.0
 _MAX_LINKS = 40
 _MAX_SHOWN = 5
 # Of a start, where others withdraw from the same mount point.
@@ -65,12 +66,13 @@ def require_fuse() -> None:
     """
     if os.geteuid() != 0:
         raise Failure(
-            "only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=", EXIT_USAGE
+            "only root can mount netnsfs: use sudo, or netnsfs --rootless", EXIT_USAGE
         )
     if not os.path.exists("/proc/self"):
         raise Failure("there is no /proc: mount -t proc proc /proc", EXIT_SYSTEM)
     if not os.path.exists("/proc/self/ns/net"):
         raise Failure("this kernel has no network namespaces (CONFIG_NET_NS)", EXIT_SYSTEM)
+    _require_calls()
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -84,6 +86,41 @@ def require_fuse() -> None:
         hint = "give the container the device" if error.errno == errno.EPERM else "see its mode"
         message = f"cannot open /dev/fuse: {error.strerror}: {hint}"
         raise Failure(message, EXIT_USAGE) from None
+
+
+def _require_calls() -> None:
+    missing = linux.find_missing_call()
+    if missing:
+        call, version = missing
+        message = f"the kernel does not know {call}, which Linux {version} and newer have"
+        raise Failure(message, EXIT_SYSTEM)
+
+
+def require_served(mount_point: bytes) -> None:
+    """Check that a netnsfs is mounted, and answers.
+
+    Raises:
+        Failure: it says what is there instead.
+    """
+    shown = os.fsdecode(mount_point)
+    try:
+        mount_point = _follow_links(mount_point)
+        with linux.closing_fd(open_mount_point(mount_point)) as fd:
+            top = _mount_of(fd)
+            if top is None or top.target != mount_point or top.fs_type != FS_TYPE:
+                raise Failure(f"no netnsfs is mounted at {shown}", EXIT_MOUNT)
+            alive = _ask(fd, CHECK_SECONDS)
+    except FileNotFoundError:
+        raise Failure(
+            f"no netnsfs is mounted at {shown}: it does not exist", EXIT_MOUNT
+        ) from None
+    except OSError as error:
+        raise Failure(f"cannot look at {shown}: {error.strerror}", EXIT_MOUNT) from None
+    if alive is None:
+        raise Failure(f"the netnsfs at {shown} does not answer", EXIT_MOUNT)
+    if not alive:
+        message = f"the daemon of the netnsfs at {shown} has ended: start it again"
+        raise Failure(message, EXIT_MOUNT)
 
 
 def clear(mount_point: bytes) -> bytes:
@@ -189,18 +226,25 @@ def _require_dead(top: linux.Mount, fd: int) -> None:
 
 def _answers(fd: int) -> bool:
     """Whether a daemon serves the mount. One that is too slow to answer does."""
-    dead = False
+    return _ask(fd, PROBE_SECONDS) is not False
+
+
+def _ask(fd: int, seconds: float) -> bool | None:
+    """Whether a daemon serves the mount; None if there is no answer in time."""
+    answer = None
 
     def probe() -> None:
-        nonlocal dead
+        nonlocal answer
         try:
             # Unlike stat(2), never answered from the kernel's cache.
             os.fstatvfs(fd)
         except OSError as error:
-            dead = error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+            answer = error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+        else:
+            answer = True
 
-    start_thread(probe, "netnsfs-probe").join(PROBE_SECONDS)
-    return not dead
+    start_thread(probe, "netnsfs-probe").join(seconds)
+    return answer
 
 
 def open_mount_point(mount_point: bytes) -> int:

@@ -5,6 +5,7 @@
 - `files`: looks at files that never wait, paths that never enter a file system
 - `namespaces`: entering namespaces, and telling them apart
 - `events`: inotify(7) and poll(2)
+- `requirements`: what the kernel must have
 - `process`: capabilities, memory and signals of this process, and what tasks share
 - `bpf`: BPF programs, which the kernel runs over its objects, or when something happens
 - `pidfd_files`: open files of other processes, looked at by a child process
@@ -108,3 +109,4 @@ from netnsfs.linux.process import (
     only_interrupt,
     share_descriptors,
 )
+from netnsfs.linux.requirements import find_missing_call

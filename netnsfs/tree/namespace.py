@@ -16,7 +16,7 @@ from itertools import count
 
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
-from netnsfs.netns import nsid, signals, tasks
+from netnsfs.netns import nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
@@ -44,7 +44,7 @@ from netnsfs.tree.callers import (
 from netnsfs.tree.interfaces import LINKS, LinksContext, LinksDirectory
 from netnsfs.tree.open_files import OpenFiles, Revocable
 from netnsfs.tree.refs import NamespaceRef
-from netnsfs.tree.token_bucket import TokenBucket
+from netnsfs.tree.token_bucket import TokenBucket, charged
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
@@ -126,6 +126,14 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+        ),
+        NamespaceFileSpec(
+            b"routes",
+            mode=0o644,
+            live=lambda ns, fd: routes.show(fd),
+            bound=lambda: USUAL_SIZE,
+            store=lambda caller: charged(caller.uid, routes.change),
+            slow=True,
         ),
         NamespaceFileSpec(
             b"kill",

@@ -55,6 +55,7 @@ def test_tree_of_a_namespace(foo: Path) -> None:
         "ns": "lrwxrwxrwx",
         "nsid": "-rw-r--r--",
         "pids": "-r--r--r--",
+        "routes": "-rw-r--r--",
         "sysctl": "dr-xr-xr-x",
         "tids": "-r--r--r--",
     }

@@ -36,6 +36,12 @@ def test_as_mount_8_calls() -> None:
         (["-o", "rw", "/a", "-o", "rundir=/r,nosuid"], "run_dir", b"/r"),
         (["src", "/a"], "source", "src"),
         (["/a", "-f"], "foreground", True),
+        (["--check", "/a"], "check", True),
+        (["--rootless"], "command", ()),
+        (["/a", "--rootless"], "mount_point", b"/a"),
+        (["--rootless", "ip", "-f", "x", "--help"], "command", ("ip", "-f", "x", "--help")),
+        (["--rootless", "--", "--x"], "command", ("--x",)),
+        (["-o", "spare=1", "--rootless", "x"], "spare", 1),
     ],
 )
 def test_options(arguments: list[str], field: str, value: object) -> None:
@@ -66,6 +72,8 @@ def test_relative_paths_are_made_absolute(
         ([""], "mount point"),
         (["none", ""], "mount point"),
         (["-o"], "-o"),
+        (["-f", "--rootless"], "background"),
+        (["-d", "--rootless", "x"], "background"),
     ],
 )
 def test_wrong_calls_are_told_in_one_line(arguments: list[str], word: str) -> None:

@@ -20,6 +20,7 @@ from conftest import (
     Mounted,
     Start,
     command_of,
+    complaints,
     daemon,
     error_of,
     fuse_mounts,
@@ -46,11 +47,6 @@ def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
         timeout=20,
         **options,
     )
-
-
-def complaints(text: str) -> list[str]:
-    """What the program said beyond that this is not the machine's mount namespace."""
-    return [line for line in text.splitlines() if "machine's mount namespace" not in line]
 
 
 def test_background(start: Start) -> None:
@@ -261,8 +257,7 @@ def test_not_root(checkout: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=checkout)
     assert done.returncode == 1
     assert (
-        done.stderr
-        == "netnsfs: only root can mount netnsfs: use sudo, or unshare -Urnm and -o rundir=\n"
+        done.stderr == "netnsfs: only root can mount netnsfs: use sudo, or netnsfs --rootless\n"
     )
 
 
@@ -271,6 +266,60 @@ def test_no_dev_fuse() -> None:
     done = subprocess.run(hidden, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "modprobe fuse" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("mount_setattr:ENOSYS", "mount_setattr(2), which Linux 5.12 and newer have"),
+        ("open_tree:ENOSYS", "open_tree(2), which Linux 5.2 and newer have"),
+    ],
+)
+def test_a_kernel_that_is_too_old(call: str, told: str) -> None:
+    program = [sys.executable, "tests/without_call.py", call, "--", *PROGRAM]
+    done = subprocess.run(program, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert complaints(done.stderr) == [f"netnsfs: the kernel does not know {told}"]
+    assert fuse_mounts() == []
+
+
+# netnsfs --check
+
+
+def test_check_of_a_mount(mnt: Mounted) -> None:
+    done = run("--check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    Path("/mnt/link").symlink_to("netnsfs")
+    assert run("--check", "/mnt/link").returncode == 0
+    Path("/mnt/link").unlink()
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/mnt", "no netnsfs is mounted at /mnt"),
+        ("/mnt/nowhere", "no netnsfs is mounted at /mnt/nowhere: it does not exist"),
+        ("/proc", "no netnsfs is mounted at /proc"),
+        ("/mnt/netnsfs/foo", "no netnsfs is mounted at /mnt/netnsfs/foo"),
+        ("/proc/version/x", "cannot look at /proc/version/x: Not a directory"),
+    ],
+)
+def test_check_of_something_else(foo: Path, path: str, told: str) -> None:
+    assert failure("--check", path) == (32, told)
+
+
+def test_check_of_a_mount_whose_daemon_has_ended(start: Start) -> None:
+    start().kill()
+    told = f"the daemon of the netnsfs at {MNT} has ended: start it again"
+    assert failure("--check", str(MNT)) == (32, told)
+
+
+def test_check_of_a_daemon_that_does_not_answer(mnt: Mounted) -> None:
+    mnt.process.send_signal(signal.SIGSTOP)
+    try:
+        assert failure("--check") == (32, f"the netnsfs at {MNT} does not answer")
+    finally:
+        mnt.process.send_signal(signal.SIGCONT)
 
 
 def test_a_dev_fuse_that_cannot_be_opened(checkout: Path) -> None:
@@ -529,6 +578,11 @@ def imported(messages: str) -> set[str]:
 def test_help_needs_little() -> None:
     done = subprocess.run([*IMPORTS, "--help"], check=True, capture_output=True, text=True)
     assert imported(done.stderr) & {"trio", "pyfuse3", "ctypes", "importlib.metadata"} == set()
+
+
+def test_check_needs_little(mnt: Mounted) -> None:
+    done = subprocess.run([*IMPORTS, "--check"], check=True, capture_output=True, text=True)
+    assert imported(done.stderr) & {"trio", "pyfuse3", "importlib.metadata"} == set()
 
 
 def test_a_start_needs_little(start: Start) -> None:
