@@ -229,11 +229,12 @@ class Root(NamesDirectory):
     ) -> None:
         if directory is not self or name == RESERVED:
             return super().rename(name, directory, new_name, caller)
-        return self._rename_name(name, new_name)
+        return self._rename_name(name, new_name, caller)
 
-    def _rename_name(self, name: bytes, new_name: bytes) -> None:
+    def _rename_name(self, name: bytes, new_name: bytes, caller: Caller) -> None:
         self._require_not_reserved(new_name)
-        self._names.rename(name, new_name)
+        # The kernel keeps the directory locked: nobody but root may wait here.
+        self._names.rename(name, new_name, may_retry=caller.uid == 0)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             identity = self._names.entry_at(new_name).identity

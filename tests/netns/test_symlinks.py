@@ -111,7 +111,7 @@ def test_where_a_link_leads_is_told_by_what_is_in_the_cache(mnt_bound: Path) -> 
 
 @pytest.fixture
 def mnt_bound() -> Iterator[Path]:
-    """This namespace's file, mounted elsewhere."""
+    """The own namespace's file, mounted elsewhere."""
     path = Path("/mnt/bound")
     path.touch()
     with bound(Path("/proc/self/ns/net"), path):
