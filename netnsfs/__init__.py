@@ -6,6 +6,7 @@ which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
+    bpf_objects                 what this netnsfs was built with
     rootless                    a command in namespaces of its own, with a mount
     instances, last_process     which netnsfs serve here; who else is in the mount namespace
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
@@ -70,12 +71,12 @@ the event loop's have a name:
     netnsfs-revoke         closes what is open in a namespace whose last name was removed
     netnsfs-members     wakes whoever polls a list of members
     netnsfs-last       in a user's own mount namespace, waits until no other process is in it
-    netnsfs-events      starts the *teller*, and starts it again if it ends
+    netnsfs-replay      starts the *replayer*, and starts it again if it ends
 
-The teller is a process. It repeats in the mount what others do with names in the run directory,
-so that the kernel tells who watches the mount (inotify(7)). `fuse.told` answers it. A thread
-could not do that: one that waits for a mount of its own process cannot be killed, and so
-neither could the daemon.
+The replayer is a process (`fuse.replayer_child`). It repeats in the mount what others do with
+names in the run directory, so that the kernel reports these changes to watchers of the mount
+(inotify(7)). `fuse.replay` answers its requests. A thread could not do that: one that waits for
+a mount of its own process cannot be killed, and so neither could the daemon.
 
 **Promised.** All state is in the kernel: the daemon can be killed at any instant, no namespace
 is lost, and the next one detaches the dead mount and sees everything. (A kill can leave a
@@ -99,4 +100,5 @@ its own mount. Each lookup shows what is true when it starts.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.
 - *view*: a directory of procfs, as a thread inside of the namespace sees it: `net`, `sysctl`.
 - *spare*: a namespace that was made in advance.
+- *replay*: to repeat in the mount what others do. *Reported*: what watchers of the mount heard.
 """

@@ -98,7 +98,10 @@ class _ShowVersion(argparse.Action):
         # Takes longer to load than all else that the command line needs.
         from importlib.metadata import version
 
-        print(f"netnsfs {version('netnsfs')}")
+        from netnsfs import bpf_objects
+
+        built = "with" if bpf_objects.are_built() else "without"
+        print(f"netnsfs {version('netnsfs')}, built {built} BPF programs")
         parser.exit()
 
 

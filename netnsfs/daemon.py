@@ -16,14 +16,15 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import instances, last_process, linux, logs
+from netnsfs import bpf_objects, instances, last_process, linux, logs
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import mounting, session
 from netnsfs.fuse.mounting import Identity
-from netnsfs.fuse.told import Told
+from netnsfs.fuse.replay import ReportedNames
+from netnsfs.fuse.replayer import keep_replaying
+from netnsfs.fuse.replayer_child import ReplayTarget
 from netnsfs.jobs import start_thread
 from netnsfs.netns import spares
-from netnsfs.netns.events import Place, keep_telling
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.netns.spares import Spares
@@ -104,7 +105,7 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
     stats = Stats()
     root = Root(names, stats, config)
     revoke = partial(root.revoke_what_others_remove, ChangeWaiter(config.run_dir))
-    told = Told(root.readdir())
+    reported = ReportedNames(root.readdir())
     ours: list[Identity] = []
 
     def mounted(identity: Identity) -> None:
@@ -116,19 +117,19 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
         ready()
         names.spares.start()
         start_thread(revoke, "netnsfs-revoke")
-        _start_telling(config, ours[0], told)
+        _start_replaying(config, ours[0], reported)
         _end_when_last(config)
         tell_manager("READY=1")
 
-    session.serve(root, stats, config, told, mounted, answers)
+    session.serve(root, stats, config, reported, mounted, answers)
     tell_manager("STOPPING=1")
 
 
-def _start_telling(config: Config, ours: Identity, told: Told) -> None:
-    # In a read-only mount the kernel makes no change, and so tells of none.
+def _start_replaying(config: Config, ours: Identity, reported: ReportedNames) -> None:
+    # In a read-only mount the kernel makes no change, and so reports none.
     if not config.read_only:
-        place = Place(config.run_dir, config.mount_point, *ours, RESERVED)
-        start_thread(partial(keep_telling, place, told), "netnsfs-events")
+        target = ReplayTarget(config.run_dir, config.mount_point, *ours, RESERVED)
+        start_thread(partial(keep_replaying, target, reported), "netnsfs-replay")
 
 
 def _raise_descriptor_limit() -> None:
@@ -141,6 +142,7 @@ def _require_usable(config: Config) -> None:
     _require_outside(config)
     _warn_if_unseen(config)
     _warn_if_blind()
+    _warn_if_slow()
     _warn_if_closed(config)
     _require_spares(config)
 
@@ -194,6 +196,14 @@ def _warn_if_blind() -> None:
         log.warning(
             "this is not the machine's PID namespace: processes outside of it are not seen, "
             "and pids, tids, cgroups and kill fail where only such may be inside"
+        )
+
+
+def _warn_if_slow() -> None:
+    if not bpf_objects.are_built():
+        log.warning(
+            "built without BPF programs, which need clang and libbpf-dev: members are looked "
+            "for in /proc, which takes longer"
         )
 
 

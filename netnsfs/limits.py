@@ -61,7 +61,7 @@ TEXT_TOTAL = 256 << 20
 SHARED_TEXTS_PER_USER = 16
 """How many open files of a text that many share, such as `metrics`. Beyond: EMFILE."""
 
-MAX_RESERVED = 1000
+MAX_RETRYING = 1000
 """How many callers may be about to look a file up again."""
 
 # Work. The kernel locks a file while it is written, and more than that for as long as it works.

@@ -132,10 +132,6 @@ class Handle(Protocol):
     def length(self) -> int:
         """The length of its content, or an upper bound."""
 
-    @property
-    def content(self) -> bytes | None:
-        """All of its content; None if that is not kept."""
-
     def read(self, size: int, offset: int) -> bytes:
         """At most `size` bytes from `offset` on; fewer only at the end."""
 

@@ -7,6 +7,7 @@
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,10 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             version: of the target.
             build_data: what the wheel is built from.
         """
-        self._compile()
+        if self._compile():
+            # Objects of this machine's byte order: no wheel for any machine.
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{_platform()}"
         sys.path.insert(0, self.root)
         self._files = tempfile.TemporaryDirectory()
         for shell, target in TARGETS.items():
@@ -63,12 +67,13 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             path.write_text(_script(shell))
             build_data["shared_data"][str(path)] = target
 
-    def _compile(self) -> None:
+    def _compile(self) -> bool:
         sources = Path(self.root, SOURCES).glob("*.bpf.c")
         compiled = [self._compile_file(source) for source in sources]
         if not all(compiled):
             message = "clang and libbpf-dev are missing: members will be looked for in /proc"
             self.app.display_warning(message)
+        return any(compiled)
 
     def _compile_file(self, source: Path) -> bool:
         target = Path(self.root, OBJECTS, source.name).with_suffix(".o")
@@ -89,6 +94,10 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             artifact_path: the wheel.
         """
         self._files.cleanup()
+
+
+def _platform() -> str:
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def _script(shell: str) -> str:

@@ -197,7 +197,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 
 
 def unmount_idle(target: Path) -> None:
-    """umount(8) of what a daemon, or its teller, may be looking at just now."""
+    """umount(8) of what a daemon, or its replayer, may be looking at just now."""
     wait_for(lambda: not subprocess.run(["umount", "-q", target], check=False).returncode)
 
 

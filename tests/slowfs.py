@@ -16,7 +16,7 @@ import trio
 from netnsfs import logs
 from netnsfs.config import Config
 from netnsfs.fuse import mounting, session
-from netnsfs.fuse.told import Told
+from netnsfs.fuse.replay import ReportedNames
 from netnsfs.jobs import may_block
 from netnsfs.node import Attributes, Caller, Directory, File, Handle, Node, Snapshot
 from netnsfs.stats import Stats
@@ -85,4 +85,4 @@ if __name__ == "__main__":
     logs.log_to_terminal(debug=False)
     config = Config(mount_point=sys.argv[1].encode())
     mounting.clear(config.mount_point)
-    session.serve(Root(), Stats(), config, Told(), mounted, lambda: None)
+    session.serve(Root(), Stats(), config, ReportedNames(), mounted, lambda: None)

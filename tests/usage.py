@@ -8,7 +8,7 @@ from conftest import Mounted, resident
 from netnsfs.limits import WORKERS
 
 MAX_THREADS = sum(WORKERS.values()) + 1 + 1 + 1
-"""All workers, the event loop's, the one that hears of what others remove, the teller's."""
+"""All workers, the event loop's, the one that hears of what others remove, the replayer's."""
 
 
 class Usage:

@@ -11,8 +11,10 @@ open would look into the new one. So the new one gets any number. Its attributes
 kept, so the kernel asks for them each time, and learns then which st_ino it should have.
 
 A node can have several entries. The kernel keeps one size and one set of pages for each number,
-whoever has opened it, and sendfile(2), splice(2) and mmap(2) go by these. So open files with
-different content need different numbers. stat(2) shows the same st_ino for all.
+whoever has opened it, and sendfile(2), splice(2) and mmap(2) go by these. So each open file of
+what changes needs a number that nobody else has open, or has just been told of. A lookup finds
+one. Where the kernel keeps the name, and so makes no lookup, open(2) is ESTALE: then it looks
+the name up again. stat(2) shows the same st_ino for all.
 
 Nothing here waits, and all of it runs on the event loop's thread, so that no other request
 comes between reading and changing the table.
@@ -27,10 +29,14 @@ from collections.abc import Hashable, Iterable
 import pyfuse3
 from pyfuse3 import EntryAttributes
 
-from netnsfs.node import Attributes, Directory, Node
+from netnsfs.node import Attributes, Directory, File, Node
 
 # Inode numbers of namespaces, which nodes may ask for, have 32 bits.
 _FIRST_NUMBER = 1 << 32
+
+# How long an answer may take until the kernel has taken note of it: the thread that asked does
+# that, when it gets a processor.
+_ANSWER_SECONDS = 10.0
 
 # The kernel asks for the size before each open(2). For lists of tasks, that takes as long as
 # the open itself.
@@ -48,22 +54,20 @@ class NodeEntry:
         taken: the attributes that were last taken.
         attributes: these attributes in the form of pyfuse3, with the number.
         shown: the same for getattr, with the st_ino that stat(2) is to show.
-        opened: how many open files keep the kernel's pages and the size as they are.
-        content: what these have in common.
-        contended: more than one caller has asked for the attributes since it was last opened.
-            Some of the answers may be on their way to them, or dropped by the kernel for those
-            of the others (fuse_change_attributes(), fs/fuse/inode.c). So the size that it
-            knows is not certain.
+        exclusive: it is a file whose content changes, so that each open file needs an entry.
+        opened: how many open files have it: one, but for files that are opened by what is open
+            already (/proc/self/fd).
     """
 
     __slots__ = (
+        "_asked_at",
         "_asked_by",
+        "_contended_until",
         "_length",
         "_length_until",
         "attributes",
         "change_cookie",
-        "contended",
-        "content",
+        "exclusive",
         "lookup_count",
         "node",
         "number",
@@ -78,10 +82,10 @@ class NodeEntry:
         self.node = node
         self.number = number
         self.lookup_count = 0
+        self.exclusive = isinstance(node, File) and not node.constant
         self.opened = 0
-        self.content: Hashable = None
-        self.contended = False
         self._asked_by: int | None = None
+        self._asked_at = self._contended_until = 0.0
         self._length: int | None = None
         self._length_until = 0.0
         self.change_cookie: Hashable = None
@@ -110,38 +114,40 @@ class NodeEntry:
         return self._length if self.opened or time.monotonic() < self._length_until else None
 
     def note_asked(self, caller: int) -> None:
-        """Note who, by thread ID, is about to be told the attributes."""
-        another = self._asked_by not in (None, caller)
+        """Note who, by thread ID, is about to be told the attributes of an exclusive entry."""
+        now = time.monotonic()
         # All callers outside of the daemon's PID namespace are 0.
-        self.contended = self.contended or another or caller == 0
-        self._asked_by = caller
+        if not caller or self._asked_by not in (None, caller):
+            self._contended_until = now + _ANSWER_SECONDS
+        self._asked_by, self._asked_at = caller, now
 
-    def may_open(self, content: Hashable) -> bool:
-        """Whether an open file with some content can share the kernel's pages and the size."""
-        return not self.opened or content == self.content
+    def is_for(self, caller: int) -> bool:
+        """Whether nobody but a caller, by thread ID, uses the entry.
 
-    def note_opened(self, content: Hashable, length: int | None) -> None:
-        """Count an open file.
-
-        Args:
-            content: of all files that are open at the same time.
-            length: the size to show meanwhile; None for that of the node.
+        What others were told may be on its way to them still. When it comes there, it becomes
+        the size (fuse_change_attributes(), fs/fuse/inode.c).
         """
-        self.opened += 1
-        self.content, self._length = content, length
-        self.contended, self._asked_by = False, None
+        if self.opened:
+            return False
+        now = time.monotonic()
+        asked_by_others = self._asked_by not in (None, caller)
+        return now >= self._contended_until and not (
+            asked_by_others and now < self._asked_at + _ANSWER_SECONDS
+        )
 
-    def note_reread(self, content: Hashable, length: int) -> None:
-        """Note that an open file, which was counted, has other content by now."""
-        if self.opened == 1:
-            self.content, self._length = content, length
+    def note_opened(self) -> None:
+        """Count an open file."""
+        self.opened += 1
+        self._length = None
+
+    def note_content(self, length: int) -> None:
+        """Note how long the content of an open file is, the size to show meanwhile."""
+        self._length = length
 
     def note_closed(self) -> None:
         """Count one less."""
         self.opened -= 1
-        if not self.opened:
-            self.content = None
-            self._length_until = time.monotonic() + _LENGTH_SECONDS
+        self._length_until = time.monotonic() + _LENGTH_SECONDS
 
 
 def _fill(entry: EntryAttributes, taken: Attributes) -> None:
@@ -200,16 +206,6 @@ class NodeTable:
         known = NodeEntry(node, number, entry_timeout, shown_number)
         self.by_number[number] = self.by_key[node.key] = known
         return known
-
-    def insert_apart(self, known: NodeEntry) -> NodeEntry:
-        """Enter the node of another entry once more, for one caller. `by_key` stays as it is.
-
-        The kernel may not keep its name.
-        """
-        entry = NodeEntry(known.node, next(self._unused_numbers), 0, known.shown.st_ino)
-        entry.take_attributes(known.taken, known.change_cookie)
-        self.by_number[entry.number] = entry
-        return entry
 
     def is_known(self, known: NodeEntry) -> bool:
         """Whether an entry is still in the table."""

@@ -29,9 +29,9 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import trio
@@ -50,15 +50,14 @@ from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
-from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
-from netnsfs.limits import LISTING_SECONDS, MAX_RESERVED
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
+from netnsfs.limits import LISTING_SECONDS, MAX_RETRYING
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Adapter = TypeVar("Adapter", bound="Operations")
+Adapter = TypeVar("Adapter", bound="_Adapter")
 
 NAME_MAX = 255
 
@@ -68,6 +67,15 @@ _READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _CHANGED = select.POLLPRI | select.POLLERR
 
 log = logging.getLogger(__name__)
+
+
+class _Adapter(Protocol):
+    """What answers requests of the kernel."""
+
+    stats: Stats
+
+    def to_fuse_error(self, error: Exception, request: str) -> FUSEError:
+        """The answer to a request that failed."""
 
 
 def _translate_errors(
@@ -114,14 +122,6 @@ class _OpenFile(NamedTuple):
     entry: NodeEntry
 
 
-def _shared_content(flags: int, handle: Handle) -> Hashable:
-    """Equal for open files that can have one size and one set of pages."""
-    # What is written, or truncated at open, changes both (fs/fuse/file.c). And the kernel lets
-    # one of all who write to a node wait for another.
-    content = None if opened_for_writing(flags) else handle.content
-    return object() if content is None else content
-
-
 class Operations(pyfuse3.Operations):
     """Serves the tree below `root`.
 
@@ -132,7 +132,10 @@ class Operations(pyfuse3.Operations):
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
         texts: how many bytes each user makes the daemon keep.
-        told: what watchers have been told of names in `root`.
+
+    Attributes:
+        stats: as above.
+        nodes: the nodes that the kernel knows.
     """
 
     supports_dot_lookup = False
@@ -145,7 +148,6 @@ class Operations(pyfuse3.Operations):
         stats: Stats,
         files: Quota,
         texts: Quota,
-        told: Told,
     ) -> None:
         super().__init__()
         self._pools = pools
@@ -154,17 +156,15 @@ class Operations(pyfuse3.Operations):
         self._counted = stats.requests
         self._files = files
         self._texts = texts
-        self._told = told
-        self._kept: NodeEntry | None = None
         self._handles: dict[int, _OpenFile] = {}
         self._pollers: dict[int, Any] = {}
         self._listings = Listings(texts)
         self._unused_handles = itertools.count(1)
-        self._nodes = NodeTable(root)
-        self._by_number = self._nodes.by_number
-        self._by_key = self._nodes.by_key
-        # For who was told to look a file up again: the entry that nobody else is given.
-        self._reserved: dict[tuple[int, Hashable], NodeEntry | None] = {}
+        self.nodes = NodeTable(root)
+        self._by_number = self.nodes.by_number
+        self._by_key = self.nodes.by_key
+        # Who was told to look a file up again, by thread ID, and the key of the file.
+        self._retrying: dict[int, Hashable] = {}
 
     def init(self) -> None:
         self._ready()
@@ -212,7 +212,7 @@ class Operations(pyfuse3.Operations):
         return node
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self._nodes.forget(inode_list)
+        self.nodes.forget(inode_list)
 
     # Calls of the tree, here or on a worker
 
@@ -243,38 +243,44 @@ class Operations(pyfuse3.Operations):
             self.stats.remember_refusal(function.__name__, name, error)
             raise
 
-    async def _insert(self, user: int, node: Node, directory: Directory) -> NodeEntry:
+    async def _insert(
+        self, user: int, caller: int, node: Node, directory: Directory
+    ) -> NodeEntry:
         """The table's entry for a node that was just found, with attributes as they are now.
 
         The caller counts the lookup before it awaits anything else.
+
+        Args:
+            user: who asks.
+            caller: the thread that asks.
+            node: what was found.
+            directory: where.
         """
         known = self._by_key.get(node.key)
         change_cookie = node.change_cookie
         if (
             known is not None
-            and not known.opened
             and known.attributes.attr_timeout
             and known.change_cookie == change_cookie
+            and not known.exclusive
         ):
             return known
         pool = self._pool_for(directory)
         taken = await self._call_tree(pool, user, node.getattr_cached)
         known = self._by_key.get(node.key)
-        if known is None or known.opened:
-            kept = not isinstance(node, File) or node.keeps_name
-            known = self._nodes.insert(node, directory.entry_timeout if kept else 0)
+        if known is None or (known.exclusive and not known.is_for(caller)):
+            known = self.nodes.insert(node, self._entry_timeout(caller, node, directory))
         known.take_attributes(taken, change_cookie)
+        if known.exclusive:
+            known.note_asked(caller)
         return known
 
-    def _find_reserved(self, known: NodeEntry, ctx: RequestContext) -> NodeEntry:
-        """For who was told to look a file up again: an entry that nobody else is given."""
-        asked = ctx.pid, known.node.key
-        if asked not in self._reserved:
-            return known
-        reserved = self._reserved[asked]
-        if reserved is None or not self._nodes.is_known(reserved):
-            reserved = self._reserved[asked] = self._nodes.insert_apart(known)
-        return reserved
+    def _entry_timeout(self, caller: int, node: Node, directory: Directory) -> float:
+        if isinstance(node, File) and not node.keeps_name:
+            return 0
+        # Whoever looks a file up again is the only one to be given the entry. By a name that
+        # the kernel keeps, others would find it too.
+        return 0 if self._retrying.get(caller) == node.key else directory.entry_timeout
 
     async def _refresh_attributes(
         self, pool: Pool, user: int, known: NodeEntry
@@ -289,6 +295,10 @@ class Operations(pyfuse3.Operations):
 
     # Names
 
+    async def find_node(self, directory: Directory, name: bytes, ctx: RequestContext) -> Node:
+        """What a name stands for, here or on a worker."""
+        return await self._call_tree(self._pools.locked, ctx.uid, directory.lookup, name, ctx)
+
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
@@ -298,8 +308,6 @@ class Operations(pyfuse3.Operations):
             if len(name) > NAME_MAX:
                 raise FUSEError(errno.ENAMETOOLONG)
             directory = self._find_directory(parent_inode)
-            if ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE:
-                return await self._lookup_for_teller(directory, name, ctx)
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
@@ -308,15 +316,12 @@ class Operations(pyfuse3.Operations):
             known = self._by_key.get(node.key)
             if (
                 known is None
-                or known.opened
+                or known.exclusive
                 or not known.attributes.attr_timeout
                 or known.change_cookie != node.change_cookie
             ):
-                known = await self._insert(ctx.uid, node, directory)
-                if self._reserved:
-                    known = self._find_reserved(known, ctx)
+                known = await self._insert(ctx.uid, ctx.pid, node, directory)
             known.lookup_count += 1
-            known.note_asked(ctx.pid)
             return known.attributes
         except Exception as error:
             raise self.to_fuse_error(error, "lookup") from None
@@ -326,27 +331,15 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
-        if self._is_teller(parent_inode, ctx):
-            return await self._mkdir_for_teller(directory, name, ctx)
         node = await self._make_change(
             self._pools.mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
         )
-        entry = await self._introduce(directory, node, ctx)
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.represents)
-        return entry
+        return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        if self._is_teller(parent_inode, ctx):
-            self._told.refuse_standing(name)
-        else:
-            await self._make_change(
-                self._pools.mutating, ctx.uid, name, directory.rmdir, name, ctx
-            )
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_removed(name)
+        await self._make_change(self._pools.mutating, ctx.uid, name, directory.rmdir, name, ctx)
 
     @_translate_errors
     async def symlink(
@@ -356,10 +349,7 @@ class Operations(pyfuse3.Operations):
         node = await self._make_change(
             self._pools.mutating, ctx.uid, name, directory.symlink, name, target, ctx
         )
-        entry = await self._introduce(directory, node, ctx)
-        if parent_inode == pyfuse3.ROOT_INODE:
-            self._told.note_made(name, node.represents)
-        return entry
+        return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rename(
@@ -378,11 +368,6 @@ class Operations(pyfuse3.Operations):
         await self._make_change(
             self._pools.mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
         )
-        subject = None
-        if parent_inode_old == pyfuse3.ROOT_INODE:
-            subject = self._told.note_removed(name_old)
-        if parent_inode_new == pyfuse3.ROOT_INODE:
-            self._told.note_made(name_new, subject)
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -406,69 +391,21 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         raise FUSEError(errno.EPERM)
 
-    async def _introduce(
+    async def introduce(
         self, directory: Directory, node: Node, ctx: RequestContext
     ) -> EntryAttributes:
-        """The answer that tells the kernel of a node."""
-        known = await self._insert(ctx.uid, node, directory)
+        """The answer that tells the kernel of a node, below a directory."""
+        known = await self._insert(ctx.uid, ctx.pid, node, directory)
         known.lookup_count += 1
         return known.attributes
-
-    # Changes that others have made, for watchers to be told
-
-    def _is_teller(self, parent_inode: int, ctx: RequestContext) -> bool:
-        return ctx.pid == self._told.teller and parent_inode == pyfuse3.ROOT_INODE
-
-    async def _lookup_for_teller(
-        self, directory: Directory, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        with self._letting_go():
-            found = None
-            with suppress(FileNotFoundError):
-                found = await self._call_tree(
-                    self._pools.locked, ctx.uid, directory.lookup, name, ctx
-                )
-            self._keep(found)
-            return await self._introduce(directory, self._told.find(name, found), ctx)
-
-    def _keep(self, node: Node | None) -> None:
-        """Keep the number of a node until the teller asks for the next one.
-
-        If others have looked it up, and it is not there for the teller, the kernel forgets it
-        until mkdir(2) shows it again a moment later.
-        """
-        if node is not None and (known := self._by_key.get(node.key)):
-            known.lookup_count += 1
-            self._kept = known
-
-    @contextmanager
-    def _letting_go(self) -> Iterator[None]:
-        """What is kept so far is kept until the block ends."""
-        kept, self._kept = self._kept, None
-        try:
-            yield
-        finally:
-            if kept:
-                self._nodes.forget([(kept.number, 1)])
-
-    async def _mkdir_for_teller(
-        self, directory: Directory, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
-        self._told.refuse_told(name)
-        with self._letting_go():
-            found = await self._call_tree(
-                self._pools.locked, ctx.uid, directory.lookup, name, ctx
-            )
-            entry = await self._introduce(directory, found, ctx)
-        self._told.note_made(name, found.represents)
-        return entry
 
     # Attributes
 
     @_translate_errors
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         known = self._by_number[inode]
-        known.note_asked(ctx.pid)
+        if known.exclusive:
+            known.note_asked(ctx.pid)
         return await self._refresh_attributes(self._pool_for(known.node), ctx.uid, known)
 
     @_translate_errors
@@ -558,7 +495,7 @@ class Operations(pyfuse3.Operations):
             if known is not None:
                 name = listing.names[index]
                 if not pyfuse3.readdir_reply(token, name, known.attributes, index + 1):
-                    self._nodes.drop_unused(known)
+                    self.nodes.drop_unused(known)
                     break
                 known.lookup_count += index >= 2
                 replied = True
@@ -567,7 +504,7 @@ class Operations(pyfuse3.Operations):
 
     async def _find_listed(self, listing: Listing, index: int) -> NodeEntry | None:
         if index < 2:
-            return listing.known if index == 0 else self._nodes.root
+            return listing.known if index == 0 else self.nodes.root
         name = listing.names[index]
         # Names come and go between list and lookup.
         try:
@@ -578,7 +515,8 @@ class Operations(pyfuse3.Operations):
                 name,
                 listing.caller,
             )
-            return await self._insert(listing.user, node, listing.directory)
+            caller = listing.caller.pid
+            return await self._insert(listing.user, caller, node, listing.directory)
         except OSError as error:
             linux.reraise_if_resource(error)
             return None
@@ -604,20 +542,21 @@ class Operations(pyfuse3.Operations):
             node = known.node
             if not isinstance(node, File):
                 raise FUSEError(errno.EISDIR)
-            try:
-                handle = node.open(flags, ctx)
-            except WouldBlock:
-                handle = await self._pool_for_content(node).run_for(
-                    ctx.uid, node.open, flags, ctx
-                )
             with ExitStack() as undo:
+                if known.exclusive:
+                    self._claim(known, ctx.pid)
+                    undo.callback(known.note_closed)
+                try:
+                    handle = node.open(flags, ctx)
+                except WouldBlock:
+                    pool = self._pool_for_content(node)
+                    handle = await pool.run_for(ctx.uid, node.open, flags, ctx)
                 # The kernel does not release what it could not open.
                 undo.callback(handle.close)
-                length, uncertain = handle.length, known.contended and handle.length > 0
-                if not node.constant:
-                    self._share_entry(known, flags, handle, ctx)
-                    undo.callback(known.note_closed)
-                if uncertain or length > known.attributes.st_size:
+                length = handle.length
+                if flags & os.O_ACCMODE != os.O_WRONLY:
+                    known.note_content(length)
+                if length > known.attributes.st_size:
                     await self._correct_size(ctx.uid, known, length)
                 if ctx.uid != ROOT:
                     self._count_open(ctx.uid, length)
@@ -628,27 +567,22 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             raise self.to_fuse_error(error, "open") from None
 
-    def _share_entry(
-        self, known: NodeEntry, flags: int, handle: Handle, ctx: RequestContext
-    ) -> None:
-        """Count an open file, if its content may share the entry with what is open.
+    def _claim(self, known: NodeEntry, caller: int) -> None:
+        """Count an open file, if nobody else uses its entry.
 
         Raises:
-            OSError: ESTALE if not: the kernel then looks the name up again (fs/namei.c,
-                LOOKUP_REVAL), and is given another entry.
+            OSError: ESTALE if somebody does: the kernel then looks the name up again
+                (fs/namei.c, LOOKUP_REVAL), and is given another entry.
         """
-        asked, content = (ctx.pid, known.node.key), _shared_content(flags, handle)
-        if known.may_open(content) or asked in self._reserved:
-            # Whoever gets here a second time opens no name, but what is open already
-            # (/proc/self/fd/N). read(2) does without an entry of its own.
-            self._reserved.pop(asked, None)
-            reads = flags & os.O_ACCMODE != os.O_WRONLY
-            known.note_opened(content, handle.length if reads else None)
-            return
-        if len(self._reserved) > MAX_RESERVED:
-            self._reserved.clear()
-        self._reserved[asked] = None
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        retrying = self._retrying.pop(caller, None) == known.node.key
+        # Whoever gets here a second time opens no name, but what is open already
+        # (/proc/self/fd/N). read(2) does without an entry of its own.
+        if not retrying and not known.is_for(caller):
+            if len(self._retrying) >= MAX_RETRYING:
+                self._retrying.clear()
+            self._retrying[caller] = known.node.key
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        known.note_opened()
 
     async def _correct_size(self, user: int, known: NodeEntry, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
@@ -678,8 +612,8 @@ class Operations(pyfuse3.Operations):
         opened, length = self._find_file(fh), opened.handle.length
         self._texts.recharge(opened.user, opened.length, length)
         self._handles[fh] = opened._replace(length=length)
-        if not opened.file.constant:
-            opened.entry.note_reread(opened.handle.content, length)
+        if opened.entry.opened == 1:
+            opened.entry.note_content(length)
         return data
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -707,7 +641,7 @@ class Operations(pyfuse3.Operations):
             self._pollers.pop(fh, None)
             if opened.user != ROOT:
                 self._count_closed(opened)
-            if not opened.file.constant:
+            if opened.entry.exclusive:
                 opened.entry.note_closed()
             opened.handle.close()
         except Exception as error:

@@ -50,7 +50,7 @@ from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
 from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.told import Told
+from netnsfs.fuse.replay import OperationsWithReplay, ReportedNames
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
 from netnsfs.limits import (
@@ -101,7 +101,7 @@ def serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    told: Told,
+    reported: ReportedNames,
     mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
@@ -111,7 +111,7 @@ def serve(
         root: what to serve.
         stats: where requests are counted.
         config: where and how.
-        told: what watchers know of the names in `root`.
+        reported: the names in `root` that watchers know.
         mounted: called with the identity of the mount when it is there.
         ready: called when the mount answers.
 
@@ -120,14 +120,14 @@ def serve(
     """
     # By default 5 ms.
     sys.setswitchinterval(SWITCH_SECONDS)
-    trio.run(_serve, root, stats, config, told, mounted, ready)
+    trio.run(_serve, root, stats, config, reported, mounted, ready)
 
 
 async def _serve(
     root: Directory,
     stats: Stats,
     config: Config,
-    told: Told,
+    reported: ReportedNames,
     mounted: Callable[[Identity], None],
     ready: Callable[[], None],
 ) -> None:
@@ -139,7 +139,9 @@ async def _serve(
         cleanup.callback(loop.close)
         pools = _open_pools(loop, cleanup)
         texts = Quota(errno.EMFILE, TEXT_PER_USER, TEXT_TOTAL)
-        operations = Operations(root, pools, ready, stats, _file_quota(), texts, told)
+        operations = OperationsWithReplay(
+            *(root, pools, ready, stats, _file_quota(), texts), reported=reported
+        )
         if config.debug:
             trace(operations)
         device, ours = _open_session(operations, loop, config, cleanup)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from netnsfs.fuse.operations import Operations
@@ -24,9 +25,8 @@ log = logging.getLogger(__name__)
 
 def trace(operations: Operations) -> None:
     """Log each request from now on: what, for whom, the answer, and how long it took."""
-    for name, handler in inspect.getmembers(operations, inspect.iscoroutinefunction):
-        if not name.startswith("_"):
-            setattr(operations, name, _with_logging(name, handler))
+    for name, _ in inspect.getmembers(pyfuse3.Operations, inspect.iscoroutinefunction):
+        setattr(operations, name, _with_logging(name, getattr(operations, name)))
 
 
 def _with_logging(name: str, handler: Handler) -> Handler:

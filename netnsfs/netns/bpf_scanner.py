@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Container, Iterable
 
-from netnsfs import linux
+from netnsfs import bpf_objects, linux
 from netnsfs.netns.scanner import (
     NAMESPACE_FILE,
     PROC_FILE,
@@ -20,9 +20,6 @@ from netnsfs.netns.scanner import (
     without_visitors,
 )
 from netnsfs.netns.spares import is_spare
-
-OBJECT = os.path.join(os.path.dirname(__file__), "tasks.bpf.o")
-"""The compiled programs: made when the package is built."""
 
 # As in data/tasks.bpf.c.
 _QUESTION = struct.Struct("=III")
@@ -45,7 +42,9 @@ class BpfScanner:
             message = "the daemon is in a PID namespace of its own"
             raise OSError(errno.EOPNOTSUPP, message)
         self._daemon_namespace = daemon_namespace()
-        self._iterators = linux.Iterators(OBJECT, ("tasks", "descriptors"), "list_tasks")
+        self._iterators = linux.Iterators(
+            bpf_objects.TASKS, ("tasks", "descriptors"), "list_tasks"
+        )
 
     def tasks(self, inode: int = 0) -> Iterable[Task]:
         """See `Scanner.tasks`."""

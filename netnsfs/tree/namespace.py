@@ -416,7 +416,9 @@ class NamespaceFile(File):
         self.label = row.name
         self.writable = row.store is not None
         self.slow = row.slow
-        self.constant = self.keeps_name = row.fixed is not None
+        self.constant = row.fixed is not None
+        # To look its name up takes as long as to make its content.
+        self.keeps_name = self.constant or row.bound is None
 
     def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode)

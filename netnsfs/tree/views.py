@@ -145,7 +145,6 @@ class _OpenProcFile(OpenFile):
         self._unread = True
         self._head = b""
         self.length = 0
-        self.content: bytes | None = b""
         if file.readable():
             self._take_snapshot()
 
@@ -154,7 +153,6 @@ class _OpenProcFile(OpenFile):
         self.length = len(self._head)
         while self.length >= HEAD and (chunk := self._read_fully(_CHUNK, self.length)):
             self.length += len(chunk)
-        self.content = self._head if self.length < HEAD else None
 
     def read(self, size: int, offset: int) -> bytes:
         """See `Handle.read`."""

@@ -21,7 +21,7 @@ SECTIONS = (
     "cold",
     "create",
     "spares",
-    "events",
+    "replay",
     "read",
     "load",
     "requests",

@@ -31,7 +31,7 @@ from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.told import Told
+from netnsfs.fuse.replay import OperationsWithReplay, ReportedNames
 from netnsfs.jobs import never_block, on_own_thread, restoring_namespace
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.stats import Stats
@@ -549,16 +549,17 @@ requests = st.lists(
 @given(requests=requests)
 def odd_orders(names: NamedNamespaces, requests: list[tuple[str, int, int, bytes]]) -> None:
     async def serve() -> None:
-        never_block()
         loop = LoopWaiter()
         pool = Pool("test", 2, 10, 10, loop)
         stats = Stats()
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         unbounded = Quota(errno.EMFILE, 1 << 60, 1 << 60)
-        operations = fuse.Operations(
-            root, Pools(*[pool] * 5), lambda: None, stats, unbounded, unbounded, Told()
+        operations = OperationsWithReplay(
+            *(root, Pools(*[pool] * 5), lambda: None, stats, unbounded, unbounded),
+            reported=ReportedNames(),
         )
         made = Requests(operations)
+        never_block()
         try:
             with trio.fail_after(60):
                 for request in requests:

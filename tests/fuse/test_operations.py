@@ -20,7 +20,6 @@ from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
-from netnsfs.fuse.told import Told
 from netnsfs.jobs import WouldBlock
 from netnsfs.limits import WAITING_PER_USER
 from netnsfs.node import (
@@ -129,7 +128,7 @@ async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     pools = Pools(*(Pool("test", 1, 5, 5, loop) for _ in Pools._fields))
     files = Quota(errno.EMFILE, FILES, 2 * FILES)
     texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)
-    yield fuse.Operations(root, pools, lambda: None, Stats(), files, texts, Told())
+    yield fuse.Operations(root, pools, lambda: None, Stats(), files, texts)
     for pool in pools:
         pool.close()
     loop.close()
@@ -668,16 +667,10 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         release.set()
 
 
-async def test_open_files_with_different_content_are_different_nodes(
-    ops: fuse.Operations, root: Root
-) -> None:
-    texts = iter([b"1", b"22", b"22", b"333", b"4444"])
-
-    class Commands(Leaf):
-        def open(self, flags: int, caller: Caller) -> Handle:
-            return Snapshot(flags, lambda: next(texts), run=lambda data: None)
-
-    root.nodes[b"a"] = lambda: Commands("a", bytes)
+async def test_open_files_are_different_nodes(ops: fuse.Operations, root: Root) -> None:
+    texts = (b"x" * length for length in range(1, 100))
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
+    other = asked_by(NOBODY, 2)
 
     async def look_up(ctx: pyfuse3.RequestContext = CTX) -> int:
         return (await ops.lookup(1, b"a", ctx)).st_ino
@@ -691,22 +684,42 @@ async def test_open_files_with_different_content_are_different_nodes(
     second = await look_up()
     assert second != first
     two = (await ops.open(second, 0, CTX)).fh
-    # What is the same may be one.
-    three = (await ops.open(second, 0, CTX)).fh
     assert [await size(first), await size(second)] == [1, 2]
-    # Not what is written, nor what has changed since the name was looked up.
-    assert await code(ops.open(second, os.O_WRONLY, CTX)) == "ESTALE"
-    third = await look_up()
-    assert third == await look_up() not in (first, second)
-    # Nobody else is given it, and the first who asked again is not refused once more.
-    assert await look_up(asked_by(NOBODY, 2)) != third
-    four = (await ops.open(third, os.O_WRONLY, CTX)).fh
-    assert await code(ops.open(third, 0, CTX)) == "ESTALE"
-    five = (await ops.open(third, 0, CTX)).fh
+    # What is only looked up is for whoever did.
+    third = await look_up(other)
+    assert third not in (first, second, await look_up())
+    three = (await ops.open(third, 0, other)).fh
     # All of them show one number.
     assert {(await ops.getattr(inode, CTX)).st_ino for inode in (first, second, third)} == {
         first
     }
-    for fh in (one, two, three, four, five):
+    for fh in (one, two, three):
         await ops.release(fh)
-    assert await look_up() not in (first, second)
+
+
+async def test_a_file_whose_name_is_kept_is_looked_up_again(
+    ops: fuse.Operations, root: Root
+) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    one = (await ops.open(inode, 0, CTX)).fh
+    assert await code(ops.open(inode, os.O_RDONLY, CTX)) == "ESTALE"
+    another = await ops.lookup(1, b"a", CTX)
+    assert another.st_ino != inode
+    # Nobody else finds this one by the name.
+    assert another.entry_timeout == 0
+    two = (await ops.open(another.st_ino, 0, CTX)).fh
+    # What is open already can be opened again: no lookup helps.
+    assert await code(ops.open(inode, os.O_RDONLY, CTX)) == "ESTALE"
+    three = (await ops.open(inode, 0, CTX)).fh
+    for fh in (one, two, three):
+        await ops.release(fh)
+
+
+async def test_what_another_was_told_may_not_have_come_there(
+    ops: fuse.Operations, root: Root
+) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    await ops.getattr(inode, asked_by(NOBODY, 2))
+    assert await code(ops.open(inode, 0, CTX)) == "ESTALE"

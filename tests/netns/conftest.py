@@ -3,7 +3,6 @@
 Without a file of their own name:
 - `scanner`, `bpf_scanner`, `proc_scanner`: test_tasks.py, which makes the same tests with both
   passes, and compares them. More are in tests/mount/test_names.py.
-- `events_child`, the program of `events`: tests/mount/test_events.py. It needs a mount.
 - `route_text` and `route_words`: test_routes.py, with the kernel's own routes.
 - `owners`: tests/mount/test_permissions.py. An owner matters where somebody is refused.
 """

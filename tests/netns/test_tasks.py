@@ -20,8 +20,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from netnsfs import linux
+from netnsfs.bpf_objects import are_built
 from netnsfs.netns import proc_scanner, tasks
-from netnsfs.netns.bpf_scanner import OBJECT
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.proc_scanner import ProcScanner
 from netnsfs.netns.scanner import Scanner
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("way")
 
 
 def test_the_programs_are_built() -> None:
-    assert os.path.exists(OBJECT)
+    assert are_built()
 
 
 def inode_of(name: str) -> int:

@@ -174,7 +174,7 @@ def outcomes(names: set[str], code: str, late: bool) -> list[dict[str, bool]]:
 def used(mounted: Mounted) -> list[str]:
     """The daemon's descriptors, but for what it opens at its first use and keeps.
 
-    The teller ends when a call that it asks for fails, and may take a minute to be started
+    The replayer ends when a call that it asks for fails, and may take a minute to be started
     again. So its channel does not count.
     """
     found = []

@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         if not codes and old != new:
             self.model.rename(old, new)
             if space := self.model.space(new):
-                # For a moment it has both names, and the other mount's teller may look then.
+                # For a moment it has both names, and the other mount's replayer may look then.
                 space.several = True
             for held in self.held:
                 if held.index == index and held.name == old:

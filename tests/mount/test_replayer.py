@@ -33,7 +33,7 @@ from conftest import (
 )
 
 from netnsfs import linux
-from netnsfs.netns import events_child
+from netnsfs.fuse import replayer_child
 from netnsfs.netns.names import NamedNamespaces
 
 KINDS = {
@@ -44,11 +44,11 @@ KINDS = {
 }
 ISDIR = 0x40000000
 LEAST = 1 if USER_MODE_LINUX else 2
-"""How much of what could be told or looked at is: less on a machine that is slow."""
+"""How much of what could be reported or looked at is: less on a machine that is slow."""
 
 
 class DirectoryWatcher:
-    """Hears what a watcher of a directory is told.
+    """Hears what is reported to a watcher of a directory.
 
     Attributes:
         heard: signs and names, in the order in which they came.
@@ -84,30 +84,30 @@ class DirectoryWatcher:
                     self._note(sign, text)
                 self.heard.append(sign + text)
 
-    def told(self, *but: str) -> list[str]:
+    def reported(self, *but: str) -> list[str]:
         """What was heard up to now, but of some names."""
         return [line for line in self.heard if line[1:] not in but]
 
-    def is_told(self, *expected: str) -> bool:
-        return self.told() == list(expected)
+    def is_reported(self, *expected: str) -> bool:
+        return self.reported() == list(expected)
 
     def has_heard(self) -> bool:
         return len(self.heard) > 20
 
     def expect(self, *expected: str) -> None:
-        """What is told, and nothing else."""
-        wait_for(lambda: len(self.told()) >= len(expected))
-        assert settled(self.told) == list(expected)
+        """What is reported, and nothing else."""
+        wait_for(lambda: len(self.reported()) >= len(expected))
+        assert settled(self.reported) == list(expected)
 
 
 @pytest.fixture
 def watcher(mnt: Mounted) -> Iterator[DirectoryWatcher]:
-    wait_for(lambda: tellers(mnt))
+    wait_for(lambda: replayers(mnt))
     with DirectoryWatcher() as found:
         yield found
 
 
-def tellers(mounted: Mounted) -> list[int]:
+def replayers(mounted: Mounted) -> list[int]:
     tasks = Path(f"/proc/{mounted.process.pid}/task").glob("*/children")
     return [int(pid) for path in tasks for pid in path.read_text().split()]
 
@@ -116,7 +116,7 @@ def has_ended(process: int) -> bool:
     return not os.path.exists(f"/proc/{process}")
 
 
-def test_what_ip_netns_does_is_told_once_and_after_it_is_true(mnt: Mounted) -> None:
+def test_what_ip_netns_does_is_reported_once_and_after_it_is_true(mnt: Mounted) -> None:
     found: list[str] = []
 
     def look(sign: str, name: str) -> None:
@@ -126,13 +126,13 @@ def test_what_ip_netns_does_is_told_once_and_after_it_is_true(mnt: Mounted) -> N
     with DirectoryWatcher(note=look) as watcher:
         ip("netns", "add", "blue")
         inode = os.stat(RUN / "blue").st_ino
-        wait_for(lambda: watcher.is_told("+blue"))
+        wait_for(lambda: watcher.is_reported("+blue"))
         ip("netns", "del", "blue")
         watcher.expect("+blue", "-blue")
     assert found == [f"+{inode}\n", "-ENOENT"]
 
 
-def test_what_is_done_through_the_mount_is_told_once(
+def test_what_is_done_through_the_mount_is_reported_once(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     (mnt / "red").mkdir()
@@ -148,24 +148,24 @@ def test_what_is_done_through_the_mount_is_told_once(
     watcher.expect(*expected)
 
 
-def test_another_mount_of_the_same_names_is_told_of(
+def test_another_mount_of_the_same_names_is_reported(
     start: Start, mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     other = start(at=Path("/mnt/other"))
-    wait_for(lambda: tellers(other))
+    wait_for(lambda: replayers(other))
     with DirectoryWatcher(other.path) as there:
         (other / "blue").mkdir()
-        wait_for(lambda: watcher.is_told("+blue"))
+        wait_for(lambda: watcher.is_reported("+blue"))
         (other / "blue").rename(other / "red")
         wait_for(lambda: len(watcher.heard) == 3)
         (mnt / "red").rmdir()
         there.expect("+blue", "-blue", "+red", "-red")
-    assert sorted(settled(watcher.told)) == ["+blue", "+red", "-blue", "-red"]
+    assert sorted(settled(watcher.reported)) == ["+blue", "+red", "-blue", "-red"]
 
 
 def test_a_name_goes_with_its_file(watcher: DirectoryWatcher) -> None:
     ip("netns", "add", "blue")
-    wait_for(lambda: watcher.is_told("+blue"))
+    wait_for(lambda: watcher.is_reported("+blue"))
     linux.umount(bytes(RUN / "blue"), 0)
     # It still stands, as a stale one.
     watcher.expect("+blue")
@@ -173,17 +173,19 @@ def test_a_name_goes_with_its_file(watcher: DirectoryWatcher) -> None:
     watcher.expect("+blue", "-blue")
 
 
-def test_a_file_is_told_of_when_it_has_settled(mnt: Mounted, watcher: DirectoryWatcher) -> None:
+def test_a_file_is_reported_when_it_has_settled(
+    mnt: Mounted, watcher: DirectoryWatcher
+) -> None:
     (RUN / "short").touch()
     (RUN / "stale").touch()
     (RUN / "link").symlink_to("/nowhere")
-    wait_for(lambda: watcher.is_told("+link"))
+    wait_for(lambda: watcher.is_reported("+link"))
     (RUN / "short").unlink()
     made = time.monotonic()
-    wait_for(lambda: watcher.is_told("+link", "+stale"))
-    assert time.monotonic() > made + events_child.SETTLE_SECONDS / 2
-    settled(watcher.told)
-    # What is told is not taken for gone.
+    wait_for(lambda: watcher.is_reported("+link", "+stale"))
+    assert time.monotonic() > made + replayer_child.SETTLE_SECONDS / 2
+    settled(watcher.reported)
+    # What is reported is not taken for gone.
     assert 'errno="EBUSY"' not in (mnt / ".netnsfs/metrics").read_text()
     (RUN / "stale").unlink()
     (RUN / "link").unlink()
@@ -195,7 +197,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(
 ) -> None:
     for _ in range(5):
         ip("netns", "add", "blue")
-        before = settled(watcher.told)
+        before = settled(watcher.reported)
         assert before[-1] == "+blue"
         names = NamedNamespaces(bytes(RUN))
         names.remove(b"blue")
@@ -205,7 +207,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(
         watcher.expect(*before, "-blue", "+blue", "-blue")
 
 
-def test_nobody_else_notices_that_a_name_is_told(
+def test_nobody_else_notices_that_a_name_is_reported(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     names = NamedNamespaces(bytes(RUN))
@@ -235,17 +237,17 @@ def test_nobody_else_notices_that_a_name_is_told(
         ended.set()
         thread.join()
     assert failed == []
-    assert len(watcher.told()) > 20
+    assert len(watcher.reported()) > 20
     (mnt / "steady").rmdir()
 
 
-def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
+def test_who_is_in_a_directory_when_it_is_reported_stays_there(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     names = NamedNamespaces(bytes(RUN))
     program = "import os, sys; os.chdir(sys.argv[1]); input(); print(os.getcwd())"
-    for teller in tellers(mnt):
-        os.kill(teller, signal.SIGSTOP)
+    for replayer in replayers(mnt):
+        os.kill(replayer, signal.SIGSTOP)
     names.create(b"blue")
     inside = subprocess.Popen(
         [sys.executable, "-c", program, mnt / "blue"],
@@ -253,15 +255,15 @@ def test_who_is_in_a_directory_when_it_is_told_of_stays_there(
         stdout=subprocess.PIPE,
     )
     wait_for(lambda: os.readlink(f"/proc/{inside.pid}/cwd") == str(mnt / "blue"))
-    for teller in tellers(mnt):
-        os.kill(teller, signal.SIGCONT)
-    wait_for(lambda: watcher.is_told("+blue"))
+    for replayer in replayers(mnt):
+        os.kill(replayer, signal.SIGCONT)
+    wait_for(lambda: watcher.is_reported("+blue"))
     assert inside.communicate(b"\n")[0] == f"{mnt / 'blue'}\n".encode()
     names.remove(b"blue")
     watcher.expect("+blue", "-blue")
 
 
-def test_a_mount_that_is_covered_is_told_when_it_is_not(
+def test_a_mount_that_is_covered_is_reported_when_it_is_not(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", MNT], check=True)
@@ -282,76 +284,76 @@ def test_another_run_directory_is_compared(start: Start) -> None:
     with DirectoryWatcher() as watcher:
         (mounted / "blue").mkdir()
         ip("netns", "add", "red")
-        wait_for(lambda: watcher.is_told("+blue", "+red"))
+        wait_for(lambda: watcher.is_reported("+blue", "+red"))
         subprocess.run(["mount", "-t", "tmpfs", "tmpfs", RUN], check=True)
-        wait_for(lambda: sorted(watcher.told()[2:]) == ["-blue", "-red"])
+        wait_for(lambda: sorted(watcher.reported()[2:]) == ["-blue", "-red"])
         unmount_idle(RUN)
-        wait_for(lambda: sorted(watcher.told()[4:]) == ["+blue", "+red"])
+        wait_for(lambda: sorted(watcher.reported()[4:]) == ["+blue", "+red"])
         for name in ("blue", "red"):
             (mounted / name).rmdir()
 
 
-def test_a_read_only_mount_has_no_teller(start: Start) -> None:
+def test_a_read_only_mount_has_no_replayer(start: Start) -> None:
     mounted = start("-o", "ro")
     with DirectoryWatcher() as watcher:
         ip("netns", "add", "blue")
         assert (mounted / "blue/inode").read_text()
         watcher.expect()
-        assert tellers(mounted) == []
+        assert replayers(mounted) == []
         ip("netns", "del", "blue")
 
 
-def test_a_daemon_in_another_pid_namespace_tells(start: Start) -> None:
+def test_a_daemon_in_another_pid_namespace_replays(start: Start) -> None:
     serve = [sys.executable, "-m", "netnsfs", "-f", str(MNT)]
     start(program=["unshare", "--pid", "--fork", "--kill-child=TERM", *serve])
     with DirectoryWatcher() as watcher:
         ip("netns", "add", "blue")
-        wait_for(lambda: watcher.is_told("+blue"))
+        wait_for(lambda: watcher.is_reported("+blue"))
         ip("netns", "del", "blue")
         watcher.expect("+blue", "-blue")
     subprocess.run(["umount", MNT], check=True)
 
 
-def test_a_teller_that_is_killed_is_followed_by_another(
+def test_a_replayer_that_is_killed_is_followed_by_another(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
-    [teller] = tellers(mnt)
+    [replayer] = replayers(mnt)
     ip("netns", "add", "old")
-    wait_for(lambda: watcher.is_told("+old"))
-    os.kill(teller, signal.SIGSTOP)
+    wait_for(lambda: watcher.is_reported("+old"))
+    os.kill(replayer, signal.SIGSTOP)
     ip("netns", "add", "blue")
     ip("netns", "del", "old")
-    os.kill(teller, signal.SIGKILL)
+    os.kill(replayer, signal.SIGKILL)
     wait_for(lambda: len(watcher.heard) == 3)
-    assert sorted(settled(watcher.told)) == ["+blue", "+old", "-old"]
+    assert sorted(settled(watcher.reported)) == ["+blue", "+old", "-old"]
     ip("netns", "del", "blue")
     wait_for(lambda: len(watcher.heard) == 4)
-    assert tellers(mnt) != [teller]
+    assert replayers(mnt) != [replayer]
 
 
-def test_a_teller_is_started_once_there_is_what_it_takes(
+def test_a_replayer_is_started_once_there_is_what_it_takes(
     mnt: Mounted, watcher: DirectoryWatcher
 ) -> None:
-    [teller] = tellers(mnt)
+    [replayer] = replayers(mnt)
     pid = mnt.process.pid
     # Those that are open stay so.
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, before[1]))
-    os.kill(teller, signal.SIGKILL)
-    wait_for(lambda: "told late" in mnt.messages())
+    os.kill(replayer, signal.SIGKILL)
+    wait_for(lambda: "hear of changes late" in mnt.messages())
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     ip("netns", "add", "blue")
-    wait_for(lambda: watcher.is_told("+blue"))
+    wait_for(lambda: watcher.is_reported("+blue"))
     ip("netns", "del", "blue")
     watcher.expect("+blue", "-blue")
 
 
 @pytest.mark.parametrize("through", ["the mount", "the directory"])
-def test_what_a_teller_cannot_follow_is_made_up_for(
+def test_what_a_replayer_cannot_follow_is_made_up_for(
     mnt: Mounted, watcher: DirectoryWatcher, through: str
 ) -> None:
-    [teller] = tellers(mnt)
-    os.kill(teller, signal.SIGSTOP)
+    [replayer] = replayers(mnt)
+    os.kill(replayer, signal.SIGSTOP)
     ip("netns", "add", "blue")
     for _ in range(1000 if through == "the mount" else 20_000):
         if through == "the mount":
@@ -361,12 +363,12 @@ def test_what_a_teller_cannot_follow_is_made_up_for(
             (RUN / "red").touch()
             (RUN / "red").unlink()
     ip("netns", "add", "green")
-    os.kill(teller, signal.SIGCONT)
-    wait_for(lambda: sorted(watcher.told("red")) == ["+blue", "+green"])
+    os.kill(replayer, signal.SIGCONT)
+    wait_for(lambda: sorted(watcher.reported("red")) == ["+blue", "+green"])
     for name in ("blue", "green"):
         ip("netns", "del", name)
-    wait_for(lambda: len(watcher.told("red")) == 4)
-    red = watcher.told("blue", "green")
+    wait_for(lambda: len(watcher.reported("red")) == 4)
+    red = watcher.reported("blue", "green")
     assert red == ["+red", "-red"] * (1000 if through == "the mount" else 0)
 
 
@@ -413,11 +415,11 @@ def test_a_daemon_that_ends_in_a_storm(start: Start, number: signal.Signals) -> 
             mounted = start()
             with DirectoryWatcher() as watcher:
                 wait_for(watcher.has_heard)
-            [teller] = tellers(mounted)
+            [replayer] = replayers(mounted)
             time.sleep(random.random() / 50)
             mounted.process.send_signal(number)
             mounted.process.wait(10)
-            wait_for(partial(has_ended, teller))
+            wait_for(partial(has_ended, replayer))
     if number == signal.SIGKILL:
         subprocess.run(["umount", MNT], check=True)
     assert type_at(MNT) == b""
@@ -465,7 +467,7 @@ def makers(mounted: Mounted, other: Mounted) -> list[Maker]:
 
 def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
     other = start(at=Path("/mnt/other"))
-    wait_for(lambda: tellers(mnt) and tellers(other))
+    wait_for(lambda: replayers(mnt) and replayers(other))
     contradicted: set[int] = set()
     heard: list[str] = []
 
@@ -482,23 +484,26 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        told = settled(hearing.told)
+        reported = settled(hearing.reported)
     agree()
     changes = Counter(line for maker in at_work for line in maker.log)
-    assert set(told) <= set(changes)
+    assert set(reported) <= set(changes)
     last: dict[str, str] = {}
-    for line in told:
+    for line in reported:
         assert last.get(line[1:], "-") != line[0], line
         last[line[1:]] = line[0]
     assert set(last.values()) == {"-"}
-    # What has changed once more by the time of the look is told of too, unless it has changed
+    # What has changed once more by the time of the look is reported too, unless it has changed
     # back before that.
     for number in contradicted:
-        line, later = told[number], told[number + 1 :]
-        assert any(other[1:] == line[1:] for other in later) or told.count(line) < changes[line]
+        line, later = reported[number], reported[number + 1 :]
+        assert (
+            any(other[1:] == line[1:] for other in later)
+            or reported.count(line) < changes[line]
+        )
     for maker in at_work:
-        of_maker = [line for line in told if line in set(maker.log)]
+        of_maker = [line for line in reported if line in set(maker.log)]
         if maker.log[0].startswith("+mount"):
             assert of_maker == maker.log
-        # What has gone again is not told of.
+        # What has gone again is not reported.
         assert len(maker.log) * LEAST / 4 < len(of_maker) <= len(maker.log)
