@@ -221,8 +221,7 @@ def test_a_link_is_found_without_a_worker(mnt: Mounted, foo: Path, spawn: Spawn)
     def ask() -> None:
         for name in ("task", "name", "ended"):
             assert error_of((mnt / name).mkdir) == "EEXIST"
-            found = (mnt / name).stat()
-            assert (found.st_ino == foo.stat().st_ino) == (name != "ended")
+            assert bool((mnt / name).stat().st_mode & 0o777) == (name != "ended")
 
     ask()
     assert tracing.calls(worker, ask) == []
