@@ -36,7 +36,7 @@ _FIRST_NUMBER = 1 << 32
 
 # How long an answer may take until the kernel has taken note of it: the thread that asked does
 # that, when it gets a processor.
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
 
 # The kernel asks for the size before each open(2). For lists of tasks, that takes as long as
 # the open itself.
@@ -63,6 +63,8 @@ class NodeEntry:
         "_asked_at",
         "_asked_by",
         "_contended_until",
+        "_least",
+        "_least_until",
         "_length",
         "_length_until",
         "attributes",
@@ -73,7 +75,6 @@ class NodeEntry:
         "number",
         "opened",
         "shown",
-        "taken",
     )
 
     def __init__(
@@ -86,6 +87,8 @@ class NodeEntry:
         self.opened = 0
         self._asked_by: int | None = None
         self._asked_at = self._contended_until = 0.0
+        # The least size that was told lately, and until when that counts.
+        self._least, self._least_until = 0, 0.0
         self._length: int | None = None
         self._length_until = 0.0
         self.change_cookie: Hashable = None
@@ -100,9 +103,11 @@ class NodeEntry:
 
     def take_attributes(self, taken: Attributes, change_cookie: Hashable) -> None:
         """Replace the attributes, and the change_cookie that they belong to."""
-        self.change_cookie, self.taken = change_cookie, taken
-        if (length := self.length) is not None:
-            taken = taken._replace(size=length)
+        self.change_cookie = change_cookie
+        if self.exclusive:
+            if (length := self.length) is not None:
+                taken = taken._replace(size=length)
+            self._note_told(taken.size)
         _fill(self.attributes, taken)
         if self.shown is not self.attributes:
             self.attributes.attr_timeout = 0
@@ -113,6 +118,11 @@ class NodeEntry:
         """The length of what is open, or was a moment ago; None if that is not known."""
         return self._length if self.opened or time.monotonic() < self._length_until else None
 
+    def _note_told(self, size: int) -> None:
+        now = time.monotonic()
+        if size <= self._least or now >= self._least_until:
+            self._least, self._least_until = size, now + _ANSWER_SECONDS
+
     def note_asked(self, caller: int) -> None:
         """Note who, by thread ID, is about to be told the attributes of an exclusive entry."""
         now = time.monotonic()
@@ -122,11 +132,7 @@ class NodeEntry:
         self._asked_by, self._asked_at = caller, now
 
     def is_for(self, caller: int) -> bool:
-        """Whether nobody but a caller, by thread ID, uses the entry.
-
-        What others were told may be on its way to them still. When it comes there, it becomes
-        the size (fuse_change_attributes(), fs/fuse/inode.c).
-        """
+        """Whether nobody has the entry open, and only a caller was told of it lately."""
         if self.opened:
             return False
         now = time.monotonic()
@@ -134,6 +140,19 @@ class NodeEntry:
         return now >= self._contended_until and not (
             asked_by_others and now < self._asked_at + _ANSWER_SECONDS
         )
+
+    def has_room(self, length: int, caller: int) -> bool:
+        """Whether no answer to others can make the kernel take the content for shorter.
+
+        What they were told may be on its way to them still. When it comes there, it becomes the
+        size (fuse_change_attributes(), fs/fuse/inode.c). A size that is too large does no harm:
+        what is read then is short, and the kernel takes note of that.
+        """
+        others = time.monotonic() < self._contended_until or self._asked_by not in (
+            None,
+            caller,
+        )
+        return not others or length <= self._least
 
     def note_opened(self) -> None:
         """Count an open file."""
@@ -147,7 +166,10 @@ class NodeEntry:
     def note_closed(self) -> None:
         """Count one less."""
         self.opened -= 1
-        self._length_until = time.monotonic() + _LENGTH_SECONDS
+        # By a name that the kernel keeps, others come to this entry without a lookup. So the
+        # size that they are told is no less than the usual one.
+        keeps_name = isinstance(self.node, File) and self.node.keeps_name
+        self._length_until = 0.0 if keeps_name else time.monotonic() + _LENGTH_SECONDS
 
 
 def _fill(entry: EntryAttributes, taken: Attributes) -> None:

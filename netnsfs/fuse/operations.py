@@ -544,7 +544,7 @@ class Operations(pyfuse3.Operations):
                 raise FUSEError(errno.EISDIR)
             with ExitStack() as undo:
                 if known.exclusive:
-                    self._claim(known, ctx.pid)
+                    retrying = self._claim(known, ctx.pid)
                     undo.callback(known.note_closed)
                 try:
                     handle = node.open(flags, ctx)
@@ -554,8 +554,11 @@ class Operations(pyfuse3.Operations):
                 # The kernel does not release what it could not open.
                 undo.callback(handle.close)
                 length = handle.length
-                if flags & os.O_ACCMODE != os.O_WRONLY:
-                    known.note_content(length)
+                if known.exclusive:
+                    if not retrying and not known.has_room(length, ctx.pid):
+                        raise self._look_up_again(known, ctx.pid)
+                    if flags & os.O_ACCMODE != os.O_WRONLY:
+                        known.note_content(length)
                 if length > known.attributes.st_size:
                     await self._correct_size(ctx.uid, known, length)
                 if ctx.uid != ROOT:
@@ -567,22 +570,32 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             raise self.to_fuse_error(error, "open") from None
 
-    def _claim(self, known: NodeEntry, caller: int) -> None:
-        """Count an open file, if nobody else uses its entry.
+    def _claim(self, known: NodeEntry, caller: int) -> bool:
+        """Count an open file, if nobody else has its entry open.
+
+        Returns:
+            Whether the caller was told before to look the file up again. Whoever gets here a
+            second time opens no name, but what is open already (/proc/self/fd/N), and read(2)
+            does without an entry of its own.
 
         Raises:
-            OSError: ESTALE if somebody does: the kernel then looks the name up again
-                (fs/namei.c, LOOKUP_REVAL), and is given another entry.
+            OSError: ESTALE if somebody else has it open.
         """
         retrying = self._retrying.pop(caller, None) == known.node.key
-        # Whoever gets here a second time opens no name, but what is open already
-        # (/proc/self/fd/N). read(2) does without an entry of its own.
-        if not retrying and not known.is_for(caller):
-            if len(self._retrying) >= MAX_RETRYING:
-                self._retrying.clear()
-            self._retrying[caller] = known.node.key
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if known.opened and not retrying:
+            raise self._look_up_again(known, caller)
         known.note_opened()
+        return retrying
+
+    def _look_up_again(self, known: NodeEntry, caller: int) -> OSError:
+        """What makes the kernel look a name up again, and be given another entry.
+
+        At ESTALE it does (fs/namei.c, LOOKUP_REVAL).
+        """
+        if len(self._retrying) >= MAX_RETRYING:
+            self._retrying.clear()
+        self._retrying[caller] = known.node.key
+        return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     async def _correct_size(self, user: int, known: NodeEntry, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
