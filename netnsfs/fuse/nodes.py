@@ -126,20 +126,22 @@ class NodeEntry:
     def note_asked(self, caller: int) -> None:
         """Note who, by thread ID, is about to be told the attributes of an exclusive entry."""
         now = time.monotonic()
+        if self._asked_by not in (None, caller):
+            self._contended_until = self._asked_at + _ANSWER_SECONDS
         # All callers outside of the daemon's PID namespace are 0.
-        if not caller or self._asked_by not in (None, caller):
+        if not caller:
             self._contended_until = now + _ANSWER_SECONDS
         self._asked_by, self._asked_at = caller, now
 
     def is_for(self, caller: int) -> bool:
         """Whether nobody has the entry open, and only a caller was told of it lately."""
-        if self.opened:
-            return False
-        now = time.monotonic()
-        asked_by_others = self._asked_by not in (None, caller)
-        return now >= self._contended_until and not (
-            asked_by_others and now < self._asked_at + _ANSWER_SECONDS
-        )
+        return not self.opened and not self._others_were_told(caller)
+
+    def _others_were_told(self, caller: int) -> bool:
+        until = self._contended_until
+        if self._asked_by not in (None, caller):
+            until = self._asked_at + _ANSWER_SECONDS
+        return time.monotonic() < until
 
     def has_room(self, length: int, caller: int) -> bool:
         """Whether no answer to others can make the kernel take the content for shorter.
@@ -148,11 +150,7 @@ class NodeEntry:
         size (fuse_change_attributes(), fs/fuse/inode.c). A size that is too large does no harm:
         what is read then is short, and the kernel takes note of that.
         """
-        others = time.monotonic() < self._contended_until or self._asked_by not in (
-            None,
-            caller,
-        )
-        return not others or length <= self._least
+        return length <= self._least or not self._others_were_told(caller)
 
     def note_opened(self) -> None:
         """Count an open file."""
