@@ -224,7 +224,9 @@ def test_a_link_is_found_without_a_worker(mnt: Mounted, foo: Path, spawn: Spawn)
             assert bool((mnt / name).stat().st_mode & 0o777) == (name != "ended")
 
     ask()
-    assert tracing.calls(worker, ask) == []
+    # At the end of each job, a worker wakes the event loop, in one of two ways.
+    ends = [call for call in tracing.calls(worker, ask) if call.name in ("write", "sendto")]
+    assert ends == []
     # What it leads to is looked at each time.
     inside = (mnt / "task/inode").read_text()
     assert inside == (foo / "inode").read_text()
