@@ -15,10 +15,9 @@ for either. The four requests that make up most of the traffic (lookup, open, re
 translate inside and call the tree themselves: one more coroutine around each would cost
 a tenth of their time. For the same reason they repeat a few lines of other methods.
 
-ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
-close) and for extended attributes (`ls -l` asks for them, and the answer is
-"not supported" either way). Their handlers are therefore those of pyfuse3's own class; every
-other operation has an answer here.
+ENOSYS makes the kernel stop asking. That is wanted for extended attributes (`ls -l` asks for
+them, and the answer is "not supported" either way). Their handlers are therefore those of
+pyfuse3's own class; every other operation has an answer here.
 """
 
 import errno
@@ -46,6 +45,8 @@ from pyfuse3 import (
 )
 
 from netnsfs import linux
+from netnsfs.commands import CommandSnapshot
+from netnsfs.fuse.file_info import FlushedFileInfo
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.fuse.pool import Pool, Pools
@@ -566,7 +567,8 @@ class Operations(pyfuse3.Operations):
                 undo.pop_all()
             fh = next(self._unused_handles)
             self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, known)
-            return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+            made = FlushedFileInfo if isinstance(handle, CommandSnapshot) else FileInfo
+            return made(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
             raise self.to_fuse_error(error, "open") from None
 
@@ -621,12 +623,10 @@ class Operations(pyfuse3.Operations):
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
         pool = self._pool_for_content(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
-        # The text may be a new one. Another read of the same file may have found that already.
-        opened, length = self._find_file(fh), opened.handle.length
-        self._texts.recharge(opened.user, opened.length, length)
-        self._handles[fh] = opened._replace(length=length)
+        # The text may be a new one.
+        self._recount_text(fh)
         if opened.entry.opened == 1:
-            opened.entry.note_content(length)
+            opened.entry.note_content(opened.handle.length)
         return data
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -643,8 +643,40 @@ class Operations(pyfuse3.Operations):
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         file, handle, user, _, _ = self._find_file(fh)
-        pool = self._pools.slow if file.slow else self._pools.writing
-        return await self._make_change(pool, user, file.label, handle.write, buf, off)
+        # A command that waits for its end is text that is kept for the user.
+        self._texts.charge(user, len(buf))
+        try:
+            pool = self._pool_for_write(file)
+            return await self._make_change(pool, user, file.label, handle.write, buf, off)
+        finally:
+            self._texts.uncharge(user, len(buf))
+            self._recount_text(fh)
+
+    # Only of files of commands (`file_info`): what waits for its end is complete.
+    @_translate_errors
+    async def flush(self, fh: int) -> None:
+        file, handle, user, _, _ = self._find_file(fh)
+        if not isinstance(handle, CommandSnapshot) or not handle.has_pending:
+            return
+        try:
+            await self._pool_for_write(file).run_for(user, handle.flush)
+        except OSError as error:
+            self.stats.remember_refusal("write", file.label, error)
+            raise
+        finally:
+            self._recount_text(fh)
+
+    def _pool_for_write(self, file: File) -> Pool:
+        return self._pools.slow if file.slow else self._pools.writing
+
+    def _recount_text(self, fh: int) -> None:
+        """Take note of how much text is kept for an open file by now."""
+        # Another request for the same file may have found that already, or have closed it.
+        opened = self._handles.get(fh)
+        if opened is not None:
+            length = opened.handle.length
+            self._texts.recharge(opened.user, opened.length, length)
+            self._handles[fh] = opened._replace(length=length)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1

@@ -5,6 +5,7 @@ looked up before and after; if it is another's by then, the change is taken back
 """
 
 import errno
+import re
 import socket
 from contextlib import suppress
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from netnsfs.linux.rtnetlink import (
 from netnsfs.netns.interfaces import require_same, rtnetlink
 
 _OF_ADDRESS = frozenset({IFA_ADDRESS, IFA_LOCAL})
+_PREFIX_OF_WORD = re.compile(rb"[+-]([0-9A-Fa-f:.]*)(?:/([0-9]{0,3}))?")
 _EXPECTED = "expected +ADDRESS/LENGTH or -ADDRESS/LENGTH, several with blanks between"
 
 
@@ -132,6 +134,17 @@ def _asked(word: bytes) -> tuple[bool, Address]:
         shown = word.decode("ascii", "backslashreplace")
         raise OSError(errno.EINVAL, f"{_EXPECTED}, not {shown[:60]}")
     return word[:1] == b"+", Address(family, packed, int(length))
+
+
+def is_unfinished(text: bytes) -> bool:
+    """Whether more can follow what was written to `addresses`."""
+    words = text.split()
+    found = _PREFIX_OF_WORD.fullmatch(words[-1]) if words else None
+    if found is None:
+        return not words
+    address, length = found.groups()
+    most = ADDRESS_BITS[socket.AF_INET6 if b":" in address else socket.AF_INET]
+    return not length or (len(length) < 3 and int(length) * 10 <= most)
 
 
 def _outcome(

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TypeVar
 
+from netnsfs.commands import ANY_WORDS, CommandSnapshot, Syntax
 from netnsfs.jobs import may_block
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import interface_changes, tasks
+from netnsfs.netns import addresses, interface_changes, tasks
 from netnsfs.netns.addresses import change_addresses, list_addresses
 from netnsfs.netns.interfaces import Interface, Peer, find_interface, find_peer, rtnetlink
 from netnsfs.node import (
@@ -63,12 +64,14 @@ class InterfaceFileSpec:
         mode: permission bits.
         store: carries out a command, for a descriptor of the namespace, and the name and index
             of the interface.
+        syntax: when a command is whole.
     """
 
     name: bytes
     show: Callable[[RouteSocket, Interface], bytes]
     mode: int = 0o444
     store: Callable[[int, bytes, int, bytes], None] | None = None
+    syntax: Syntax = ANY_WORDS
 
 
 def _addresses(route: RouteSocket, interface: Interface) -> bytes:
@@ -83,12 +86,17 @@ def _set_up(fd: int, name: bytes, index: int, command: bytes) -> None:
     interface_changes.set_up(fd, name, index, wanted == b"1")
 
 
+_ONE_DIGIT = Syntax(is_unfinished=lambda text: not text.strip())
+_ADDRESSES = Syntax(is_unfinished=addresses.is_unfinished)
+
 FILES = {
     spec.name: spec
     for spec in (
         InterfaceFileSpec(b"kind", lambda _, interface: interface.kind + b"\n"),
-        InterfaceFileSpec(b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up),
-        InterfaceFileSpec(b"addresses", _addresses, 0o644, change_addresses),
+        InterfaceFileSpec(
+            b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up, _ONE_DIGIT
+        ),
+        InterfaceFileSpec(b"addresses", _addresses, 0o644, change_addresses, _ADDRESSES),
     )
 }
 
@@ -408,7 +416,8 @@ class InterfaceFile(File):
         writes = self.writable and opened_for_writing(flags)
         self._directory.access.require_may_open(caller, writes)
         take = partial(self._directory.inspect_interface, self._spec.show)
-        run = None
-        if writes:
-            run = charged(caller.uid, partial(self._directory.run_command, self._spec))
-        return Snapshot(flags, take, self._directory.require_present, run)
+        if not writes:
+            return Snapshot(flags, take, self._directory.require_present)
+        run = charged(caller.uid, partial(self._directory.run_command, self._spec))
+        check = self._directory.require_present
+        return CommandSnapshot(flags, take, check, run, self._spec.syntax)

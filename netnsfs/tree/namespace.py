@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
 from netnsfs.netns import nsid, routes, signals, tasks
@@ -86,6 +87,7 @@ class NamespaceFileSpec:
         store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        syntax: when a command is whole.
         slow: see `File.slow`.
     """
 
@@ -97,6 +99,7 @@ class NamespaceFileSpec:
     format: Callable[[list[int]], bytes] = _one_a_line
     bound: Callable[[], int] | None = None
     store: Callable[[Caller], Command] | None = None
+    syntax: Syntax = ANY_WORDS
     needs_ptrace: bool = False
     slow: bool = False
 
@@ -126,6 +129,7 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+            syntax=Syntax(is_unfinished=nsid.is_unfinished),
         ),
         NamespaceFileSpec(
             b"routes",
@@ -133,6 +137,7 @@ NAMESPACE = {
             live=lambda ns, fd: routes.show(fd),
             bound=lambda: USUAL_SIZE,
             store=lambda caller: charged(caller.uid, routes.change),
+            syntax=Syntax(NEWLINE),
             slow=True,
         ),
         NamespaceFileSpec(
@@ -141,6 +146,7 @@ NAMESPACE = {
             live=lambda ns, fd: b"",
             bound=lambda: 0,
             store=_sender,
+            syntax=Syntax(is_unfinished=signals.is_unfinished),
             slow=True,
         ),
     )
@@ -451,10 +457,10 @@ class NamespaceFile(File):
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
         take = partial(directory.show_content, self._row)
-        run = None
-        if self._row.store and writes:
-            run = partial(directory.run_command, self._row.store(caller))
-        return Snapshot(flags, take, directory.require_present, run)
+        if not self._row.store or not writes:
+            return Snapshot(flags, take, directory.require_present)
+        run = partial(directory.run_command, self._row.store(caller))
+        return CommandSnapshot(flags, take, directory.require_present, run, self._row.syntax)
 
 
 class NamespaceLink(Link):

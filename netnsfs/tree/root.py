@@ -25,6 +25,7 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
+from netnsfs.tree.addresses import ADDRESS, AddressesDirectory
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
     PID,
@@ -101,21 +102,26 @@ class Root(NamesDirectory):
         context = MountContext(shown, config.permissions, self._opened, links)
         self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
-        last_error = LastError(stats, config.permissions)
-        counters = Metrics(names, stats, config.permissions)
-        graph = Topology(names, config.permissions)
-        self._ctldir = ControlDirectory(
-            {
-                UNNAMED: self._unnamed,
-                PID: PidDirectory(names),
-                INIT: InitLink(names),
-                **{links.key: links for links in by_number(names, config.permissions)},
-                last_error.key: last_error,
-                counters.key: counters,
-                counters.key + b".prom": counters,
-                graph.key: graph,
-            }
-        )
+        self._ctldir = self._make_ctldir(stats, config)
+
+    def _make_ctldir(self, stats: Stats, config: Config) -> ControlDirectory:
+        names, permissions = self._names, config.permissions
+        counters = Metrics(names, stats, permissions)
+        last_error, graph = LastError(stats, permissions), Topology(names, permissions)
+        nodes: dict[bytes, Node] = {
+            UNNAMED: self._unnamed,
+            PID: PidDirectory(names),
+            INIT: InitLink(names),
+            **{links.key: links for links in by_number(names, permissions)},
+            last_error.key: last_error,
+            counters.key: counters,
+            counters.key + b".prom": counters,
+            graph.key: graph,
+        }
+        # It leads to interfaces, which are only where the views are.
+        if config.views:
+            nodes[ADDRESS] = AddressesDirectory(names, permissions)
+        return ControlDirectory(nodes)
 
     def _links_context(self, config: Config, stats: Stats) -> LinksContext:
         return LinksContext(

@@ -45,6 +45,7 @@ def test_the_readme_tells_every_file(mnt: Mounted) -> None:
 def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
     (mnt.path / "foo").mkdir()
     (mnt.path / "foo/links/v0").symlink_to("foo/links/v1")
+    (mnt.path / "foo/links/v0/addresses").write_text("+198.51.100.7/24")
     (mnt.path / "foo/nsid").write_text("auto")
     standing = {
         "NAME": "foo",
@@ -52,6 +53,7 @@ def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
         "INODE": (mnt.path / ".netnsfs/pid/self").readlink().name,
         "NSID": (mnt.path / "foo/nsid").read_text().strip(),
         "PID": "self",
+        "ADDR": "198.51.100.7",
         "ID": (mnt.path / "foo/id").read_text().strip(),
     }
     # Without root it is not to be seen which one that is.
