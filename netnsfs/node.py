@@ -195,6 +195,10 @@ class Directory(Node):
         """Remove a directory."""
         raise _not_permitted(name)
 
+    def unlink(self, name: bytes, caller: Caller) -> None:
+        """Remove a file or link."""
+        raise _not_permitted(name)
+
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         """Make what symlink(2) makes here, and return it as a link."""
         raise _not_permitted(name)

@@ -372,7 +372,10 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
+        directory = self._find_directory(parent_inode)
+        await self._make_change(
+            self._pools.mutating, ctx.uid, name, directory.unlink, name, ctx
+        )
 
     @_translate_errors
     async def link(

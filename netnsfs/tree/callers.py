@@ -177,7 +177,7 @@ class Viewer:
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
         # Now: when a listing is read, the caller may be gone, and its number another's.
-        self.sees_all = not proc_options.hide_tasks() or has_capability(caller, CAP_SYS_PTRACE)
+        self.sees_all = not proc_hides_tasks() or has_capability(caller, CAP_SYS_PTRACE)
 
     def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
@@ -188,7 +188,7 @@ class Viewer:
 
 
 class _ProcOptions:
-    """Whether /proc hides tasks from those who do not own them. For any thread.
+    """Whether /proc shows users only their own processes. For any thread.
 
     A crowd asks again and again, and there is a line in mountinfo for each name. Another mount
     namespace can change the options unheard: they are read once a second.
@@ -200,7 +200,7 @@ class _ProcOptions:
         self._known: tuple[float, bool] = -_OPTIONS_SECONDS, False
 
     def hide_tasks(self) -> bool:
-        """Whether the daemon's /proc hides tasks (hidepid, proc(5))."""
+        """Whether it does."""
         may_block()
         with self._lock:
             if self._poll is None:
@@ -209,15 +209,20 @@ class _ProcOptions:
             now, (read_at, hidden) = time.monotonic(), self._known
             # Asked first: what changes from here on is heard the next time.
             if self._poll.any_ready() or now - read_at >= _OPTIONS_SECONDS:
-                hidden = _proc_hides_tasks()
+                hidden = _read_hidepid()
                 self._known = now, hidden
             return hidden
 
 
-proc_options = _ProcOptions()
+_proc_options = _ProcOptions()
 
 
-def _proc_hides_tasks() -> bool:
+def proc_hides_tasks() -> bool:
+    """Whether /proc shows users only their own processes (hidepid, proc(5))."""
+    return _proc_options.hide_tasks()
+
+
+def _read_hidepid() -> bool:
     at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
     # The last one covers the others.
     return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))

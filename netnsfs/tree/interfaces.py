@@ -4,7 +4,9 @@ FILES is the table of what is there beside what sysfs shows (`sysfs`). A directo
 one interface, whose identity sysfs tells: when the name is another's, what was held of the
 first answers ENOENT or ENODEV.
 
-Interfaces are moved and renamed by `rename` of `links`, made by `symlink`, deleted by `rmdir`.
+Interfaces are moved and renamed by `rename` of `links`, deleted by `rmdir`, and made by
+`symlink` (a veth pair) and `mkdir` (a bridge). A port is put into a bridge by `symlink` of the
+interface's directory, and taken out by `unlink`.
 The kernel has then decided by mode and owner of the two directories (`permissions`); what it
 cannot know is decided here: a link's target is a text to it, nobody but root takes anything out
 of the initial network namespace, and a namespace without a name is for CAP_NET_ADMIN.
@@ -50,6 +52,7 @@ T = TypeVar("T")
 
 LINKS = b"links"
 _PEER = b"peer"
+_MASTER = b"master"
 # An interface may move all the time. After so many tries, the last answer counts.
 _MAX_TRIES = 10
 
@@ -95,6 +98,13 @@ FILES = {
         InterfaceFileSpec(b"kind", lambda _, interface: interface.kind + b"\n"),
         InterfaceFileSpec(
             b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up, _ONE_DIGIT
+        ),
+        InterfaceFileSpec(
+            b"address",
+            lambda _, interface: interface.address.hex(":").encode() + b"\n",
+            0o644,
+            interface_changes.set_address,
+            Syntax(is_unfinished=interface_changes.is_unfinished_address),
         ),
         InterfaceFileSpec(b"addresses", _addresses, 0o644, change_addresses, _ADDRESSES),
     )
@@ -193,8 +203,10 @@ class LinksDirectory(Directory):
             raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", ref.name)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
-        message = "ln -s makes veth pairs; other kinds are made by ip -n"
-        raise PermissionError(errno.EPERM, message, name)
+        self.require_may_change(caller)
+        with self.access.held_open() as fd:
+            interface_changes.create_bridge(fd, name)
+        return self.lookup(name, caller)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         self.require_may_change(caller)
@@ -226,7 +238,7 @@ class LinksDirectory(Directory):
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         may_block()
-        path, other_name = self._parse_target(target)
+        path, other_name = self.parse_target(target)
         other = self.context.resolve(path, caller)
         # The kernel has checked the directory of the link. To it, the target is a text.
         if not may_write(other.current_owner(), caller):
@@ -238,10 +250,14 @@ class LinksDirectory(Directory):
             interface_changes.create_veth_pair(fd, name, other_fd, other_name)
         return OneTimeLink(target)
 
-    def _parse_target(self, target: bytes) -> tuple[Sequence[bytes], bytes]:
+    def parse_target(self, target: bytes, below: bytes = b"") -> tuple[Sequence[bytes], bytes]:
         """The namespace that a path leads to, below the mount point, and an interface's name.
 
         No path is walked: it may lead to nothing, or where its maker may not go.
+
+        Args:
+            target: the path, as the text of a link.
+            below: the directory here that the link is in.
 
         Raises:
             OSError: EINVAL if it is no path of an interface below the mount point.
@@ -250,7 +266,7 @@ class LinksDirectory(Directory):
         # Only a path that goes up is meant from the link, as those of symbolic links are.
         here = self.context.mount_point
         if target.startswith(b".."):
-            here = os.path.join(here, own_path(self.access), LINKS)
+            here = os.path.join(here, own_path(self.access), LINKS, below)
         path = os.path.relpath(
             os.path.normpath(os.path.join(here, target)), self.context.mount_point
         )
@@ -320,7 +336,8 @@ class InterfaceDirectory(Directory):
         return self._directory.interface_attributes()
 
     def readdir(self) -> list[bytes]:
-        names = [*FILES, *self._sysfs.readdir()]
+        # Some of the files take the place of what sysfs has.
+        names = [*dict.fromkeys([*FILES, *self._sysfs.readdir()])]
         is_veth = self.inspect_interface(lambda _, found: found.kind == b"veth")
         return [*names, _PEER] if is_veth else names
 
@@ -333,6 +350,36 @@ class InterfaceDirectory(Directory):
             text = self.inspect_interface(self._peer_text)
             return FixedLink((self.key, _PEER, text), text)
         return self._sysfs.find_node(name)
+
+    def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        if name != _MASTER:
+            return super().symlink(name, target, caller)
+        may_block()
+        self._directory.require_may_change(caller)
+        master = self._master_of_target(target, caller)
+        with _absent_is_enoent(), self.access.held_open() as fd:
+            interface_changes.set_master(fd, self._name, self._index(), master)
+        return OneTimeLink(target)
+
+    def _master_of_target(self, target: bytes, caller: Caller) -> bytes:
+        # `ln -s br0 links/p1/master` means the one beside p1.
+        if b"/" not in target:
+            return target
+        path, name = self._directory.parse_target(target, self._name)
+        other = self._directory.context.resolve(path, caller)
+        if other.namespace.id != self.access.namespace.id:
+            message = "a master is in the namespace of its ports"
+            raise OSError(errno.EINVAL, message, target)
+        return name
+
+    def unlink(self, name: bytes, caller: Caller) -> None:
+        if name != _MASTER:
+            return super().unlink(name, caller)
+        may_block()
+        self._directory.require_may_change(caller)
+        with _absent_is_enoent(), self.access.held_open() as fd:
+            interface_changes.leave_master(fd, self._name, self._index())
+        return None
 
     def require_present(self) -> None:
         self._sysfs.current_mount()

@@ -17,7 +17,7 @@ from itertools import count
 from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
 from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
-from netnsfs.netns import nsid, routes, signals, tasks
+from netnsfs.netns import control_groups, nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
@@ -87,6 +87,7 @@ class NamespaceFileSpec:
         store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        delegated: whether an owner to whom root gave the namespace may write it.
         syntax: when a command is whole.
         slow: see `File.slow`.
     """
@@ -101,6 +102,7 @@ class NamespaceFileSpec:
     store: Callable[[Caller], Command] | None = None
     syntax: Syntax = ANY_WORDS
     needs_ptrace: bool = False
+    delegated: bool = True
     slow: bool = False
 
 
@@ -114,7 +116,7 @@ NAMESPACE = {
         NamespaceFileSpec(
             b"cgroups",
             tasks=tasks.pids,
-            format=tasks.control_groups,
+            format=control_groups.listing,
             bound=lambda: USUAL_SIZE,
         ),
         NamespaceFileSpec(
@@ -129,6 +131,8 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+            # It changes the mounting namespace, which is not the owner's.
+            delegated=False,
             syntax=Syntax(is_unfinished=nsid.is_unfinished),
         ),
         NamespaceFileSpec(
@@ -427,7 +431,7 @@ class NamespaceFile(File):
         self.keeps_name = self.constant or row.bound is None
 
     def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._directory.file_attributes(self._row.mode)
+        mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))

@@ -29,6 +29,7 @@ from netnsfs.tree.addresses import ADDRESS, AddressesDirectory
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
     PID,
+    AllMetrics,
     ControlDirectory,
     LastError,
     Metrics,
@@ -106,7 +107,10 @@ class Root(NamesDirectory):
 
     def _make_ctldir(self, stats: Stats, config: Config) -> ControlDirectory:
         names, permissions = self._names, config.permissions
-        counters = Metrics(names, stats, permissions)
+        counters = (
+            Metrics(names, stats, permissions),
+            AllMetrics(names, stats, permissions),
+        )
         last_error, graph = LastError(stats, permissions), Topology(names, permissions)
         nodes: dict[bytes, Node] = {
             UNNAMED: self._unnamed,
@@ -114,8 +118,8 @@ class Root(NamesDirectory):
             INIT: InitLink(names),
             **{links.key: links for links in by_number(names, permissions)},
             last_error.key: last_error,
-            counters.key: counters,
-            counters.key + b".prom": counters,
+            **{file.key: file for file in counters},
+            **{file.key + b".prom": file for file in counters},
             graph.key: graph,
         }
         # It leads to interfaces, which are only where the views are.

@@ -196,7 +196,16 @@ def test_nothing_is_replaced(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
         (os.rmdir, (a / "links/nothere",), "ENOENT"),
         (os.rmdir, (a / "links",), "EPERM"),
         (os.rmdir, (a / "links/v0/statistics",), "EPERM"),
-        (os.mkdir, (a / "links/new",), "EPERM"),
+        (os.mkdir, (a / "links/v0",), "EEXIST"),
+        (os.mkdir, (a / "links/per%d",), "EINVAL"),
+        (os.mkdir, (a / "links/sixteen-bytes-ab",), "ENAMETOOLONG"),
+        (os.symlink, ("../lo", a / "links/v0/new"), "EPERM"),
+        (os.symlink, ("lo", a / "links/v0/master"), "ENOTSUP"),
+        (os.symlink, ("../nothere", a / "links/v0/master"), "ENOENT"),
+        (os.symlink, ("b/links/v1", a / "links/v0/master"), "EINVAL"),
+        (os.symlink, ("../../../b/links/v1", a / "links/v0/master"), "EINVAL"),
+        (os.symlink, ("../statistics", a / "links/v0/statistics/master"), "EPERM"),
+        (os.unlink, (a / "links/v0/master",), "ENOENT"),
         (os.mkdir, (a / "links/v0/new",), "EPERM"),
         (os.unlink, (a / "links/v0/up",), "EPERM"),
         (os.unlink, (a / "links/v0/peer",), "EPERM"),
@@ -350,6 +359,64 @@ def test_an_open_file_does_not_keep_a_namespace(
         assert error_of(mtu.write, b"1400") == "ENODEV"
 
 
+@pytest.mark.parametrize("target", ["br0", "../br0", "a/links/br0", "{a}/links/br0"])
+def test_a_bridge_and_its_ports(mnt: Mounted, spaces: tuple[Path, Path], target: str) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    (a / "links/br0").mkdir()
+    assert (a / "links/br0/kind").read_text() == "bridge\n"
+    assert (a / "links/br0/up").read_text() == "0\n"
+    run = partial(subprocess.run, cwd=mnt.path, capture_output=True)
+    link = ["ln", "-s", target.format(a=a), "a/links/v0/master"]
+    run(link, check=True)
+    port = next(told for told in told_by_ip("a") if told["ifname"] == "v0")
+    assert port["master"] == "br0"
+    assert os.readlink(a / "links/v0/master") == "../br0"
+    assert os.listdir(a / "links/br0/brif") == ["v0"]
+    # In a shell, what is a link to a directory is that directory.
+    assert run(link, check=False).returncode == 1
+    assert error_of(os.symlink, target.format(a=a), a / "links/v0/master") == "EEXIST"
+    for options in ("-sT", "-sfn", "-sf"):
+        assert run(["ln", options, *link[2:]], check=False).returncode == 1, options
+        assert os.listdir(a / "links/br0/brif") == ["v0"]
+        assert names_in("a") == ["br0", "lo", "v0"]
+    run(["rm", "a/links/v0/master"], check=True)
+    assert os.listdir(a / "links/br0/brif") == []
+    assert error_of(os.readlink, a / "links/v0/master") == "ENOENT"
+    (a / "links/br0").rmdir()
+    assert names_in("a") == ["lo", "v0"]
+
+
+def test_the_kernel_says_why(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, _ = spaces
+    (a / "links/br0").mkdir()
+    (a / "links/br1").mkdir()
+    assert error_of(os.symlink, "br0", a / "links/br1/master") in ("ELOOP", "EINVAL")
+    assert "bridge" in last_error(mnt)
+
+
+def test_the_hardware_address_is_written(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    file = a / "links/v0/address"
+    for text in ("02:00:00:00:00:01", "02:00:00:00:00:0A\n"):
+        file.write_text(text)
+        assert file.read_text() == text.strip().lower() + "\n"
+    assert (a / "links/lo/address").read_text() == "00:00:00:00:00:00\n"
+    before = file.read_text()
+    for bad in ("2:0:0:0:0:1", "02:00:00:00:00", "02:00:00:00:00:01:01", "x", "\n", "02-00"):
+        assert error_of(file.write_text, bad) == "EINVAL", bad
+        assert "hardware address of 6 bytes" in last_error(mnt)
+    assert error_of(file.write_text, "01:00:00:00:00:01") == "EADDRNOTAVAIL"
+    assert file.read_text() == before
+    for at in range(1, 17):
+        fd = os.open(file, os.O_WRONLY)
+        wanted = b"02:00:00:00:01:%02x" % at
+        assert os.write(fd, wanted[:at]) + os.write(fd, wanted[at:]) == 17
+        os.close(fd)
+        assert file.read_bytes() == wanted + b"\n"
+
+
 # Who may
 
 TRY = """
@@ -403,6 +470,40 @@ def operations(a: Path, b: Path) -> list[str]:
         f"os.rename('{b}/links/x0', '{a}/links/x0')",
         f"os.rmdir('{b}/links/x1')",
     ]
+
+
+def operations_inside(a: Path) -> list[str]:
+    """What concerns one namespace: a bridge, its port, and hardware addresses."""
+    return [
+        f"os.mkdir('{a}/links/br9')",
+        f"os.symlink('br9', '{a}/links/w0/master')",
+        f"os.symlink('br9', '{a}/links/w1/master')",
+        f"os.unlink('{a}/links/w0/master')",
+        f"write('{a}/links/w0/address', '02:00:00:00:00:99')",
+        f"write('{a}/links/w0/address', '02:00:00:00:00:98\\n')",
+        f"os.rmdir('{a}/links/br9')",
+    ]
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("who", ["root", "owner", "group", "other", "nobody"])
+def test_who_may_change_what_is_inside(spaces: tuple[Path, Path], who: str) -> None:
+    """By delegation of this namespace, not of another."""
+    a, b = spaces
+    join(a / "links/w0", b / "links/w1")
+    join(a / "links/w1", b / "links/w0")
+    given = b if who == "other" else a
+    os.chown(given, 0 if who == "group" else ALICE, STAFF)
+    given.chmod(0o775 if who == "group" else 0o755)
+    uid = {"root": 0, "nobody": NOBODY}.get(who, ALICE)
+    group = STAFF if who in ("group", "nobody") else 0
+    results = as_user(uid, uid, *operations_inside(a), group=group)
+    if who in ("other", "nobody"):
+        assert results == ["EACCES", "EACCES", "EACCES", "ENOENT", "EACCES", "EACCES", "ENOENT"]
+        assert names_in("a") == ["lo", "w0", "w1"]
+    else:
+        assert results == [""] * 7
+        assert (a / "links/w0/address").read_text() == "02:00:00:00:00:98\n"
 
 
 @pytest.mark.machine
@@ -485,10 +586,13 @@ def test_without_a_name_it_takes_a_capability(mnt: Mounted, foo: Path, spawn: Sp
         f"os.symlink('{foo}/links/x', '{unnamed}/x')",
         f"os.symlink('{unnamed}/x', '{foo}/links/x')",
         f"write('{foo}/links/lo/up', '1')",
+        f"os.mkdir('{unnamed}/br9')",
+        f"os.symlink('br9', '{unnamed}/lo/master')",
     ]
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
-    assert as_user(0, 0, *lines, prefix=bare) == ["EACCES"] * 8 + [""]
-    assert as_user(0, 0, *lines) == [""] * 2 + ["", "ENOENT", "", "ENOENT", "", "EEXIST", ""]
+    assert as_user(0, 0, *lines, prefix=bare) == ["EACCES"] * 8 + [""] + ["EACCES"] * 2
+    results = [""] * 2 + ["", "ENOENT", "", "ENOENT", "", "EEXIST", "", "", "EINVAL"]
+    assert as_user(0, 0, *lines) == results
 
 
 @pytest.mark.machine

@@ -174,5 +174,5 @@ def test_a_second_daemon_that_visits_is_left_alone(
         member = inside(spawn, foo)
         (foo / "kill").write_text("KILL")
         assert member.wait(30) == -signal.SIGKILL
-    assert b'namespace="foo"' in look()
+    assert b'netns="foo"' in look()
     assert second.process.poll() is None
