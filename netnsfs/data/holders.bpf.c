@@ -107,7 +107,7 @@ char terms[] SEC("license") = "Dual MIT/GPL";
 /* What is asked for, and what is kept from one call to the next; netns/bpf_scanner.py writes it.
  * It begins with zeros but for the first four. */
 struct {
-	__u32 inode; /* of one namespace, or 0 for all */
+	__u32 inode; /* of one namespace, or 0 for all; of one socket for `sockets` */
 	__u32 own;   /* the process whose descriptors are left out */
 	__u32 most_each; /* so many records of a namespace are enough */
 	__u32 run; /* another number for each run */
@@ -322,5 +322,23 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	record.tid = task->pid;
 	record.place = vma->vm_start;
 	bpf_seq_write(ctx->meta->seq, &record, sizeof(record));
+	return 0;
+}
+
+/* The namespace of one socket. Here `question.inode` is the number of the socket. */
+SEC("iter/task_file")
+int sockets(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	__u32 found;
+
+	if (!task || !file || file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
+		return 0;
+	if (file->f_inode->i_ino != question.inode || is_repeated(task, file))
+		return 0;
+	found = BPF_CORE_READ(
+		namespace_of_sock(BPF_CORE_READ((struct socket *)file->private_data, sk)), ns.inum);
+	bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
 	return 0;
 }

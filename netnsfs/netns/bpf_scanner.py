@@ -70,12 +70,14 @@ class BpfScanner:
         self._iterators = linux.Iterators(bpf_objects.TASKS, ("tasks",), "list_tasks")
         self._holders = linux.Iterators(bpf_objects.HOLDERS, ("descriptors",), table="counts")
         self._mappings = _Mappings()
+        self._sockets = _Sockets()
         self._mounts = _load_mounts()
         self._runs = count(1)
 
     def close(self) -> None:
         """Unload the programs."""
-        for loaded in (self._iterators, self._holders, self._mounts, self._mappings):
+        every = self._iterators, self._holders, self._mounts, self._mappings, self._sockets
+        for loaded in every:
             if loaded:
                 loaded.close()
 
@@ -170,6 +172,10 @@ class BpfScanner:
                 seen.add((pid, address))
                 yield Descriptor(MAPPING, pid, address, found, number)
 
+    def namespace_of_socket(self, number: int) -> int:
+        """See `Scanner.namespace_of_socket`."""
+        return self._sockets.namespace_of(number)
+
 
 def _load_mounts() -> linux.Iterators | None:
     """The program that lists mounts; None if the kernel is too old for it (Linux 6.2)."""
@@ -183,6 +189,28 @@ def _load_mounts() -> linux.Iterators | None:
 def _note(omitted: Omitted | None, what: bytes, number: int) -> None:
     if omitted is not None and number:
         omitted[what] += number
+
+
+class _Sockets:
+    """The iterator that finds one socket, loaded at the first use: most never ask for it."""
+
+    def __init__(self) -> None:
+        self._iterators: linux.Iterators | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Unload it."""
+        if self._iterators:
+            self._iterators.close()
+
+    def namespace_of(self, number: int) -> int:
+        """See `Scanner.namespace_of_socket`."""
+        with self._lock:
+            if self._iterators is None:
+                self._iterators = linux.Iterators(bpf_objects.HOLDERS, ("sockets",))
+        told = self._iterators.run("sockets", _HOLDERS_QUESTION.pack(number, 0, 0, 0))
+        # Several processes may have it open.
+        return next((found for (found,) in _KEY.iter_unpack(told)), 0)
 
 
 class _Mappings:

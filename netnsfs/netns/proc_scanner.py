@@ -168,6 +168,18 @@ class ProcScanner:
                 yield Descriptor(MAPPING, pid, address, inode)
             last = pid, number
 
+    def namespace_of_socket(self, number: int) -> int:
+        """See `Scanner.namespace_of_socket`. A child process looks at it (`pidfd_files`)."""
+        wanted = b"socket:[%d]" % number
+        with linux.closing_fd(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+            for pid, threads in self._processes(proc):
+                for task in _tables(int(pid), threads):
+                    for fd in _descriptors_with_link(task, wanted):
+                        [found] = linux.namespaces_of_files([(task, fd)])
+                        if found:
+                            return found
+        return 0
+
     def _sockets_inside(self, inode: int) -> set[int]:
         """The inode numbers of those sockets of a namespace that can be mapped and listed."""
         for _, tid, _ in self.tasks(inode):
@@ -243,6 +255,18 @@ def _listed_sockets(directory: bytes) -> set[int]:
             next(lines)
             found.update(int(line.split()[column]) for line in lines)
     return found
+
+
+def _descriptors_with_link(task: int, wanted: bytes) -> Iterator[int]:
+    path = b"/proc/%d/fd" % task
+    try:
+        with linux.closing_fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as directory:
+            for number in os.listdir(path):
+                with suppress(FileNotFoundError):
+                    if _link_of(number, directory) == wanted:
+                        yield int(number)
+    except OSError as error:
+        linux.reraise_if_resource(error)
 
 
 def _link_of(number: bytes, directory: int) -> bytes:

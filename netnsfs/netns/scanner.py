@@ -132,3 +132,13 @@ class Scanner(Protocol):
         self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
     ) -> Iterable[Descriptor]:
         """The mapped sockets that hold a network namespace. Arguments as for `descriptors`."""
+
+    def namespace_of_socket(self, number: int) -> int:
+        """The inode number of the network namespace of an open socket.
+
+        Args:
+            number: inode number of the socket.
+
+        Returns:
+            0 if no process that can be seen has it open.
+        """

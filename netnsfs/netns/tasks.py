@@ -148,6 +148,21 @@ def counts() -> Counter[int]:
     return Counter({inode: len(pids) for inode, pids in members_by_namespace().items()})
 
 
+def namespace_of_socket(number: int) -> int | None:
+    """The inode number of the namespace that an open socket belongs to.
+
+    Args:
+        number: inode number of the socket, as the link in /proc/PID/fd shows it.
+
+    Returns:
+        None if no process that can be seen has it open.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
+    """
+    return _chosen.scanner().namespace_of_socket(number) or None
+
+
 def is_initial(inode: int) -> bool:
     """Whether a namespace is the one that the machine, or this process, started with."""
     return inode in (initial_namespace(), namespace_of_task(b"self"))

@@ -27,6 +27,7 @@ from netnsfs.node import (
     Caller,
     Directory,
     File,
+    FixedLink,
     Handle,
     Link,
     Node,
@@ -158,6 +159,9 @@ NAMESPACE = {
 
 
 _LINK = b"ns"
+EXEC = b"exec"
+"""A link to the program that runs others in the namespace (netnsfs/data/netns-exec.c)."""
+
 # Values of `name_key` that are not names, and cannot be any.
 FIRST = b""
 NO_NAME = b"/"
@@ -185,6 +189,7 @@ class MountContext:
         opened: the open files of all views and `links`, and lists that somebody waits for.
         links: what all `links` have in common; None if there are none.
         populated_events: tells when members come and go.
+        program: the path that `exec` leads to; empty if there is none.
     """
 
     views: Mapping[bytes, bytes]
@@ -192,6 +197,7 @@ class MountContext:
     opened: OpenFiles
     links: LinksContext | None = None
     populated_events: PopulatedEvents = field(default_factory=PopulatedEvents)
+    program: bytes = b""
 
 
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
@@ -259,6 +265,8 @@ class NamespaceDirectory(NamespaceAccess, Directory):
             return NamespaceFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
+        if name == EXEC and self._context.program:
+            return FixedLink((self.key, EXEC), self._context.program)
         if name == LINKS and self._context.links:
             return LinksDirectory(self, self._context.links)
         if name in self._context.views:
@@ -271,7 +279,8 @@ class NamespaceDirectory(NamespaceAccess, Directory):
     def readdir(self) -> list[bytes]:
         self.require_present()
         links = [LINKS] if self._context.links else []
-        return [*NAMESPACE, _LINK, *self._context.views, *links]
+        program = [EXEC] if self._context.program else []
+        return [*NAMESPACE, _LINK, *program, *self._context.views, *links]
 
     def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.

@@ -25,6 +25,7 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
+from netnsfs.tree import program
 from netnsfs.tree.addresses import ADDRESS, AddressesDirectory
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
@@ -46,6 +47,7 @@ from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
+from netnsfs.tree.sockets import SOCKET, SocketDirectory
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
@@ -100,7 +102,13 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         links = self._links_context(config, stats) if config.views else None
-        context = MountContext(shown, config.permissions, self._opened, links)
+        context = MountContext(
+            shown,
+            config.permissions,
+            self._opened,
+            links,
+            program=config.exec_path or program.installed(),
+        )
         self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
         self._ctldir = self._make_ctldir(stats, config)
@@ -117,6 +125,7 @@ class Root(NamesDirectory):
             PID: PidDirectory(names),
             INIT: InitLink(names),
             **{links.key: links for links in by_number(names, permissions)},
+            SOCKET: SocketDirectory(names, permissions),
             last_error.key: last_error,
             **{file.key: file for file in counters},
             **{file.key + b".prom": file for file in counters},
