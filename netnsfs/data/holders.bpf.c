@@ -331,14 +331,15 @@ int sockets(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
+	struct net *net;
 	__u32 found;
 
 	if (!task || !file || file->f_inode->i_sb->s_magic != SOCKFS_MAGIC)
 		return 0;
 	if (file->f_inode->i_ino != question.inode || is_repeated(task, file))
 		return 0;
-	found = BPF_CORE_READ(
-		namespace_of_sock(BPF_CORE_READ((struct socket *)file->private_data, sk)), ns.inum);
+	net = namespace_of_sock(BPF_CORE_READ((struct socket *)file->private_data, sk));
+	found = BPF_CORE_READ(net, ns.inum);
 	bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
 	return 0;
 }

@@ -28,8 +28,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Hashable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -53,7 +53,7 @@ from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.jobs import WouldBlock
 from netnsfs.limits import LISTING_SECONDS, MAX_RETRYING
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -102,24 +102,24 @@ def _require_settable(node: Node, asked: EntryAttributes, fields: SetattrFields)
     """Sizes and times cannot be set, but a file for commands can be truncated to nothing.
 
     Raises:
-        FUSEError: EPERM.
+        OSError: EPERM.
     """
     if fields.update_size:
-        refused = asked.st_size or not (isinstance(node, File) and node.writable)
-    else:
-        # truncate(2) asks for times together with the size.
-        refused = fields.update_atime or fields.update_mtime
-    if refused:
-        raise FUSEError(errno.EPERM)
+        if asked.st_size or not (isinstance(node, File) and node.writable):
+            raise PermissionError(errno.EPERM, "its size cannot be set")
+    # truncate(2) asks for times together with the size.
+    elif fields.update_atime or fields.update_mtime:
+        raise PermissionError(errno.EPERM, "its times cannot be set")
 
 
 class _OpenFile(NamedTuple):
-    """An open file: the user who opened it, and the bytes charged to that user."""
+    """An open file: the user who opened it, the bytes charged to that user, and the thread."""
 
     file: File
     handle: Handle
     user: int
     length: int
+    pid: int
     entry: NodeEntry
 
 
@@ -235,13 +235,24 @@ class Operations(pyfuse3.Operations):
         return self._pools.slow if file.slow else self._pools.read_only
 
     async def _make_change(
-        self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
+        self,
+        pool: Pool,
+        ctx: RequestContext,
+        name: bytes,
+        function: Callable[..., T],
+        *args: object,
     ) -> T:
         """Call what changes something, and remember why it failed if it does."""
+        with self._remembering(function.__name__, name, ctx.pid):
+            return await pool.run_for(ctx.uid, function, *args)
+
+    @contextmanager
+    def _remembering(self, operation: str, name: bytes, pid: int) -> Iterator[None]:
+        """Remember why something is refused, for `last_error`."""
         try:
-            return await pool.run_for(user, function, *args)
+            yield
         except OSError as error:
-            self.stats.remember_refusal(function.__name__, name, error)
+            self.stats.remember_refusal(operation, name, error, pid)
             raise
 
     async def _insert(
@@ -307,7 +318,9 @@ class Operations(pyfuse3.Operations):
         try:
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
-                raise FUSEError(errno.ENAMETOOLONG)
+                with self._remembering("lookup", name[:NAME_MAX], ctx.pid):
+                    message = f"a name has at most {NAME_MAX} bytes"
+                    raise OSError(errno.ENAMETOOLONG, message, name)
             directory = self._find_directory(parent_inode)
             try:
                 node = directory.lookup(name, ctx)
@@ -333,14 +346,14 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._pools.mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+            self._pools.mutating, ctx, name, directory.mkdir, name, mode & 0o777, ctx
         )
         return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        await self._make_change(self._pools.mutating, ctx.uid, name, directory.rmdir, name, ctx)
+        await self._make_change(self._pools.mutating, ctx, name, directory.rmdir, name, ctx)
 
     @_translate_errors
     async def symlink(
@@ -348,7 +361,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._pools.mutating, ctx.uid, name, directory.symlink, name, target, ctx
+            self._pools.mutating, ctx, name, directory.symlink, name, target, ctx
         )
         return await self.introduce(directory, node, ctx)
 
@@ -362,38 +375,44 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise FUSEError(errno.EINVAL)
+        with self._remembering("rename", name_old, ctx.pid):
+            if flags & ~pyfuse3.RENAME_NOREPLACE:
+                raise OSError(errno.EINVAL, "two names are not exchanged", name_old)
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(
-            self._pools.mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+            self._pools.mutating, ctx, name_old, old.rename, name_old, into, name_new, ctx
         )
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        await self._make_change(
-            self._pools.mutating, ctx.uid, name, directory.unlink, name, ctx
-        )
+        await self._make_change(self._pools.mutating, ctx, name, directory.unlink, name, ctx)
 
     @_translate_errors
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("link", new_parent_inode, new_name, ctx)
 
     @_translate_errors
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("mknod", parent_inode, name, ctx)
 
     @_translate_errors
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("create", parent_inode, name, ctx)
+
+    def _no_new_file(
+        self, operation: str, parent_inode: int, name: bytes, ctx: RequestContext
+    ) -> OSError:
+        error = PermissionError(errno.EPERM, self._find_directory(parent_inode).no_new_file)
+        self.stats.remember_refusal(operation, name, error, ctx.pid)
+        return error
 
     async def introduce(
         self, directory: Directory, node: Node, ctx: RequestContext
@@ -423,7 +442,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         known = self._by_number[inode]
         before = await self._refresh_attributes(self._pools.locked, ctx.uid, known)
-        _require_settable(known.node, attr, fields)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            _require_settable(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
@@ -434,17 +454,12 @@ class Operations(pyfuse3.Operations):
         ):
             return before
         # The kernel may have decided by attributes that are no longer true.
-        if ctx.uid not in (0, before.st_uid):
-            raise FUSEError(errno.EPERM)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            if ctx.uid not in (0, before.st_uid):
+                raise PermissionError(errno.EPERM, "it belongs to somebody else")
+        node = known.node
         await self._make_change(
-            self._pools.mutating,
-            ctx.uid,
-            known.node.label,
-            known.node.setattr,
-            mode,
-            uid,
-            gid,
-            ctx,
+            self._pools.mutating, ctx, node.label, node.setattr, mode, uid, gid, ctx
         )
         return await self._refresh_attributes(self._pools.locked, ctx.uid, known)
 
@@ -569,10 +584,11 @@ class Operations(pyfuse3.Operations):
                     self._count_open(ctx.uid, length)
                 undo.pop_all()
             fh = next(self._unused_handles)
-            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, known)
+            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, ctx.pid, known)
             made = FlushedFileInfo if isinstance(handle, CommandSnapshot) else FileInfo
             return made(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
+            self._remember_open(inode, flags, error, ctx)
             raise self.to_fuse_error(error, "open") from None
 
     def _claim(self, known: NodeEntry, caller: int) -> bool:
@@ -584,7 +600,7 @@ class Operations(pyfuse3.Operations):
             does without an entry of its own.
 
         Raises:
-            OSError: ESTALE if somebody else has it open.
+            FUSEError: ESTALE if somebody else has it open.
         """
         retrying = self._retrying.pop(caller, None) == known.node.key
         if known.opened and not retrying:
@@ -592,7 +608,7 @@ class Operations(pyfuse3.Operations):
         known.note_opened()
         return retrying
 
-    def _look_up_again(self, known: NodeEntry, caller: int) -> OSError:
+    def _look_up_again(self, known: NodeEntry, caller: int) -> FUSEError:
         """What makes the kernel look a name up again, and be given another entry.
 
         At ESTALE it does (fs/namei.c, LOOKUP_REVAL).
@@ -600,7 +616,15 @@ class Operations(pyfuse3.Operations):
         if len(self._retrying) >= MAX_RETRYING:
             self._retrying.clear()
         self._retrying[caller] = known.node.key
-        return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return FUSEError(errno.ESTALE)
+
+    def _remember_open(
+        self, inode: int, flags: int, error: Exception, ctx: RequestContext
+    ) -> None:
+        if isinstance(error, OSError) and opened_for_writing(flags):
+            known = self._by_number.get(inode)
+            label = known.node.label if known else b""
+            self.stats.remember_refusal("open", label, error, ctx.pid)
 
     async def _correct_size(self, user: int, known: NodeEntry, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
@@ -645,12 +669,13 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file, handle, user, _, _ = self._find_file(fh)
+        file, handle, user, _, pid, _ = self._find_file(fh)
+        pool = self._pool_for_write(file)
         # A command that waits for its end is text that is kept for the user.
         self._texts.charge(user, len(buf))
         try:
-            pool = self._pool_for_write(file)
-            return await self._make_change(pool, user, file.label, handle.write, buf, off)
+            with self._remembering("write", file.label, pid):
+                return await pool.run_for(user, handle.write, buf, off)
         finally:
             self._texts.uncharge(user, len(buf))
             self._recount_text(fh)
@@ -658,14 +683,12 @@ class Operations(pyfuse3.Operations):
     # Only of files of commands (`file_info`): what waits for its end is complete.
     @_translate_errors
     async def flush(self, fh: int) -> None:
-        file, handle, user, _, _ = self._find_file(fh)
+        file, handle, user, _, pid, _ = self._find_file(fh)
         if not isinstance(handle, CommandSnapshot) or not handle.has_pending:
             return
         try:
-            await self._pool_for_write(file).run_for(user, handle.flush)
-        except OSError as error:
-            self.stats.remember_refusal("write", file.label, error)
-            raise
+            with self._remembering("write", file.label, pid):
+                await self._pool_for_write(file).run_for(user, handle.flush)
         finally:
             self._recount_text(fh)
 

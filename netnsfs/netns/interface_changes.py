@@ -203,7 +203,13 @@ def delete(fd: int, name: bytes) -> None:
         find_interface(route, name)
         commit()
         header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        route.change(RTM_DELLINK, header + named(name))
+        try:
+            route.change(RTM_DELLINK, header + named(name))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            shown = name.decode(errors="backslashreplace")
+            raise OSError(error.errno, f"{shown} cannot be deleted", name) from None
 
 
 def create_bridge(fd: int, name: bytes) -> None:

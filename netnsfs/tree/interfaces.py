@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from netnsfs.commands import ANY_WORDS, CommandSnapshot, Syntax
 from netnsfs.jobs import may_block
@@ -42,7 +42,14 @@ from netnsfs.node import (
 )
 from netnsfs.stats import Stats
 from netnsfs.tree.access import NamespaceAccess
-from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write, require_writer
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    has_capability,
+    may_search,
+    may_write,
+    require_writer,
+)
 from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.refs import RESERVED, UNNAMED
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
@@ -55,6 +62,17 @@ _PEER = b"peer"
 _MASTER = b"master"
 # An interface may move all the time. After so many tries, the last answer counts.
 _MAX_TRIES = 10
+
+
+class _Anybody(NamedTuple):
+    """A caller of whom nothing is known, and who has no right of their own."""
+
+    pid: int = 0
+    uid: int = -1
+    umask: int = 0
+
+
+_ANYBODY = _Anybody()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +97,7 @@ class InterfaceFileSpec:
 
 def _addresses(route: RouteSocket, interface: Interface) -> bytes:
     found = list_addresses(route, interface.ifindex)
-    return b"".join(address.text + b"\n" for address in found)
+    return b"".join(address.line + b"\n" for address in found)
 
 
 def _set_up(fd: int, name: bytes, index: int, command: bytes) -> None:
@@ -218,7 +236,9 @@ class LinksDirectory(Directory):
     ) -> None:
         may_block()
         if not isinstance(directory, LinksDirectory):
-            return super().rename(name, directory, new_name, caller)
+            # `mv a/links/x b/links/x`, where that exists, means b/links/x/x.
+            message = "an interface is moved to a new name in links, not into it: see mv -T"
+            raise PermissionError(errno.EPERM, message, name)
         self.require_may_change(caller)
         directory.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
@@ -347,9 +367,17 @@ class InterfaceDirectory(Directory):
             return InterfaceFile(self, FILES[name])
         if name == _PEER:
             # To the other end of a veth.
-            text = self.inspect_interface(self._peer_text)
-            return FixedLink((self.key, _PEER, text), text)
+            return self._make_peer_link(caller)
         return self._sysfs.find_node(name)
+
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        # By now the caller may be gone, and its process ID another's.
+        return self._make_peer_link(_ANYBODY) if name == _PEER else self.lookup(name, caller)
+
+    def _make_peer_link(self, caller: Caller) -> Node:
+        text = self.inspect_interface(partial(self._peer_text, caller))
+        # The text tells one node from another: not everybody gets the same.
+        return FixedLink((self.key, _PEER, text), text)
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         if name != _MASTER:
@@ -421,8 +449,8 @@ class InterfaceDirectory(Directory):
         mode, uid, gid = self.access.file_attributes(mode)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 
-    def _peer_text(self, route: RouteSocket, found: Interface) -> bytes:
-        """The text of `peer`."""
+    def _peer_text(self, caller: Caller, route: RouteSocket, found: Interface) -> bytes:
+        """The text of `peer`, for somebody."""
         for _ in range(_MAX_TRIES):
             peer = find_peer(route, self._name)
             path = self._namespace_path(route, peer)
@@ -434,9 +462,21 @@ class InterfaceDirectory(Directory):
             error = OSError(errno.ENOENT, "the daemon cannot see the other end's namespace")
             self._directory.context.stats.remember_refusal("readlink", self._name, error)
         own = own_path(self.access)
-        name = peer.name or b"unknown"
+        # What is in a namespace that is closed to the caller is nothing to be told of.
+        name = peer.name if path == own or self._may_look_into(path, caller) else b""
+        name = name or b"unknown"
         # Up from the interface, from `links`, and from each part of the namespace's path.
         return b"../" * (own.count(b"/") + 3) + b"/".join((path, LINKS, name))
+
+    def _may_look_into(self, path: bytes, caller: Caller) -> bool:
+        parts = path.split(b"/")
+        if parts[0] == RESERVED:
+            return has_capability(caller, CAP_DAC_READ_SEARCH)
+        try:
+            owner = self._directory.context.resolve(parts, caller).current_owner()
+            return owner.mode & 0o111 == 0o111 or may_search(owner, caller)
+        except FileNotFoundError:
+            return False
 
     def _namespace_path(self, route: RouteSocket, peer: Peer) -> bytes | None:
         if peer.nsid is None:

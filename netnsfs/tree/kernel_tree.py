@@ -76,6 +76,8 @@ class KernelTree(ABC):
 class KernelDirectory(Directory):
     """A directory of the kernel's."""
 
+    no_new_file = "the kernel has no such file"
+
     def __init__(self, tree: KernelTree, path: bytes, mode: int) -> None:
         self.key = (tree.key, path)
         self._tree = tree

@@ -246,8 +246,12 @@ class Root(NamesDirectory):
     def rename(
         self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
     ) -> None:
-        if directory is not self or name == RESERVED:
+        if name == RESERVED:
             return super().rename(name, directory, new_name, caller)
+        if directory is not self:
+            # `mv blue red`, where red exists, means red/blue.
+            message = "a name is moved to a new name, not into a directory: see mv -T"
+            raise PermissionError(errno.EPERM, message, name)
         return self._rename_name(name, new_name, caller)
 
     def _rename_name(self, name: bytes, new_name: bytes, caller: Caller) -> None:

@@ -19,7 +19,7 @@ SHELLS = [
 
 
 def addresses(file: Path) -> set[str]:
-    return set(file.read_text().split())
+    return {line.split()[0] for line in file.read_text().splitlines()}
 
 
 def write_in_pieces(path: Path, *pieces: bytes, append: bool = False) -> list[str]:

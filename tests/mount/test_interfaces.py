@@ -112,7 +112,7 @@ def test_keep_devices(start: Start) -> None:
     ip("-n", "a", "link", "add", "link", "v0", "name", "m0", "type", "macvlan")
     os.rename(mounted / "a/links/m0", mounted / "b/links/m1")
     assert error_of(os.rmdir, mounted / "b") == "EBUSY"
-    assert last_error(mounted).endswith("elsewhere first: m1 (EBUSY)\n")
+    assert "elsewhere first: m1 (EBUSY), PID" in last_error(mounted)
     assert names_in("b") == ["lo", "m1", "v1"]
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
@@ -359,6 +359,33 @@ def test_an_open_file_does_not_keep_a_namespace(
         assert error_of(mtu.write, b"1400") == "ENODEV"
 
 
+def test_addresses_that_cannot_be_used_yet(spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    for space, name in ((a, "v0"), (b, "v1")):
+        (space / "links" / name / "up").write_text("1\n")
+    wait_for(lambda: (a / "links/v0/operstate").read_text() == "up\n")
+    mine, theirs = a / "links/v0/addresses", b / "links/v1/addresses"
+    mine.write_text("+fd00::1/64\n")
+    assert "fd00::1/64 tentative\n" in mine.read_text()
+    wait_for(lambda: "tentative" not in mine.read_text())
+    theirs.write_text("+fd00::1/64 tentative +10.0.0.1/24\n")
+    wait_for(lambda: "fd00::1/64 dadfailed\n" in theirs.read_text())
+    assert error_of(theirs.write_text, "dadfailed\n") == "EINVAL"
+    # What is read can be written, cut at each byte.
+    shown = theirs.read_text()
+    for sign in "-+":
+        command = "".join(f"{sign}{line}\n" for line in shown.splitlines()).encode()
+        at = command.index(b"dadf") + 4
+        fd = os.open(theirs, os.O_WRONLY)
+        assert os.write(fd, command[:at]) + os.write(fd, command[at:]) == len(command)
+        os.close(fd)
+        assert ("fd00::1/64" in theirs.read_text()) == (sign == "+")
+    assert {line.split()[0] for line in theirs.read_text().splitlines()} == {
+        line.split()[0] for line in shown.splitlines()
+    }
+
+
 @pytest.mark.parametrize("target", ["br0", "../br0", "a/links/br0", "{a}/links/br0"])
 def test_a_bridge_and_its_ports(mnt: Mounted, spaces: tuple[Path, Path], target: str) -> None:
     a, b = spaces
@@ -417,6 +444,48 @@ def test_the_hardware_address_is_written(mnt: Mounted, spaces: tuple[Path, Path]
         assert file.read_bytes() == wanted + b"\n"
 
 
+def test_each_refusal_says_its_rule(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    join(a / "links/v1", a / "links/w1")
+    shell = ["sh", "-c"]
+    for line, reason in (
+        ("mkdir a/sub", "made at the top, and bridges in links"),
+        ("rmdir a/links/v0/queues", "only namespaces at the top and interfaces"),
+        ("mv a b", "not into a directory: see mv -T"),
+        ("mv -f a b", "not into a directory: see mv -T"),
+        ("mv -fT a b", "EEXIST"),
+        ("mv a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -f a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -T a/links/v1 b/links/v1", "EEXIST"),
+        ("mv a/pids a/x", "only names at the top and interfaces in links are moved"),
+        ("ln -s b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -sf b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -s ../br0 a/links/v0/up2", "links/IFACE/master"),
+        ("ln a/pids a/x", "no file can be made here"),
+        ("mknod a/x p", "no file can be made here"),
+        ("rmdir a/links/lo", "lo cannot be deleted"),
+        ("echo 1 > a/sysctl/ipv4/ip_forwardd", "the kernel has no such file"),
+        ("echo 1 > a/links/v0/mtuu", "no file can be made here"),
+        ("touch zz", "mkdir makes a namespace"),
+        ("touch a/x", "no file can be made here"),
+        ("touch a/pids", "its times cannot be set"),
+        ("truncate -s 5 a/links/lo/up", "its size cannot be set"),
+        ("rm a/pids", "rmdir removes the whole namespace"),
+        ("rm -r a", "rmdir removes the whole namespace"),
+        ("echo x > a/inode", "the file is read-only"),
+        ("echo x > a/sysctl/ipv4/ip_forward", "write ip_forward: Invalid argument"),
+        ("echo x > a/links/lo/mtu", "write mtu: Invalid argument"),
+        ("chmod 777 a/pids", "its mode and owner cannot be changed"),
+        (f"mkdir {'x' * 256}", "a name has at most 255 bytes"),
+    ):  # fmt: skip
+        done = subprocess.run([*shell, line], check=False, cwd=mnt.path, capture_output=True)
+        assert done.returncode != 0, line
+        assert reason in last_error(mnt), line
+        assert (names_in("a"), names_in("b")) == (["lo", "v0", "v1", "w1"], ["lo", "v1"])
+        assert sorted(os.listdir(mnt.path)) == ["a", "b"]
+
+
 # Who may
 
 TRY = """
@@ -470,6 +539,37 @@ def operations(a: Path, b: Path) -> list[str]:
         f"os.rename('{b}/links/x0', '{a}/links/x0')",
         f"os.rmdir('{b}/links/x1')",
     ]
+
+
+@pytest.mark.machine
+def test_the_name_of_a_peer_in_a_closed_namespace(
+    mnt: Mounted, spaces: tuple[Path, Path]
+) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    b.chmod(0o750)
+    os.chown(b, ALICE, STAFF)
+    ask = f"os.readlink('{a}/links/v0/peer')"
+    whole, without = "../../../b/links/v1", "../../../b/links/unknown"
+    assert as_user(ALICE, ALICE, ask) == as_user(0, 0, ask) == [whole]
+    assert as_user(NOBODY, NOBODY, ask, group=STAFF) == [whole]
+    assert as_user(NOBODY, NOBODY, ask) == [without]
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    assert as_user(0, 0, ask, prefix=bare) == [without]
+    # A listing hands nodes to the kernel too.
+    listing = (
+        f"len([entry.stat(follow_symlinks=False) for entry in os.scandir('{a}/links/v0')])"
+    )
+    assert as_user(0, 0, listing, ask)[1] == whole
+    assert as_user(NOBODY, NOBODY, listing, ask)[1] == without
+    b.chmod(0o755)
+    assert as_user(NOBODY, NOBODY, ask) == [whole]
+    # What has no name is root's.
+    os.symlink(".netnsfs/init/links/nfs9", a / "links/out")
+    ask = f"os.readlink('{a}/links/out/peer')"
+    assert str(as_user(NOBODY, NOBODY, ask)[0]).endswith("/links/unknown")
+    assert str(as_user(0, 0, ask)[0]).endswith("/links/nfs9")
+    (a / "links/out").rmdir()
 
 
 def operations_inside(a: Path) -> list[str]:

@@ -593,3 +593,21 @@ def test_out_of_sight_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tasks.is_busy(inode_of("a"))
     assert not tasks.is_busy(inode_of("a"))
     ip("netns", "del", "a")
+
+
+def test_the_namespace_of_a_socket(way: Scanner, spaces: tuple[int, int], spawn: Spawn) -> None:
+    script = (
+        "import os, socket, time; held = [socket.socket() for _ in range(2)];"
+        "copies = [os.dup(held[0].fileno()) for _ in range(3)];"
+        "print(*(os.fstat(each.fileno()).st_ino for each in held), flush=True); time.sleep(60)"
+    )
+    command = ("ip", "netns", "exec", "a", sys.executable, "-c", script)
+    process = spawn(*command, stdout=subprocess.PIPE)
+    assert process.stdout
+    numbers = [int(word) for word in process.stdout.readline().split()]
+    assert [way.namespace_of_socket(number) for number in numbers] == [inode_of("a")] * 2
+    pipe = os.fstat(process.stdout.fileno()).st_ino
+    assert tasks.namespace_of_socket(pipe) is None
+    process.kill()
+    process.wait()
+    wait_for(lambda: tasks.namespace_of_socket(numbers[0]) is None)
