@@ -15,6 +15,7 @@ Label values are text and names need not be: a byte that is not UTF-8 is written
 a backslash of a name is doubled, so that no two names look the same.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,8 +173,15 @@ def _label(name: str, value: str) -> str:
 def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
-    readings = _all_readings(names, listed, scope)
+    everything = _all_readings(names, listed, scope)
+    readings = everything.found
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
+    yield Family(
+        "gauge",
+        "netnsfs_namespaces_left_out",
+        "Namespaces that could not be read.",
+        [("", everything.left_out)],
+    )
     yield from _spare_families(names.spares)
     yield from _member_families(readings, scope)
     yield Family(
@@ -211,22 +219,50 @@ def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterato
     yield from _device_families(readings)
 
 
-def _all_readings(
-    names: NamedNamespaces, listed: Sequence[bytes], scope: Scope
-) -> list[Reading]:
+class _Readings:
+    """What was read, and of how many namespaces nothing could be.
+
+    One namespace does not keep the others from being told: its users may change it so quickly
+    that it cannot be read (EAGAIN).
+    """
+
+    def __init__(self) -> None:
+        self.found: list[Reading] = []
+        self.left_out = 0
+
+    def add(self, read: Callable[[], Reading | None]) -> None:
+        """Make one more.
+
+        Raises:
+            OSError: the machine lacks what it takes.
+        """
+        try:
+            reading = read()
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended meanwhile, or has another name.
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                linux.reraise_if_resource(error)
+            self.left_out += 1
+        else:
+            self.found += [reading] if reading else []
+
+
+def _all_readings(names: NamedNamespaces, listed: Sequence[bytes], scope: Scope) -> _Readings:
     seen = listed if scope.shown is None else filter(scope.shown, listed)
-    found = each_on_own_thread(partial(_read_namespace, names), seen)
-    readings = [reading for reading in found if reading]
+    readings = _Readings()
+    each_on_own_thread(readings.add, (partial(_read_namespace, names, name) for name in seen))
     if not scope.unnamed:
         return readings
-    named = {reading.inode for reading in readings}
+    named = {reading.inode for reading in readings.found}
     others = (
-        source
+        partial(_read_unnamed, source)
         for source in each_source(names, RESERVED)
         if source.name is None and source.inode not in named
     )
-    found = each_on_own_thread(_read_unnamed, others)
-    return [*readings, *(reading for reading in found if reading)]
+    each_on_own_thread(readings.add, others)
+    return readings
 
 
 def _member_families(readings: Sequence[Reading], scope: Scope) -> Iterator[Family]:
@@ -325,21 +361,13 @@ def _spare_families(spares: Spares) -> Iterator[Family]:
 
 
 def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
-    """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
-    try:
-        return names.inspect(name, partial(_read_inside, name))[1]
-    except FileNotFoundError:
-        return None
+    """What is in a namespace; None for a stale name."""
+    return names.inspect(name, partial(_read_inside, name))[1]
 
 
-def _read_unnamed(source: Source) -> Reading | None:
-    # It may have ended meanwhile, or have been given a name.
-    try:
-        with linux.closing_fd(source.open()) as fd:
-            return _read_inside(b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode), fd)
-    except OSError as error:
-        linux.reraise_if_resource(error)
-        return None
+def _read_unnamed(source: Source) -> Reading:
+    with linux.closing_fd(source.open()) as fd:
+        return _read_inside(b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode), fd)
 
 
 def _read_inside(name: bytes, fd: int) -> Reading:
