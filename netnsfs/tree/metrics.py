@@ -15,7 +15,6 @@ Label values are text and names need not be: a byte that is not UTF-8 is written
 a backslash of a name is doubled, so that no two names look the same.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
+from netnsfs.jobs import may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import control_groups, interfaces, tasks
 from netnsfs.netns.names import NamedNamespaces
@@ -34,6 +33,7 @@ from netnsfs.netns.nsfs import namespace_of
 from netnsfs.netns.sources import Source, each_source
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
+from netnsfs.tree.coverage import Coverage
 from netnsfs.tree.refs import RESERVED, UNNAMED
 
 # /proc/net is that of the first thread, which never leaves the daemon's namespace.
@@ -173,14 +173,14 @@ def _label(name: str, value: str) -> str:
 def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
-    everything = _all_readings(names, listed, scope)
-    readings = everything.found
+    coverage = Coverage()
+    readings = _all_readings(names, listed, scope, coverage)
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
     yield Family(
         "gauge",
-        "netnsfs_namespaces_left_out",
-        "Namespaces that could not be read.",
-        [("", everything.left_out)],
+        "netnsfs_namespaces_omitted",
+        "Namespaces that could not be read, or not in time.",
+        [("", coverage.omitted)],
     )
     yield from _spare_families(names.spares)
     yield from _member_families(readings, scope)
@@ -219,50 +219,20 @@ def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterato
     yield from _device_families(readings)
 
 
-class _Readings:
-    """What was read, and of how many namespaces nothing could be.
-
-    One namespace does not keep the others from being told: its users may change it so quickly
-    that it cannot be read (EAGAIN).
-    """
-
-    def __init__(self) -> None:
-        self.found: list[Reading] = []
-        self.left_out = 0
-
-    def add(self, read: Callable[[], Reading | None]) -> None:
-        """Make one more.
-
-        Raises:
-            OSError: the machine lacks what it takes.
-        """
-        try:
-            reading = read()
-        except (FileNotFoundError, ProcessLookupError):
-            # It has ended meanwhile, or has another name.
-            return
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                linux.reraise_if_resource(error)
-            self.left_out += 1
-        else:
-            self.found += [reading] if reading else []
-
-
-def _all_readings(names: NamedNamespaces, listed: Sequence[bytes], scope: Scope) -> _Readings:
+def _all_readings(
+    names: NamedNamespaces, listed: Sequence[bytes], scope: Scope, coverage: Coverage
+) -> list[Reading]:
     seen = listed if scope.shown is None else filter(scope.shown, listed)
-    readings = _Readings()
-    each_on_own_thread(readings.add, (partial(_read_namespace, names, name) for name in seen))
+    readings = coverage.visit_each(partial(_read_namespace, names, coverage), seen)
     if not scope.unnamed:
         return readings
-    named = {reading.inode for reading in readings.found}
+    named = {reading.inode for reading in readings}
     others = (
-        partial(_read_unnamed, source)
+        source
         for source in each_source(names, RESERVED)
         if source.name is None and source.inode not in named
     )
-    each_on_own_thread(readings.add, others)
-    return readings
+    return [*readings, *coverage.visit_each(partial(_read_unnamed, coverage), others)]
 
 
 def _member_families(readings: Sequence[Reading], scope: Scope) -> Iterator[Family]:
@@ -360,17 +330,18 @@ def _spare_families(spares: Spares) -> Iterator[Family]:
     yield Family("counter", "netnsfs_spares_taken", "Namespaces wanted of them.", taken)
 
 
-def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
+def _read_namespace(names: NamedNamespaces, coverage: Coverage, name: bytes) -> Reading | None:
     """What is in a namespace; None for a stale name."""
-    return names.inspect(name, partial(_read_inside, name))[1]
+    return names.inspect(name, partial(_read_inside, name, coverage))[1]
 
 
-def _read_unnamed(source: Source) -> Reading:
+def _read_unnamed(coverage: Coverage, source: Source) -> Reading:
     with linux.closing_fd(source.open()) as fd:
-        return _read_inside(b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode), fd)
+        path = b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode)
+        return _read_inside(path, coverage, fd)
 
 
-def _read_inside(name: bytes, fd: int) -> Reading:
+def _read_inside(name: bytes, coverage: Coverage, fd: int) -> Reading:
     namespace = namespace_of(fd)
     # Entered only now: the thread that follows a link starts in the namespace of this one.
     with restoring_namespace():
@@ -381,6 +352,7 @@ def _read_inside(name: bytes, fd: int) -> Reading:
         # The socket stays in the namespace when the thread has left it.
         route = RouteSocket()
     label = _label("netns", _label_text(name))
+    route.until = coverage.until
     with route:
         states = [
             (f"{_label('device', _label_text(state.name))},{label}", state)

@@ -367,7 +367,7 @@ def test_one_namespace_does_not_hide_the_others(
     failing.insert(0, False)
     monkeypatch.setattr(interfaces, "states", change)
     text = metrics.render(names, Stats(), metrics.Scope()).decode()
-    assert "netnsfs_namespaces_left_out 1.0\n" in text
+    assert "netnsfs_namespaces_omitted 1.0\n" in text
     assert len(re.findall(r"^netnsfs_sockets_used\{", text, re.MULTILINE)) == 1
     for name in (b"changing", b"still"):
         names.remove(name)
