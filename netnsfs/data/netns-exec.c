@@ -523,12 +523,15 @@ static long execute(const char *path, char **arguments, char **variables)
 	return CALL(execve, "/bin/sh", arguments, variables);
 }
 
-/* execvp(3), of all arguments but the first. The error. */
+/*
+ * execvp(3), of all arguments but the first. The error: as in shells, a directory that is closed is
+ * no program that is.
+ */
 static long search(char **arguments, char **variables)
 {
 	const char *program = arguments[1], *directories = "/bin:/usr/bin", *found;
 	char path[2 * PATH_MAX];
-	long error = -ENOENT, denied = 0;
+	long error, denied = 0;
 	unsigned long size;
 
 	if (last(arguments[1], '/') || !*program)
@@ -547,14 +550,14 @@ static long search(char **arguments, char **variables)
 			join(path, size + 1, directories, (char *)0);
 			join(path + size, sizeof(path) - size, size ? "/" : "", program, (char *)0);
 			error = execute(path, arguments, variables);
-			if (error == -EACCES)
+			if (error == -EACCES && CALL(faccessat, AT_FDCWD, path, F_OK) == 0)
 				denied = error;
-			else if (error != -ENOENT && error != -ENOTDIR && error != -ESTALE &&
-				 error != -ENODEV && error != -ETIMEDOUT)
+			else if (error != -EACCES && error != -ENOENT && error != -ENOTDIR &&
+				 error != -ESTALE && error != -ENODEV && error != -ETIMEDOUT)
 				return error;
 		}
 		if (!*end)
-			return denied ? denied : error;
+			return denied ? denied : -ENOENT;
 	}
 }
 
