@@ -434,21 +434,6 @@ static void enter(long namespace, long directory)
 	CALL(close, namespace);
 }
 
-/* From here on in the order of netns_switch() in iproute2 (lib/namespace.c). */
-static void mount_sys(const char *name)
-{
-	struct statfs sys;
-	long flags = 0;
-
-	must(CALL(unshare, CLONE_NEWNS), "unshare");
-	must(CALL(mount, "", "/", "none", MS_SLAVE | MS_REC, 0), "make / a slave mount");
-	/* In a user namespace it cannot be taken away. What hides it may not be writable then. */
-	if (CALL(umount2, "/sys", MNT_DETACH) < 0 && CALL(statfs, "/sys", &sys) == 0 &&
-	    sys.f_flags & MS_RDONLY)
-		flags = MS_RDONLY;
-	must(CALL(mount, name ? name : "none", "/sys", "sysfs", flags, 0), "/sys");
-}
-
 /* Whether nobody but root can change what is in a directory. */
 static int is_roots(const char *path)
 {
@@ -456,6 +441,24 @@ static int is_roots(const char *path)
 
 	inspect(AT_FDCWD, path, &found);
 	return found.stx_uid == 0 && !(found.stx_mode & 022);
+}
+
+/* From here on in the order of netns_switch() in iproute2 (lib/namespace.c). */
+static void mount_sys(const char *name)
+{
+	struct statfs sys;
+	long flags = 0;
+
+	/* In a root of their own (chroot(2)), users choose where a link called sys leads. */
+	if (CALL(getuid) != 0 && !is_roots("/"))
+		refuse("/", "others than root can write it");
+	must(CALL(unshare, CLONE_NEWNS), "unshare");
+	must(CALL(mount, "", "/", "none", MS_SLAVE | MS_REC, 0), "make / a slave mount");
+	/* In a user namespace it cannot be taken away. What hides it may not be writable then. */
+	if (CALL(umount2, "/sys", MNT_DETACH) < 0 && CALL(statfs, "/sys", &sys) == 0 &&
+	    sys.f_flags & MS_RDONLY)
+		flags = MS_RDONLY;
+	must(CALL(mount, name ? name : "none", "/sys", "sysfs", flags, 0), "/sys");
 }
 
 struct entry {
@@ -499,8 +502,8 @@ static void bind_files(const char *name)
 	must(directory, path);
 	/* By the descriptor: a link in the path can lead nowhere else meanwhile. */
 	join(opened, sizeof(opened), "/proc/self/fd/", decimal(directory, digits), (char *)0);
-	if (CALL(getuid) != 0 && !(is_roots("/") && is_roots("/etc") && is_roots("/etc/netns") &&
-				   is_roots(opened)))
+	if (CALL(getuid) != 0 &&
+	    !(is_roots("/etc") && is_roots("/etc/netns") && is_roots(opened)))
 		refuse(path, "others than root can write it");
 	while ((size = must(CALL(getdents64, directory, entries, sizeof(entries)), path)))
 		for (long at = 0; at < size; at += entry->size) {

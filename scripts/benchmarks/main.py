@@ -29,6 +29,7 @@ SECTIONS = (
     "crowd",
     "stack",
     "links",
+    "exec",
     "threads",
     "list",
     "idle",

@@ -792,6 +792,22 @@ def test_a_namespace_without_a_name_has_no_files(blue: Path, files: Path) -> Non
     assert done.stdout == Path("/etc/hosts").read_text()
 
 
+def test_a_root_directory_of_the_users(blue: Path, home: Path) -> None:
+    """There, a link called /sys would lead where they like."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"uid={USER}", "tmpfs", home], check=True)
+    for path in (MNT, RUN, Path("/proc")):
+        place = home / path.relative_to("/")
+        place.mkdir(parents=True)
+        subprocess.run(["mount", "--rbind", path, place], check=True)
+    (home / "mnt/bin").mkdir()
+    shutil.copy(blue / "exec", home / "mnt/bin/netns-exec")
+    subprocess.run(["setcap", "cap_sys_admin=p", home / "mnt/bin/netns-exec"], check=True)
+    (home / "sys").symlink_to("mnt")
+    user = ("chroot", f"--userspec={USER}:{USER}", "--groups=", home)
+    is_refused(run(*user, blue / "exec", *WHERE, uid=0), ": /: others than root can write it")
+    subprocess.run(["umount", "--recursive", "--lazy", home], check=True)
+
+
 # Ways to a directory.
 
 
