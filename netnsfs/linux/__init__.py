@@ -32,6 +32,7 @@ from netnsfs.linux.events import (
 from netnsfs.linux.files import (
     FOLLOW,
     LOCAL_FILESYSTEMS,
+    PROC_SUPER_MAGIC,
     CrossedMountError,
     Stat,
     device_of,

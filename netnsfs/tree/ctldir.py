@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SHARED_TEXTS_PER_USER
 from netnsfs.netns import tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -43,7 +44,6 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
-_MAX_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
 """The largest inode number that nsfs gives."""
 
@@ -262,6 +262,7 @@ class LastError(File):
     """
 
     key = label = b"last_error"
+    keeps_name = False
 
     def __init__(self, stats: Stats, permissions: Permissions) -> None:
         self._stats = stats
@@ -282,6 +283,7 @@ class SharedText(File):
     """
 
     slow = True
+    keeps_name = False
     links = 1
     mode = 0o444
 
@@ -296,7 +298,7 @@ class SharedText(File):
 
     def getattr_cached(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(self.mode, ROOT)
-        size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
+        size, now = USUAL_SIZE, time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -306,7 +308,7 @@ class SharedText(File):
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
-        if caller.uid and len(mine) >= _MAX_TEXTS:
+        if caller.uid and len(mine) >= SHARED_TEXTS_PER_USER:
             raise OSError(errno.EMFILE, "close some of those that are open")
         snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)

@@ -16,6 +16,7 @@ from itertools import count
 
 from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
 from netnsfs.netns import control_groups, nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
@@ -45,7 +46,7 @@ from netnsfs.tree.callers import (
 from netnsfs.tree.interfaces import LINKS, LinksContext, LinksDirectory
 from netnsfs.tree.open_files import OpenFiles, Revocable
 from netnsfs.tree.refs import NamespaceRef
-from netnsfs.tree.token_bucket import TokenBucket
+from netnsfs.tree.token_bucket import TokenBucket, charged
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
@@ -55,11 +56,8 @@ def _one_a_line(numbers: list[int]) -> bytes:
     return b"".join(b"%d\n" % number for number in numbers)
 
 
-SIGNALLING_RATE = 0.1
-"""How many seconds each user, but root, may take for signals in a second, in the long run."""
-
 # The kernel keeps a file locked while it is written. So root waits for another writer.
-_signalling = TokenBucket(signals.SECONDS, SIGNALLING_RATE)
+_signalling = TokenBucket(SIGNAL_SECONDS, SIGNAL_RATE)
 
 
 def _sender(caller: Caller) -> Command:
@@ -143,7 +141,7 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: routes.show(fd),
             bound=lambda: USUAL_SIZE,
-            store=lambda caller: routes.change,
+            store=lambda caller: charged(caller.uid, routes.change),
             syntax=Syntax(NEWLINE),
             slow=True,
         ),
@@ -437,6 +435,9 @@ class NamespaceFile(File):
         self.label = row.name
         self.writable = row.store is not None
         self.slow = row.slow
+        self.constant = row.fixed is not None
+        # To look its name up takes as long as to make its content.
+        self.keeps_name = self.constant or row.bound is None
 
     def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
@@ -444,13 +445,13 @@ class NamespaceFile(File):
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
-        return Attributes(mode, self.size_to_show(bound), attr_timeout=0, uid=uid, gid=gid)
+        return Attributes(mode, bound(), attr_timeout=0, uid=uid, gid=gid)
 
     def getattr(self) -> Attributes:
         shown = self.getattr_cached()
         if not self._row.tasks:
             return shown
-        return shown._replace(size=self.size_to_show(partial(self._exact_size, shown.size)))
+        return shown._replace(size=self._exact_size(shown.size))
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""

@@ -88,6 +88,7 @@ class Root(NamesDirectory):
     """
 
     key = b"/"
+    writable = True
 
     def __init__(self, names: NamedNamespaces, stats: Stats, config: Config) -> None:
         self._names = names
@@ -251,11 +252,12 @@ class Root(NamesDirectory):
             # `mv blue red`, where red exists, means red/blue.
             message = "a name is moved to a new name, not into a directory: see mv -T"
             raise PermissionError(errno.EPERM, message, name)
-        return self._rename_name(name, new_name)
+        return self._rename_name(name, new_name, caller)
 
-    def _rename_name(self, name: bytes, new_name: bytes) -> None:
+    def _rename_name(self, name: bytes, new_name: bytes, caller: Caller) -> None:
         self._require_not_reserved(new_name)
-        self._names.rename(name, new_name)
+        # The kernel keeps the directory locked: nobody but root may wait here.
+        self._names.rename(name, new_name, may_retry=caller.uid == 0)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             identity = self._names.entry_at(new_name).identity
