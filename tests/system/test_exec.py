@@ -1,11 +1,13 @@
 """NAME/exec (netnsfs/data/netns-exec.c): beside `ip netns exec`, and beside attackers."""
 
+import ctypes
 import os
 import pwd
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -516,7 +518,6 @@ def held_up(program: Path, **options: Any) -> Iterator[int]:
     try:
         status = Path(f"/proc/{process.pid}/status")
         wait_for(lambda: "CapPrm:\t0000000000200000\n" in status.read_text())
-        wait_for(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
         yield process.pid
     finally:
         process.kill()
@@ -566,29 +567,52 @@ def test_a_kill_at_any_moment_leaves_nothing(blue: Path) -> None:
 # What changes meanwhile.
 
 
-def delayed(call: str, number: int) -> tuple[str, ...]:
-    """A command line before that of the program: it waits before its Nth call."""
-    inject = f"{call}:delay_enter=2000000:when={number}"
-    return ("strace", "-o", "/dev/null", "-e", f"inject={inject}")
+PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS, PTRACE_GET_SYSCALL_INFO = (
+    17,
+    24,
+    0x4200,
+    0x420E,
+)
+PTRACE_O_TRACESYSGOOD = ctypes.c_long(1)
+CALLS = {
+    "x86_64": {"openat": 257, "readlinkat": 267, "setns": 308},
+    "aarch64": {"openat": 56, "readlinkat": 78, "setns": 268},
+}
+_libc = ctypes.CDLL(None)
 
 
 @contextmanager
-def waiting(blue: Path, call: str, number: int) -> Iterator[subprocess.Popen[str]]:
-    """The program, started by root, while it waits."""
-    command: list[str | Path] = [*delayed(call, number), blue / "exec", *WHERE]
+def waiting(blue: Path, call: str, count: int) -> Iterator[subprocess.Popen[str]]:
+    """The program, started by root, as it is stopped before its Nth call of a kind."""
+    traced = as_other("import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)")
+    command: list[str | Path] = [*traced, blue / "exec", *WHERE]
     process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
-    wait_for(lambda: _is_delayed(process.pid))
+    assert os.WIFSTOPPED(os.waitpid(process.pid, 0)[1])
+    # Without it, nothing tells a stop before a call from others.
+    _ptrace(PTRACE_SETOPTIONS, process.pid, 0, PTRACE_O_TRACESYSGOOD)
+    number = CALLS[os.uname().machine][call]
+    while count:
+        _ptrace(PTRACE_SYSCALL, process.pid)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, 0)[1])
+        count -= _call_entered(process.pid) == number
     yield process
 
 
-def _is_delayed(pid: int) -> bool:
-    """Whether it has opened the directory, the first thing that it opens."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    opened = [f"/proc/{child}/fd/3" for child in children]
-    return any(os.path.exists(path) and "/blue" in os.readlink(path) for path in opened)
+def _ptrace(request: int, pid: int, size: int = 0, data: object = None) -> None:
+    arguments = (ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(size), data)
+    assert _libc.ptrace(*arguments) >= 0
+
+
+def _call_entered(pid: int) -> int:
+    """The number of the call that a stopped process is about to make, if it is."""
+    found = ctypes.create_string_buffer(88)
+    _ptrace(PTRACE_GET_SYSCALL_INFO, pid, 88, found)
+    # struct ptrace_syscall_info, linux/ptrace.h: 1 for an entry, and the number.
+    return int.from_bytes(found.raw[24:32], sys.byteorder) if found.raw[0] == 1 else -1
 
 
 def end_of(process: subprocess.Popen[str]) -> Done:
+    _ptrace(PTRACE_DETACH, process.pid)
     out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -920,16 +944,10 @@ def test_an_interactive_shell(blue: Path) -> None:
     pid, terminal = os.forkpty()
     if not pid:
         os.execv(blue / "exec", ["exec", "bash", "--norc", "-i"])
-    for line in (
-        b"sleep 100\n",
-        b"\x03",
-        b"echo st=$?\n",
-        b"sleep 100 &\n",
-        b"kill %1\n",
-    ):
+    for line, inside in ((b"sleep 100\n", 2), (b"\x03", 1), (b"echo st=$?; sleep 99 &\n", 2)):
         os.write(terminal, line)
-        time.sleep(0.3)
-    os.write(terminal, b"readlink /proc/self/ns/net; exit 5\n")
+        wait_for(lambda inside=inside: len((blue / "pids").read_text().split()) == inside)
+    os.write(terminal, b"kill %1; wait; readlink /proc/self/ns/net; exit 5\n")
     shown = b""
     with suppress(OSError):
         while piece := os.read(terminal, 4096):
