@@ -9,6 +9,8 @@
     nsid_resolver               from an nsid to a directory, for `peer`
     open_files                  open files of procfs and sysfs, and how they are revoked
     access, callers             how files get at a namespace; what a caller may see and do
+    delegation                  which of the kernel's files an owner may write
+    coverage                    what a text leaves out that cannot be read, or not in time
     token_bucket                a rate limit for each user
 
 Nodes are those of `netnsfs.node`: nothing here knows FUSE.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.config import one_line
-from netnsfs.jobs import each_on_own_thread, may_block
+from netnsfs.jobs import may_block
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import tasks
 from netnsfs.netns.addresses import list_addresses
@@ -23,6 +23,7 @@ from netnsfs.netns.interfaces import Interface, link_peer, list_interfaces, rtne
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import ask_nsid
 from netnsfs.netns.sources import Source, each_source
+from netnsfs.tree.coverage import Coverage
 
 
 class Space(NamedTuple):
@@ -37,12 +38,14 @@ class Survey:
     """What was seen in all namespaces, and which of them know which by what number.
 
     Attributes:
+        coverage: the visits to all namespaces.
         spaces: in the order in which they were seen.
         neighbours: from the position of a namespace and a number (nsid) to the position of the
             one that has that number there.
     """
 
     def __init__(self) -> None:
+        self.coverage = Coverage()
         self.spaces: list[Space] = []
         self.neighbours: dict[tuple[int, int], int] = {}
         # The namespaces that were told of such an other end: its index, the index that it is
@@ -50,16 +53,14 @@ class Survey:
         self._ends: dict[tuple[int, int, bytes, bytes], list[int]] = defaultdict(list)
 
     def visit(self, source: Source) -> None:
-        """Look into a namespace, unless it has ended meanwhile: then it is not in the picture.
+        """Look into a namespace.
 
         Raises:
-            OSError: the machine lacks what it takes to look.
+            OSError: it has ended, cannot be looked into, or takes too long.
         """
-        try:
-            with linux.closing_fd(source.open()) as fd, rtnetlink(fd) as route:
-                self._look(source, route)
-        except OSError as error:
-            linux.reraise_if_resource(error)
+        with linux.closing_fd(source.open()) as fd, rtnetlink(fd) as route:
+            route.until = self.coverage.until
+            self._look(source, route)
 
     def _look(self, source: Source, route: RouteSocket) -> None:
         found = {link.ifindex: link for link in list_interfaces(route)}
@@ -115,7 +116,7 @@ class Survey:
                 if link.link_nsid is not None
                 and (number, link.link_nsid) not in self.neighbours
             }
-            if not missing:
+            if not missing or self.coverage.is_over():
                 continue
             try:
                 with linux.closing_fd(space.source.open()) as fd, rtnetlink(fd) as route:
@@ -156,7 +157,7 @@ def render(
     """
     may_block()
     survey = Survey()
-    each_on_own_thread(survey.visit, each_source(names, reserved, shown))
+    survey.coverage.visit_each(survey.visit, each_source(names, reserved, shown))
     survey.ask_about_the_rest()
     return "".join(_graph(survey)).encode()
 
@@ -186,6 +187,8 @@ def _graph(survey: Survey) -> Iterator[str]:
         yield from _cluster(space, inside[space.source.inode])
     # Each end of a veth tells of the same edge.
     yield from sorted(set(_edges(survey)))
+    if survey.coverage.omitted:
+        yield f'    label="namespaces left out: {survey.coverage.omitted}";\n'
     yield "}\n"
 
 

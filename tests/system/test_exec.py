@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -939,6 +940,10 @@ def test_the_same_as_ip_netns_exec(blue: Path, files: Path, command: tuple[str, 
     assert ours.returncode == theirs.returncode
 
 
+def _has_members(directory: Path, count: int) -> bool:
+    return len((directory / "pids").read_text().split()) == count
+
+
 def test_an_interactive_shell(blue: Path) -> None:
     """Job control, and the terminal's signals, as in any shell."""
     pid, terminal = os.forkpty()
@@ -946,7 +951,7 @@ def test_an_interactive_shell(blue: Path) -> None:
         os.execv(blue / "exec", ["exec", "bash", "--norc", "-i"])
     for line, inside in ((b"sleep 100\n", 2), (b"\x03", 1), (b"echo st=$?; sleep 99 &\n", 2)):
         os.write(terminal, line)
-        wait_for(lambda inside=inside: len((blue / "pids").read_text().split()) == inside)
+        wait_for(partial(_has_members, blue, inside))
     os.write(terminal, b"kill %1; wait; readlink /proc/self/ns/net; exit 5\n")
     shown = b""
     with suppress(OSError):
