@@ -6,6 +6,7 @@
     interfaces                  `links`: the interfaces, with a table of their own
     views, sysfs, kernel_tree   `net` and `sysctl`; what sysfs shows; what both have in common
     ctldir                      .netnsfs; `numbers`, `metrics` and `topology` are in it
+    topology, graphviz          what connects namespaces, and how that is drawn
     nsid_resolver               from an nsid to a directory, for `peer`
     open_files                  open files of procfs and sysfs, and how they are revoked
     access, callers             how files get at a namespace; what a caller may see and do
