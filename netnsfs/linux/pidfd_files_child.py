@@ -94,12 +94,20 @@ def _tell(memory: mmap.mmap) -> None:
 def _list_mapped() -> None:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                found = _SOCKET_LINE.findall(file.read())
+            found = _SOCKET_LINE.findall(_read_maps(pid))
         except OSError:
             continue
         for address, inode in found:
             os.write(0, MAPPING.pack(int(pid), int(address, 16), int(inode)))
+
+
+def _read_maps(pid: str) -> bytes:
+    # Of a first thread that has ended it is empty. The others have the same memory.
+    for tid in (pid, *os.listdir(f"/proc/{pid}/task")):
+        with open(f"/proc/{pid}/task/{tid}/maps", "rb") as file:
+            if content := file.read():
+                return content
+    return b""
 
 
 def _open_task(task: int) -> int:

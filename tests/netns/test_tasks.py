@@ -222,6 +222,7 @@ def test_both_ways_tell_the_same(way: Scanner) -> None:
     @settings(max_examples=10, deadline=None)
     @example([*odd_tasks.KINDS])
     @example(["ended_leader"])
+    @example(["mapped", "ended_leader"])
     @given(kinds)
     def run(kinds: list[str]) -> None:
         ip("netns", "add", "a")
