@@ -16,6 +16,7 @@ IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
+IN_Q_OVERFLOW = 0x4000
 IN_MASK_ADD = 1 << 29
 # struct inotify_event: watch, mask, cookie, length of the name.
 _EVENT = struct.Struct("=iIII")
