@@ -6,6 +6,7 @@ which rules hold.
 
     cli, config, permissions    the command line as plain data
     daemon, logs                fork, start, readiness, log lines
+    bpf_objects                 what this netnsfs was built with
     rootless                    a command in namespaces of its own, with a mount
     instances, last_process     which netnsfs serve here; who else is in the mount namespace
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and

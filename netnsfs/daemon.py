@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from netnsfs import instances, last_process, linux, logs
+from netnsfs import bpf_objects, instances, last_process, linux, logs
 from netnsfs.config import EXIT_SYSTEM, EXIT_USAGE, Config, Failure
 from netnsfs.fuse import mounting, session
 from netnsfs.fuse.mounting import Identity
@@ -142,6 +142,7 @@ def _require_usable(config: Config) -> None:
     _require_outside(config)
     _warn_if_unseen(config)
     _warn_if_blind()
+    _warn_if_slow()
     _warn_if_closed(config)
     _require_spares(config)
 
@@ -195,6 +196,14 @@ def _warn_if_blind() -> None:
         log.warning(
             "this is not the machine's PID namespace: processes outside of it are not seen, "
             "and pids, tids, cgroups and kill fail where only such may be inside"
+        )
+
+
+def _warn_if_slow() -> None:
+    if not bpf_objects.are_built():
+        log.warning(
+            "built without BPF programs, which need clang and libbpf-dev: members are looked "
+            "for in /proc, which takes longer"
         )
 
 

@@ -162,11 +162,13 @@ class Directory(Node):
     """A directory in which nothing can be made.
 
     Attributes:
+        no_new_file: why no file can be made here.
         entry_timeout: how many seconds the kernel may keep the names below: 0 where what they
             stand for can change.
     """
 
     entry_timeout = 0.0
+    no_new_file = "no file can be made here: mkdir makes a namespace, at the top"
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         """The node under a name.
@@ -190,21 +192,30 @@ class Directory(Node):
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         """Make a directory, and return it. The caller's umask is taken off the mode already."""
-        raise _not_permitted(name)
+        message = "namespaces are made at the top, and bridges in links"
+        raise PermissionError(errno.EPERM, message, name)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         """Remove a directory."""
-        raise _not_permitted(name)
+        message = "only namespaces at the top and interfaces in links are removed"
+        raise PermissionError(errno.EPERM, message, name)
+
+    def unlink(self, name: bytes, caller: Caller) -> None:
+        """Remove a file or link."""
+        message = "no file is removed: rmdir removes the whole namespace or interface"
+        raise PermissionError(errno.EPERM, message, name)
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         """Make what symlink(2) makes here, and return it as a link."""
-        raise _not_permitted(name)
+        message = "links are made at the top, in links and as links/IFACE/master"
+        raise PermissionError(errno.EPERM, message, name)
 
     def rename(
         self, name: bytes, directory: "Directory", new_name: bytes, caller: Caller
     ) -> None:
         """Give a node another name, in this or another directory. Nothing is replaced."""
-        raise _not_permitted(name)
+        message = "only names at the top and interfaces in links are moved"
+        raise PermissionError(errno.EPERM, message, name)
 
 
 class Link(Node):
@@ -381,7 +392,3 @@ class Snapshot:
 def gone_error() -> OSError:
     """What an open file answers when what it tells of is gone: ENODEV."""
     return OSError(errno.ENODEV, "it is gone")
-
-
-def _not_permitted(name: bytes) -> OSError:
-    return PermissionError(errno.EPERM, "only the names at the top can be changed", name)

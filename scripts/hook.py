@@ -1,12 +1,14 @@
 """Build hook: what is made when netnsfs is built.
 
 - completions for bash, zsh and fish, from the parser of the command line;
-- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead.
+- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead;
+- the program that NAME/exec leads to, with cc. Without it, there is no NAME/exec.
 """
 
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,13 @@ end
 
 SOURCES = "netnsfs/data"
 OBJECTS = "netnsfs/netns"
+PROGRAM = "netns-exec"
+# It has no C library, and must have no relocations. With registers other than the general ones,
+# the compiler makes tables of addresses.
+PROGRAM_FLAGS = (
+    *("-Os", "-Wall", "-ffreestanding", "-nostdlib", "-static-pie", "-fPIE"),
+    *("-fno-stack-protector", "-mgeneral-regs-only"),
+)
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -55,20 +64,27 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             version: of the target.
             build_data: what the wheel is built from.
         """
-        self._compile()
-        sys.path.insert(0, self.root)
         self._files = tempfile.TemporaryDirectory()
+        objects, program = self._compile(), self._compile_program()
+        if program:
+            build_data["shared_data"][str(program)] = f"lib/netnsfs/{PROGRAM}"
+        if objects or program:
+            # For this machine's byte order and processor: no wheel for any machine.
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{_platform()}"
+        sys.path.insert(0, self.root)
         for shell, target in TARGETS.items():
             path = Path(self._files.name, shell)
             path.write_text(_script(shell))
             build_data["shared_data"][str(path)] = target
 
-    def _compile(self) -> None:
+    def _compile(self) -> bool:
         sources = Path(self.root, SOURCES).glob("*.bpf.c")
         compiled = [self._compile_file(source) for source in sources]
         if not all(compiled):
             message = "clang and libbpf-dev are missing: members will be looked for in /proc"
             self.app.display_warning(message)
+        return any(compiled)
 
     def _compile_file(self, source: Path) -> bool:
         target = Path(self.root, OBJECTS, source.name).with_suffix(".o")
@@ -80,6 +96,15 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             [*command, "-c", source, "-o", target], check=False
         ).returncode
 
+    def _compile_program(self) -> Path | None:
+        source = Path(self.root, SOURCES, f"{PROGRAM}.c")
+        target = Path(self._files.name, PROGRAM)
+        command = ["cc", *PROGRAM_FLAGS, "-o", str(target), str(source)]
+        if not shutil.which("cc") or subprocess.run(command, check=False).returncode:
+            self.app.display_warning("no C compiler, or an unknown processor: no NAME/exec")
+            return None
+        return target
+
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.
 
@@ -89,6 +114,10 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             artifact_path: the wheel.
         """
         self._files.cleanup()
+
+
+def _platform() -> str:
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def _script(shell: str) -> str:

@@ -15,10 +15,9 @@ for either. The four requests that make up most of the traffic (lookup, open, re
 translate inside and call the tree themselves: one more coroutine around each would cost
 a tenth of their time. For the same reason they repeat a few lines of other methods.
 
-ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
-close) and for extended attributes (`ls -l` asks for them, and the answer is
-"not supported" either way). Their handlers are therefore those of pyfuse3's own class; every
-other operation has an answer here.
+ENOSYS makes the kernel stop asking. That is wanted for extended attributes (`ls -l` asks for
+them, and the answer is "not supported" either way). Their handlers are therefore those of
+pyfuse3's own class; every other operation has an answer here.
 """
 
 import errno
@@ -29,8 +28,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -46,12 +45,14 @@ from pyfuse3 import (
 )
 
 from netnsfs import linux
+from netnsfs.commands import CommandSnapshot
+from netnsfs.fuse.file_info import FlushedFileInfo
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
 from netnsfs.fuse.pool import Pool
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -103,24 +104,24 @@ def _require_settable(node: Node, asked: EntryAttributes, fields: SetattrFields)
     """Sizes and times cannot be set, but a file for commands can be truncated to nothing.
 
     Raises:
-        FUSEError: EPERM.
+        OSError: EPERM.
     """
     if fields.update_size:
-        refused = asked.st_size or not (isinstance(node, File) and node.writable)
-    else:
-        # truncate(2) asks for times together with the size.
-        refused = fields.update_atime or fields.update_mtime
-    if refused:
-        raise FUSEError(errno.EPERM)
+        if asked.st_size or not (isinstance(node, File) and node.writable):
+            raise PermissionError(errno.EPERM, "its size cannot be set")
+    # truncate(2) asks for times together with the size.
+    elif fields.update_atime or fields.update_mtime:
+        raise PermissionError(errno.EPERM, "its times cannot be set")
 
 
 class _OpenFile(NamedTuple):
-    """An open file: the user who opened it, and the bytes charged to that user."""
+    """An open file: the user who opened it, the bytes charged to that user, and the thread."""
 
     file: File
     handle: Handle
     user: int
     length: int
+    pid: int
 
 
 class Operations(pyfuse3.Operations):
@@ -238,13 +239,24 @@ class Operations(pyfuse3.Operations):
         return self._slow if file.slow else self._read_only
 
     async def _make_change(
-        self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
+        self,
+        pool: Pool,
+        ctx: RequestContext,
+        name: bytes,
+        function: Callable[..., T],
+        *args: object,
     ) -> T:
         """Call what changes something, and remember why it failed if it does."""
+        with self._remembering(function.__name__, name, ctx.pid):
+            return await pool.run_for(ctx.uid, function, *args)
+
+    @contextmanager
+    def _remembering(self, operation: str, name: bytes, pid: int) -> Iterator[None]:
+        """Remember why something is refused, for `last_error`."""
         try:
-            return await pool.run_for(user, function, *args)
+            yield
         except OSError as error:
-            self.stats.remember_refusal(function.__name__, name, error)
+            self.stats.remember_refusal(operation, name, error, pid)
             raise
 
     async def _insert(self, user: int, node: Node, directory: Directory) -> NodeEntry:
@@ -289,7 +301,9 @@ class Operations(pyfuse3.Operations):
         try:
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
-                raise FUSEError(errno.ENAMETOOLONG)
+                with self._remembering("lookup", name[:NAME_MAX], ctx.pid):
+                    message = f"a name has at most {NAME_MAX} bytes"
+                    raise OSError(errno.ENAMETOOLONG, message, name)
             directory = self._find_directory(parent_inode)
             try:
                 node = directory.lookup(name, ctx)
@@ -313,14 +327,14 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+            self._mutating, ctx, name, directory.mkdir, name, mode & 0o777, ctx
         )
         return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
+        await self._make_change(self._mutating, ctx, name, directory.rmdir, name, ctx)
 
     @_translate_errors
     async def symlink(
@@ -328,7 +342,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.symlink, name, target, ctx
+            self._mutating, ctx, name, directory.symlink, name, target, ctx
         )
         return await self.introduce(directory, node, ctx)
 
@@ -342,35 +356,44 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise FUSEError(errno.EINVAL)
+        with self._remembering("rename", name_old, ctx.pid):
+            if flags & ~pyfuse3.RENAME_NOREPLACE:
+                raise OSError(errno.EINVAL, "two names are not exchanged", name_old)
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(
-            self._mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+            self._mutating, ctx, name_old, old.rename, name_old, into, name_new, ctx
         )
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
+        directory = self._find_directory(parent_inode)
+        await self._make_change(self._mutating, ctx, name, directory.unlink, name, ctx)
 
     @_translate_errors
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("link", new_parent_inode, new_name, ctx)
 
     @_translate_errors
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("mknod", parent_inode, name, ctx)
 
     @_translate_errors
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("create", parent_inode, name, ctx)
+
+    def _no_new_file(
+        self, operation: str, parent_inode: int, name: bytes, ctx: RequestContext
+    ) -> OSError:
+        error = PermissionError(errno.EPERM, self._find_directory(parent_inode).no_new_file)
+        self.stats.remember_refusal(operation, name, error, ctx.pid)
+        return error
 
     async def introduce(
         self, directory: Directory, node: Node, ctx: RequestContext
@@ -397,7 +420,8 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         known = self._by_number[inode]
         before = await self._refresh_attributes(self._locked, ctx.uid, known)
-        _require_settable(known.node, attr, fields)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            _require_settable(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
@@ -408,10 +432,11 @@ class Operations(pyfuse3.Operations):
         ):
             return before
         # The kernel may have decided by attributes that are no longer true.
-        if ctx.uid not in (0, before.st_uid):
-            raise FUSEError(errno.EPERM)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            if ctx.uid not in (0, before.st_uid):
+                raise PermissionError(errno.EPERM, "it belongs to somebody else")
         await self._make_change(
-            self._mutating, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+            self._mutating, ctx, known.node.label, known.node.setattr, mode, uid, gid, ctx
         )
         return await self._refresh_attributes(self._locked, ctx.uid, known)
 
@@ -521,10 +546,20 @@ class Operations(pyfuse3.Operations):
             if ctx.uid != ROOT:
                 self._count_open(ctx.uid, length, handle)
             fh = next(self._unused_handles)
-            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length)
-            return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, ctx.pid)
+            made = FlushedFileInfo if isinstance(handle, CommandSnapshot) else FileInfo
+            return made(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
+            self._remember_open(inode, flags, error, ctx)
             raise self.to_fuse_error(error, "open") from None
+
+    def _remember_open(
+        self, inode: int, flags: int, error: Exception, ctx: RequestContext
+    ) -> None:
+        if isinstance(error, OSError) and opened_for_writing(flags):
+            known = self._by_number.get(inode)
+            label = known.node.label if known else b""
+            self.stats.remember_refusal("open", label, error, ctx.pid)
 
     async def _correct_size(
         self, user: int, known: NodeEntry, size: int, handle: Handle
@@ -561,10 +596,8 @@ class Operations(pyfuse3.Operations):
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
         pool = self._pool_for(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
-        # The text may be a new one. Another read of the same file may have found that already.
-        opened, length = self._find_file(fh), opened.handle.length
-        self._texts.recharge(opened.user, opened.length, length)
-        self._handles[fh] = opened._replace(length=length)
+        # The text may be a new one.
+        self._recount_text(fh)
         return data
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -580,9 +613,38 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file, handle, user, _ = self._find_file(fh)
+        file, handle, user, _, pid = self._find_file(fh)
         pool = self._slow if file.slow else self._mutating
-        return await self._make_change(pool, user, file.label, handle.write, buf, off)
+        # A command that waits for its end is text that is kept for the user.
+        self._texts.charge(user, len(buf))
+        try:
+            with self._remembering("write", file.label, pid):
+                return await pool.run_for(user, handle.write, buf, off)
+        finally:
+            self._texts.uncharge(user, len(buf))
+            self._recount_text(fh)
+
+    # Only of files of commands (`file_info`): what waits for its end is complete.
+    @_translate_errors
+    async def flush(self, fh: int) -> None:
+        file, handle, user, _, pid = self._find_file(fh)
+        if not isinstance(handle, CommandSnapshot) or not handle.has_pending:
+            return
+        pool = self._slow if file.slow else self._mutating
+        try:
+            with self._remembering("write", file.label, pid):
+                await pool.run_for(user, handle.flush)
+        finally:
+            self._recount_text(fh)
+
+    def _recount_text(self, fh: int) -> None:
+        """Take note of how much text is kept for an open file by now."""
+        # Another request for the same file may have found that already, or have closed it.
+        opened = self._handles.get(fh)
+        if opened is not None:
+            length = opened.handle.length
+            self._texts.recharge(opened.user, opened.length, length)
+            self._handles[fh] = opened._replace(length=length)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1

@@ -45,6 +45,7 @@ import trio
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
 from netnsfs.fuse import mounting
+from netnsfs.fuse.file_info import without_flush
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
@@ -167,6 +168,7 @@ async def _serve(
         cleanup.callback(operations.drop_pollers)
         mounted(ours)
         never_block()
+        without_flush()
         with _heartbeat(), loop.serving_pyfuse3():
             async with trio.open_nursery() as nursery:
                 detach = partial(_detach, config.mount_point, ours, device)

@@ -20,12 +20,9 @@ import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from netnsfs import linux
+from netnsfs import bpf_objects, linux
 from netnsfs.jobs import may_block, start_thread
 from netnsfs.netns import tasks
-
-OBJECT = os.path.join(os.path.dirname(__file__), "populated_events.bpf.o")
-"""The compiled programs: made when the package is built."""
 
 PROBES = ("ends", "begins_call", "ends_call")
 
@@ -110,7 +107,9 @@ class PopulatedEvents:
 
     def _start(self) -> bool:
         try:
-            probes = linux.Probes(OBJECT, PROBES, _NUMBER.pack(os.getpid()))
+            probes = linux.Probes(
+                bpf_objects.POPULATED_EVENTS, PROBES, _NUMBER.pack(os.getpid())
+            )
         except OSError as error:
             linux.reraise_if_resource(error)
             log.info("poll(2) tells nothing of members: %s", error.strerror)

@@ -67,6 +67,16 @@ def parse_signal(text: bytes) -> int:
     return found
 
 
+def is_unfinished(text: bytes) -> bool:
+    """Whether more can follow what was written to `kill`."""
+    word = text.lstrip().upper().decode("ascii", "replace")
+    if word.isdecimal():
+        return len(word) < 3 and int(word + "0") < signal.NSIG
+    names = [*signal.Signals.__members__]
+    names += [name.removeprefix("SIG") for name in names]
+    return any(name != word and name.startswith(word) for name in names)
+
+
 def send(fd: int, text: bytes, may_signal: Callable[[int], bool] | None) -> None:
     """Send a signal to all members of a namespace; success if there are none.
 

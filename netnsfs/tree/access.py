@@ -6,7 +6,7 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.node import Caller
-from netnsfs.permissions import Owner, Permissions
+from netnsfs.permissions import ROOT, Owner, Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, require_capability
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import NamespaceRef
@@ -50,9 +50,18 @@ class NamespaceAccess:
         """The owner of the namespace."""
         return self.ref.owner() or self.permissions.default_owner()
 
-    def file_attributes(self, mode: int) -> tuple[int, int, int]:
-        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self.permissions.file_attributes(mode, self.current_owner())
+    def file_attributes(self, mode: int, delegated: bool = True) -> tuple[int, int, int]:
+        """What a file shows.
+
+        Args:
+            mode: permission bits that it has by itself.
+            delegated: whether an owner of the namespace may write it; else only root.
+
+        Returns:
+            Permission bits, user ID, group ID.
+        """
+        owner = self.current_owner() if delegated else ROOT
+        return self.permissions.file_attributes(mode, owner)
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
         """Refuse a caller who may not open a file of a namespace without a name.

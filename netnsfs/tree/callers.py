@@ -149,7 +149,7 @@ class Viewer:
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
         # Now: when a listing is read, the caller may be gone, and its number another's.
-        self.sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
+        self.sees_all = has_capability(caller, CAP_SYS_PTRACE) or not proc_hides_tasks()
 
     def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
@@ -159,7 +159,8 @@ class Viewer:
         return _owner_of_task(pid) == self.uid
 
 
-def _proc_hides_tasks() -> bool:
+def proc_hides_tasks() -> bool:
+    """Whether /proc shows users only their own processes (hidepid, proc(5))."""
     at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
     # The last one covers the others.
     return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))

@@ -32,8 +32,10 @@ from netnsfs.stats import Stats
 from netnsfs.tree import metrics, topology
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
+    CAP_SYS_PTRACE,
     Viewer,
     has_capability,
+    proc_hides_tasks,
     require_capability,
     require_may_attach,
 )
@@ -281,6 +283,7 @@ class SharedText(File):
 
     slow = True
     links = 1
+    mode = 0o444
 
     def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
         self._names = names
@@ -292,7 +295,7 @@ class SharedText(File):
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
     def getattr_cached(self) -> Attributes:
-        mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
+        mode, _, _ = self._permissions.file_attributes(self.mode, ROOT)
         size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
@@ -341,7 +344,26 @@ class Metrics(SharedText):
         self._stats = stats
 
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
-        return metrics.render(self._names, self._stats, shown)
+        # Whoever reads it: what /proc hides from some is told to none.
+        scope = metrics.Scope(shown, processes=not proc_hides_tasks())
+        return metrics.render(self._names, self._stats, scope)
+
+
+class AllMetrics(Metrics):
+    """`.netnsfs/metrics_all`: the same of every namespace, for those who may see all."""
+
+    key = label = b"metrics_all"
+    mode = 0o400
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
+        if proc_hides_tasks():
+            require_capability(caller, CAP_SYS_PTRACE, self.label)
+        return super().open(flags, caller)
+
+    def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
+        scope = metrics.Scope(unnamed=True)
+        return metrics.render(self._names, self._stats, scope)
 
 
 class Topology(SharedText):

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
-from netnsfs.node import USUAL_SIZE, Node, Snapshot
+from netnsfs.node import USUAL_SIZE, Caller, Node, Snapshot
+from netnsfs.tree.delegation import is_interface_file_delegated
 from netnsfs.tree.kernel_tree import (
     KernelDirectory,
     KernelFile,
@@ -161,7 +162,11 @@ class SysfsView(KernelTree):
         """See `KernelTree.is_writable`."""
         return bool(mode & 0o222)
 
-    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+    def is_delegated(self, path: bytes) -> bool:
+        """See `KernelTree.is_delegated`."""
+        return is_interface_file_delegated(path)
+
+    def open(self, path: bytes, flags: int, caller: Caller) -> OpenKernelFile:
         """See `KernelTree.open`."""
         mount = self.current_mount()
         with ExitStack() as undo:

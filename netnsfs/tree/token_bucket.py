@@ -34,7 +34,7 @@ class TokenBucket:
         with self._lock:
             full_at = self._full_at.get(user, began)
         if full_at - began >= self._burst / self._rate:
-            message = "this user's time for signals is used up: try again later"
+            message = "this user's time for this is used up: try again later"
             raise BlockingIOError(errno.EAGAIN, message)
         try:
             yield

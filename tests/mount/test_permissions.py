@@ -61,7 +61,7 @@ def test_as_nobody_nothing_can_be_changed(mnt: Mounted, foo: Path) -> None:
         f"os.symlink('/proc/self/ns/net', '{mnt.path}/new')",
         f"os.chmod('{foo}', 0o777)",
         f"os.chown('{foo}', {NOBODY}, {NOBODY})",
-        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/links/lo/up', '1')",
         f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
         f"os.truncate('{foo}/nsid', 0)",
         f"os.utime('{foo}')",
@@ -85,7 +85,7 @@ def test_a_group_may_make_and_remove_and_nothing_else(start: Start) -> None:
         f"os.rmdir('{mounted.path}/away')",
         f"os.symlink('/proc/self/ns/net', '{mounted.path}/mine')",
         f"os.symlink('foo', '{mounted.path}/mine')",
-        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/links/lo/up', '1')",
         f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
         f"os.chmod('{foo}', 0o777)",
         f"read('{foo}/holders')",
@@ -96,7 +96,7 @@ def test_a_group_may_make_and_remove_and_nothing_else(start: Start) -> None:
     assert results[10] in ("EACCES", "ENOENT")
     assert os.listdir(RUN) == ["foo"]
     assert owner(foo) == (0, STAFF, 0o775)
-    assert owner(foo / "nsid") == (0, STAFF, 0o644)
+    assert owner(foo / "links/lo/up") == (0, STAFF, 0o644)
     clear(mounted)
 
 
@@ -107,10 +107,10 @@ def test_a_group_member_cannot_loosen_by_mkdir(start: Start) -> None:
         ALICE,
         STAFF,
         f"(os.umask(0), os.mkdir('{path}', 0o777), os.chmod('{path}', 0o777))",
-        f"write('{path}/nsid', '7')",
+        f"write('{path}/links/lo/up', '1')",
         f"write('{path}/sysctl/ipv4/ip_forward', '1')",
         f"os.mkdir('{path}2', 0o770)",
-        f"write('{path}2/nsid', '7')",
+        f"write('{path}2/links/lo/up', '1')",
         f"write('{path}2/sysctl/ipv4/ip_forward', '1')",
     ) == ["EPERM", "EACCES", "EACCES", "", "EACCES", "EACCES"]
     assert owner(mounted / "foo")[2] & 0o002 == 0
@@ -123,7 +123,7 @@ def test_an_owner_by_option_may_write(start: Start) -> None:
     assert as_user(
         ALICE,
         ALICE,
-        f"write('{mounted.path}/foo/nsid', '7')",
+        f"write('{mounted.path}/foo/links/lo/up', '1')",
         f"write('{mounted.path}/foo/sysctl/ipv4/ip_forward', '1')",
         f"os.symlink('foo', '{mounted.path}/mine')",
         f"read('{mounted.path}/foo/holders')",
@@ -161,10 +161,10 @@ def test_a_namespace_is_given_to_somebody(start: Start) -> None:
         f"read('{foo}/holders')",
     )
     expected = ["", "EACCES", "EACCES", "EACCES", "EACCES"]
-    assert as_user(ALICE, ALICE, f"write('{foo}/nsid', '7')", *lines) == ["", *expected]
-    assert (foo / "nsid").read_text() == "7\n"
+    assert as_user(ALICE, ALICE, f"write('{foo}/links/lo/up', '1')", *lines) == ["", *expected]
+    assert (foo / "links/lo/up").read_text() == "1\n"
     assert owner(foo) == (ALICE, STAFF, 0o755)
-    assert owner(foo / "nsid") == (ALICE, STAFF, 0o644)
+    assert owner(foo / "links/lo/up") == (ALICE, STAFF, 0o644)
     assert owner(foo / "inode") == (0, 0, 0o444)
 
     mounted.kill()
@@ -177,7 +177,7 @@ def test_a_namespace_is_given_to_somebody(start: Start) -> None:
     ip("netns", "add", "foo")
     for name in ("foo", "bar"):
         assert owner(mounted / name) == (0, 0, 0o755)
-        assert owner(mounted / name / "nsid") == (0, 0, 0o644)
+        assert owner(mounted / name / "links/lo/up") == (0, 0, 0o644)
     clear(mounted)
 
 
@@ -189,9 +189,9 @@ def test_mode_of_a_namespace(mnt: Mounted) -> None:
     os.chmod(foo, 0o775)
     os.chown(foo, -1, STAFF)
     assert owner(foo) == (0, STAFF, 0o775)
-    assert owner(foo / "nsid") == (0, STAFF, 0o664)
-    assert as_user(ALICE, STAFF, f"write('{foo}/nsid', '9')") == [""]
-    assert as_user(NOBODY, NOBODY, f"write('{foo}/nsid', '9')") == ["EACCES"]
+    assert owner(foo / "links/lo/up") == (0, STAFF, 0o664)
+    assert as_user(ALICE, STAFF, f"write('{foo}/links/lo/up', '1')") == [""]
+    assert as_user(NOBODY, NOBODY, f"write('{foo}/links/lo/up', '1')") == ["EACCES"]
     for mode in (0o1775, 0o2775, 0o4775):
         assert error_of(os.chmod, foo, mode) == "EPERM"
     assert owner(foo) == (0, STAFF, 0o775)
@@ -225,7 +225,7 @@ def test_another_daemon_sees_it_at_once(start: Start) -> None:
         one, other = (first, second) if number % 2 else (second, first)
         os.chown(one / "foo", number, -1)
         assert (other / "foo").stat().st_uid == number
-        assert (other / "foo/nsid").stat().st_uid == number
+        assert (other / "foo/links/lo/up").stat().st_uid == number
     os.rename(second / "foo", second / "bar")
     assert owner(first / "bar")[0] == 29
     (first / "bar").rmdir()
@@ -918,11 +918,11 @@ while True:
 def test_who_changes_the_group_lets_nobody_else_write(mnt: Mounted, foo: Path) -> None:
     os.chown(foo, ALICE, STAFF)
     foo.chmod(0o775)
-    assert owner(foo / "nsid") == (ALICE, STAFF, 0o664)
+    assert owner(foo / "links/lo/up") == (ALICE, STAFF, 0o664)
     change = f"os.chown('{foo}', -1, {ALICE})"
     assert as_user(ALICE, ALICE, change) == [""]
     assert owner(foo) == (ALICE, ALICE, 0o755)
-    assert owner(foo / "nsid") == (ALICE, ALICE, 0o644)
+    assert owner(foo / "links/lo/up") == (ALICE, ALICE, 0o644)
     assert as_user(ALICE, ALICE, f"os.chmod('{foo}', 0o775)") == [""]
     assert owner(foo / "sysctl/ipv4/ip_forward") == (ALICE, ALICE, 0o644)
 

@@ -52,7 +52,9 @@ def test_the_page_tells_every_file() -> None:
 
 
 def test_the_page_tells_every_counter() -> None:
-    families = metrics.render(netns.NamedNamespaces(b"/nowhere"), Stats(), None).decode()
+    families = metrics.render(
+        netns.NamedNamespaces(b"/nowhere"), Stats(), metrics.Scope()
+    ).decode()
     names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
     assert "netnsfs_member_processes" in names
     for name in names:

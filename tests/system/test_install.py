@@ -11,14 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, MNT, RUN, command_of, ip, mount_namespace, wait_for
+from conftest import CHECKOUT, MNT, RUN, command_of, ip, mount_namespace, unmount, wait_for
 
 from netnsfs import cli
 
 DATA = Path(cli.__file__).parent / "data"
-PLACES = (Path("/opt"), Path("/usr/local"))
+PLACES = (Path("/opt"), Path("/usr/local"), Path("/var/cache/man"))
 
 MOUNT_COMMAND = ("mount", "-t", "fuse.netnsfs", "netnsfs", MNT)
+
+# Below /opt/netnsfs, and nowhere else: a capability is given to one file.
+PROGRAM = "lib/netnsfs/netns-exec"
 
 SHARED = {
     "lib/systemd/system/netns@.service",
@@ -85,13 +88,34 @@ def files_below(path: Path) -> set[str]:
 
 
 def test_the_wheel_is_complete(dist: Path, shared: Path) -> None:
-    assert files_below(shared) == SHARED
+    assert files_below(shared) == {*SHARED, PROGRAM}
     package = DATA.parent
     modules = {str(module.relative_to(package.parent)) for module in package.rglob("*.py")}
     with zipfile.ZipFile(wheel(dist)) as archive:
         packed = {name for name in archive.namelist() if name.startswith("netnsfs/")}
     programs = {f"netnsfs/netns/{source.stem}.o" for source in DATA.glob("*.bpf.c")}
     assert packed == {*modules, *programs, "netnsfs/py.typed"}
+
+
+def test_the_wheel_is_for_this_architecture(dist: Path) -> None:
+    assert wheel(dist).name.endswith(f"-py3-none-linux_{os.uname().machine}.whl")
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_version_tells_what_it_was_built_with(built: bool, tmp_path: Path) -> None:
+    """And the start, if something is missing."""
+    ignored = shutil.ignore_patterns(*[] if built else ["*.bpf.o"])
+    shutil.copytree(DATA.parent, tmp_path / "netnsfs", ignore=ignored)
+    command = [sys.executable, "-m", "netnsfs"]
+    shown = subprocess.check_output([*command, "--version"], cwd=tmp_path, text=True)
+    word = "with" if built else "without"
+    assert shown == f"netnsfs {version('netnsfs')}, built {word} BPF programs\n"
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert ("built without BPF programs" in done.stderr) == (not built)
+    (MNT / "foo").mkdir()
+    assert (MNT / "foo/pids").read_text() == ""
+    (MNT / "foo").rmdir()
+    unmount()
 
 
 def test_the_source_distribution_is_what_the_repository_holds(dist: Path) -> None:
@@ -152,11 +176,15 @@ def test_install_and_uninstall(dist: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, str(Path(sys.prefix, "releases")))
     run(CHECKOUT / "scripts/install", wheel(dist))
     assert all(Path("/usr/local", path).exists() for path in SHARED)
+    # Whether anybody but root gets in by it, the administrator decides.
+    assert run("getcap", Path("/opt/netnsfs", PROGRAM)) == ""
+    assert "namespaces as directories" in run("man", "-k", "netnsfs")
     run("systemd-analyze", "verify", "--man=no", "netnsfs.service", DATA / "mnt-netnsfs.mount")
 
     # By /usr/local/sbin/netnsfs, and by nothing else.
     run("env", f"PATH={os.defpath}:/usr/local/sbin:/usr/sbin", *MOUNT_COMMAND)
     os.mkdir(MNT / "foo")
+    assert run(MNT / "foo/exec", "ls", "/sys/class/net") == "lo\n"
     run("umount", MNT)
     wait_for(lambda: not _users(Path("/opt/netnsfs")))
 
