@@ -7,7 +7,12 @@ from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.node import Caller
 from netnsfs.permissions import ROOT, Owner, Permissions
-from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, require_capability
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    require_capability,
+    require_writer,
+)
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import NamespaceRef
 
@@ -64,11 +69,11 @@ class NamespaceAccess:
         return self.permissions.file_attributes(mode, owner)
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse a caller who may not open a file of a namespace without a name.
+        """Refuse a caller who may not open a file.
 
-        It may be the initial one, which user ID 0 alone does not make writable. And not
-        everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
-        or a current directory that was handed on leads here too.
+        A namespace without a name may be the initial one, which user ID 0 alone does not make
+        writable. And not everybody who is here has come through `unnamed`: a file handle
+        (open_by_handle_at(2)) or a current directory that was handed on leads here too.
 
         Args:
             caller: who.
@@ -78,6 +83,8 @@ class NamespaceAccess:
             OSError: EACCES.
         """
         if self.ref.public:
+            if writes:
+                require_writer(self.current_owner(), caller, self.ref.name)
             return
         may_block()
         require_capability(caller, CAP_DAC_READ_SEARCH, self.ref.name)

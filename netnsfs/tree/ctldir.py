@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SHARED_TEXTS_PER_USER
 from netnsfs.netns import tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -29,7 +30,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
-from netnsfs.tree import metrics, topology
+from netnsfs.tree import graphviz, metrics, topology
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_PTRACE,
@@ -43,7 +44,6 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
-_MAX_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
 """The largest inode number that nsfs gives."""
 
@@ -262,6 +262,7 @@ class LastError(File):
     """
 
     key = label = b"last_error"
+    keeps_name = False
 
     def __init__(self, stats: Stats, permissions: Permissions) -> None:
         self._stats = stats
@@ -282,6 +283,7 @@ class SharedText(File):
     """
 
     slow = True
+    keeps_name = False
     links = 1
     mode = 0o444
 
@@ -296,7 +298,7 @@ class SharedText(File):
 
     def getattr_cached(self) -> Attributes:
         mode, _, _ = self._permissions.file_attributes(self.mode, ROOT)
-        size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
+        size, now = USUAL_SIZE, time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -306,7 +308,7 @@ class SharedText(File):
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
-        if caller.uid and len(mine) >= _MAX_TEXTS:
+        if caller.uid and len(mine) >= SHARED_TEXTS_PER_USER:
             raise OSError(errno.EMFILE, "close some of those that are open")
         snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)
@@ -367,12 +369,49 @@ class AllMetrics(Metrics):
 
 
 class Topology(SharedText):
-    """`.netnsfs/topology.dot`."""
+    """`.netnsfs/topology.dot`, and what is connected with one namespace."""
 
     key = label = b"topology.dot"
 
+    def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
+        super().__init__(names, permissions)
+        self._surveys: dict[bool, FreshCache[topology.Topology]] = {
+            sees_all: FreshCache() for sees_all in (True, False)
+        }
+
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
-        return topology.render(self._names, RESERVED, shown)
+        return graphviz.draw(self._survey(shown))
+
+    def _survey(self, shown: Callable[[bytes], bool] | None) -> topology.Topology:
+        survey = partial(topology.survey, self._names, RESERVED, shown)
+        return self._surveys[shown is None].get_since_asked(survey)
+
+    def draw_around(self, caller: Caller) -> Callable[[bytes, int], bytes]:
+        """What draws what is connected with a namespace.
+
+        Args:
+            caller: who may look into that namespace, and sees only others that are open to
+                all, unless they may look into anything.
+
+        Returns:
+            It takes the name and the inode number of the namespace.
+        """
+        may_block()
+        sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
+        return partial(self._draw_around, sees_all)
+
+    def _draw_around(self, sees_all: bool, name: bytes, inode: int) -> bytes:
+        if sees_all:
+            seen = self._survey(None)
+        elif self._is_open_to_all(name):
+            seen = self._survey(self._is_open_to_all)
+        else:
+            seen = topology.survey(
+                self._names,
+                RESERVED,
+                lambda other: other == name or self._is_open_to_all(other),
+            )
+        return graphviz.draw(seen, inode)
 
 
 class ControlDirectory(Directory):

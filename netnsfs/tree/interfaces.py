@@ -48,10 +48,12 @@ from netnsfs.tree.callers import (
     has_capability,
     may_search,
     may_write,
+    require_writer,
 )
 from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.refs import RESERVED, UNNAMED
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
+from netnsfs.tree.token_bucket import charged
 
 T = TypeVar("T")
 
@@ -154,6 +156,8 @@ class LinksDirectory(Directory):
         context: what is the same in all.
     """
 
+    writable = True
+
     def __init__(self, access: NamespaceAccess, context: LinksContext) -> None:
         self.access = access
         self.context = context
@@ -204,23 +208,26 @@ class LinksDirectory(Directory):
         may_block()
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
-    def require_net_admin(self, caller: Caller) -> None:
-        """Refuse a change to a caller who may not make it, whatever mode and owner say.
+    def require_may_change(self, caller: Caller) -> None:
+        """Refuse a change to a caller who may not make it.
 
         Raises:
-            OSError: EPERM.
+            OSError: EACCES, EPERM.
         """
-        if not self.access.ref.public and not has_capability(caller, CAP_NET_ADMIN):
-            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.access.ref.name)
+        ref = self.access.ref
+        if ref.public:
+            require_writer(self.access.current_owner(), caller, ref.name)
+        elif not has_capability(caller, CAP_NET_ADMIN):
+            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", ref.name)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
-        self.require_net_admin(caller)
+        self.require_may_change(caller)
         with self.access.held_open() as fd:
             interface_changes.create_bridge(fd, name)
         return self.lookup(name, caller)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
-        self.require_net_admin(caller)
+        self.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             interface_changes.delete(fd, name)
 
@@ -232,8 +239,8 @@ class LinksDirectory(Directory):
             # `mv a/links/x b/links/x`, where that exists, means b/links/x/x.
             message = "an interface is moved to a new name in links, not into it: see mv -T"
             raise PermissionError(errno.EPERM, message, name)
-        self.require_net_admin(caller)
-        directory.require_net_admin(caller)
+        self.require_may_change(caller)
+        directory.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             # Two directories may be of one namespace, by two names.
             if directory.access.namespace.id == self.access.namespace.id:
@@ -258,7 +265,7 @@ class LinksDirectory(Directory):
             message = "the other end would be in a namespace that is not the caller's"
             raise PermissionError(errno.EACCES, message, target)
         for end in (self, LinksDirectory(other, self.context)):
-            end.require_net_admin(caller)
+            end.require_may_change(caller)
         with self.access.held_open() as fd, other.held_open() as other_fd:
             interface_changes.create_veth_pair(fd, name, other_fd, other_name)
         return OneTimeLink(target)
@@ -376,7 +383,7 @@ class InterfaceDirectory(Directory):
         if name != _MASTER:
             return super().symlink(name, target, caller)
         may_block()
-        self._directory.require_net_admin(caller)
+        self._directory.require_may_change(caller)
         master = self._master_of_target(target, caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             interface_changes.set_master(fd, self._name, self._index(), master)
@@ -397,7 +404,7 @@ class InterfaceDirectory(Directory):
         if name != _MASTER:
             return super().unlink(name, caller)
         may_block()
-        self._directory.require_net_admin(caller)
+        self._directory.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             interface_changes.leave_master(fd, self._name, self._index())
         return None
@@ -489,8 +496,7 @@ class InterfaceFile(File):
         self.writable = spec.store is not None
 
     def getattr_cached(self) -> Attributes:
-        size = self.size_to_show(lambda: USUAL_SIZE)
-        return self._directory.file_attributes(self._spec.mode, size)
+        return self._directory.file_attributes(self._spec.mode, USUAL_SIZE)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
@@ -499,6 +505,6 @@ class InterfaceFile(File):
         take = partial(self._directory.inspect_interface, self._spec.show)
         if not writes:
             return Snapshot(flags, take, self._directory.require_present)
-        run = partial(self._directory.run_command, self._spec)
+        run = charged(caller.uid, partial(self._directory.run_command, self._spec))
         check = self._directory.require_present
         return CommandSnapshot(flags, take, check, run, self._spec.syntax)

@@ -88,6 +88,7 @@ class Root(NamesDirectory):
     """
 
     key = b"/"
+    writable = True
 
     def __init__(self, names: NamedNamespaces, stats: Stats, config: Config) -> None:
         self._names = names
@@ -101,10 +102,12 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         links = self._links_context(config, stats) if config.views else None
+        self._topology = Topology(names, config.permissions)
         context = MountContext(
             shown,
             config.permissions,
             self._opened,
+            self._topology.draw_around,
             links,
             program=config.exec_path or program.installed(),
         )
@@ -118,7 +121,7 @@ class Root(NamesDirectory):
             Metrics(names, stats, permissions),
             AllMetrics(names, stats, permissions),
         )
-        last_error, graph = LastError(stats, permissions), Topology(names, permissions)
+        last_error = LastError(stats, permissions)
         nodes: dict[bytes, Node] = {
             UNNAMED: self._unnamed,
             PID: PidDirectory(names),
@@ -128,7 +131,7 @@ class Root(NamesDirectory):
             last_error.key: last_error,
             **{file.key: file for file in counters},
             **{file.key + b".prom": file for file in counters},
-            graph.key: graph,
+            self._topology.key: self._topology,
         }
         # It leads to interfaces, which are only where the views are.
         if config.views:
@@ -251,11 +254,12 @@ class Root(NamesDirectory):
             # `mv blue red`, where red exists, means red/blue.
             message = "a name is moved to a new name, not into a directory: see mv -T"
             raise PermissionError(errno.EPERM, message, name)
-        return self._rename_name(name, new_name)
+        return self._rename_name(name, new_name, caller)
 
-    def _rename_name(self, name: bytes, new_name: bytes) -> None:
+    def _rename_name(self, name: bytes, new_name: bytes, caller: Caller) -> None:
         self._require_not_reserved(new_name)
-        self._names.rename(name, new_name)
+        # The kernel keeps the directory locked: nobody but root may wait here.
+        self._names.rename(name, new_name, may_retry=caller.uid == 0)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             identity = self._names.entry_at(new_name).identity

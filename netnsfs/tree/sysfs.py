@@ -87,7 +87,13 @@ class SysfsMount:
             OSError: ENOENT if there is no interface of that name.
         """
         with linux.closing_fd(os.open(self.path(name + b"/ifindex"), os.O_RDONLY)) as fd:
-            return int(os.read(fd, 32))
+            try:
+                return int(os.read(fd, 32))
+            except OSError as error:
+                # It is being made, or deleted (dev_isalive, net/core/net-sysfs.c).
+                if error.errno not in (errno.EINVAL, errno.ENODEV):
+                    raise
+                raise FileNotFoundError(errno.ENOENT, "it is there no more", name) from None
 
 
 class SysfsMounts:

@@ -19,12 +19,15 @@ class Scale:
         asked: namespaces that are asked for one after another.
         threads, sockets, duplicates, mounts: of a crowd of each.
         scraped: namespaces to read all counters of.
+        contained: namespaces without a name to do the same with.
         sizes: numbers of namespaces to list.
         bursts: rounds of bursts.
         listings: rounds at each size.
         growth: numbers of namespaces at which single operations are measured.
         clients: numbers of clients.
         idle: seconds without a request.
+        strangers: threads of a crowd that may do nothing.
+        storm: seconds beside each such crowd.
     """
 
     rounds: int = 30
@@ -41,12 +44,15 @@ class Scale:
     duplicates: int = 19_900
     mounts: int = 30_000
     scraped: int = 200
+    contained: int = 1000
     sizes: tuple[int, ...] = (10, 1000, 5000)
     bursts: int = 12
     listings: int = 10
     growth: tuple[int, ...] = (10, 1000, 5000, 10000)
     clients: tuple[int, ...] = (1, 2, 4, 8, 16)
     idle: float = 60.0
+    strangers: int = 1000
+    storm: float = 5.0
 
 
 QUICK = Scale(
@@ -64,10 +70,13 @@ QUICK = Scale(
     duplicates=1000,
     mounts=1000,
     scraped=20,
+    contained=20,
     sizes=(10, 200),
     bursts=3,
     listings=4,
     growth=(10, 100),
     clients=(1, 4),
     idle=5.0,
+    strangers=100,
+    storm=1.0,
 )

@@ -29,7 +29,7 @@ from netnsfs import linux
 from netnsfs.config import Config
 from netnsfs.fuse import operations as fuse
 from netnsfs.fuse.loop import LoopWaiter
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.replay import OperationsWithReplay, ReportedNames
 from netnsfs.jobs import never_block, on_own_thread, restoring_namespace
@@ -555,7 +555,7 @@ def odd_orders(names: NamedNamespaces, requests: list[tuple[str, int, int, bytes
         root = Root(names, stats, Config(b"/mnt/nowhere"))
         unbounded = Quota(errno.EMFILE, 1 << 60, 1 << 60)
         operations = OperationsWithReplay(
-            *(root, pool, pool, pool, pool, lambda: None, stats, unbounded, unbounded),
+            *(root, Pools(*[pool] * 5), lambda: None, stats, unbounded, unbounded),
             reported=ReportedNames(),
         )
         made = Requests(operations)

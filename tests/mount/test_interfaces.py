@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -870,6 +871,177 @@ def test_a_storm_loses_nothing(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
     assert moved[0] > 10
     found = [link["address"] for name in ("a", "b") for link in told_by_ip(name)]
     assert sorted(found) == sorted([*macs, "00:00:00:00:00:00"])
+
+
+def write_there(path: Path, text: str) -> None:
+    """Write what a file of that name is to be told, and make none."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+class Storm:
+    """All that changes interfaces, by files and by ip, in two namespaces at once."""
+
+    EXPECTED = frozenset(
+        {
+            errno.ENOENT,
+            errno.ENODEV,
+            errno.EEXIST,
+            errno.ESTALE,
+            errno.EIO,
+            # An address is there already, or not there; a dump was interrupted too often.
+            errno.EADDRNOTAVAIL,
+            errno.EAGAIN,
+        }
+    )
+
+    def __init__(self, spaces: tuple[Path, Path]) -> None:
+        self.spaces = spaces
+        self.done: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def run(self, seconds: float) -> None:
+        actions = [self.move, self.port, self.address, self.hardware, self.bridge, self.pair]
+        actions += [self.by_ip, self.by_ip, self.read]
+        end = time.monotonic() + seconds
+        threads = [
+            threading.Thread(target=self._repeat, args=(action, seed, end))
+            for seed, action in enumerate(actions)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _repeat(self, action: Callable[[random.Random], object], seed: int, end: float) -> None:
+        choice = random.Random(seed)
+        while time.monotonic() < end:
+            try:
+                action(choice)
+                self.done[action.__name__] += 1
+            except OSError as error:
+                if error.errno not in self.EXPECTED:
+                    self.wrong.append(f"{action.__name__}: {error!r} {error.filename}")
+            except BaseException as error:
+                self.wrong.append(f"{action.__name__}: {error!r}")
+
+    def any_link(self, choice: random.Random) -> Path:
+        name = f"{choice.choice('vwn')}{choice.randrange(3)}"
+        return choice.choice(self.spaces) / "links" / name
+
+    def move(self, choice: random.Random) -> None:
+        os.rename(self.any_link(choice), self.any_link(choice))
+
+    def port(self, choice: random.Random) -> None:
+        link = self.any_link(choice) / "master"
+        if choice.random() < 0.6:
+            os.symlink(f"br{choice.randrange(3)}", link)
+        else:
+            link.unlink()
+
+    def address(self, choice: random.Random) -> None:
+        sign, host = choice.choice("+-"), choice.randrange(1, 9)
+        file = self.any_link(choice) / "addresses"
+        write_there(file, f"{sign}10.0.0.{host}/24 {sign}10.1.0.{host}/24\n")
+
+    def hardware(self, choice: random.Random) -> None:
+        link = self.any_link(choice)
+        write_there(link / "address", f"02:00:00:00:00:{choice.randrange(256):02x}\n")
+        write_there(link / "up", choice.choice("01"))
+
+    def bridge(self, choice: random.Random) -> None:
+        link = choice.choice(self.spaces) / f"links/br{choice.randrange(3)}"
+        choice.choice([os.mkdir, os.rmdir])(link)
+
+    def pair(self, choice: random.Random) -> None:
+        """What comes and goes, with an index and a name that others had."""
+        number = choice.randrange(3)
+        here, there = choice.sample(self.spaces, 2)
+        os.symlink(f"{there.name}/links/q{number}", here / f"links/p{number}")
+        (here / f"links/p{number}").rmdir()
+
+    def by_ip(self, choice: random.Random) -> None:
+        link, bridge = self.any_link(choice), f"br{choice.randrange(3)}"
+        here = ["-n", link.parts[-3], "link"]
+        ip(
+            *choice.choice(
+                [
+                    [*here, "set", link.name, "netns", choice.choice("ab")],
+                    [*here, "set", link.name, "name", self.any_link(choice).name],
+                    [*here, "set", link.name, "master", bridge],
+                    [*here, "set", link.name, "nomaster"],
+                    [*here, "set", link.name, "up"],
+                    [*here, "add", bridge, "type", "bridge"],
+                    [*here, "del", bridge],
+                ]
+            ),
+            check=False,
+        )
+
+    def read(self, choice: random.Random) -> None:
+        links = choice.choice(self.spaces) / "links"
+        for name in os.listdir(links):
+            for file in ("address", "addresses", "up", "kind"):
+                (links / name / file).read_text()
+
+
+def test_a_storm_of_everything_beside_ip(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    """Nothing is lost, nothing is doubled, and nobody else's interface is touched."""
+    a, b = spaces
+    for number in range(3):
+        join(a / f"links/v{number}", b / f"links/w{number}")
+        (a / f"links/v{number}/ifalias").write_text(f"v{number}")
+        (b / f"links/w{number}/ifalias").write_text(f"w{number}")
+    # Others', between which the storm goes on.
+    (a / "links/keep").mkdir()
+    join(a / "links/mine", b / "links/other")
+    os.symlink("keep", a / "links/mine/master")
+    (b / "links/other/addresses").write_text("+192.0.2.1/24\n")
+    links = (a / "links/keep", a / "links/mine", b / "links/other")
+    for link in links:
+        (link / "up").write_text("1\n")
+    wait_for(
+        lambda: all(
+            "fe80:" in (text := (link / "addresses").read_text()) and "tentative" not in text
+            for link in links
+        )
+    )
+    untouched = ("keep", "mine", "other")
+
+    def others() -> list[dict[str, Any]]:
+        told = [link for name in "ab" for link in told_by_ip(name)]
+        kept = [link for link in told if link["ifname"] in untouched]
+        # What a bridge tells of its timers is left out.
+        return [{key: link.get(key) for key in OTHERS} for link in kept]
+
+    before = others()
+    storm = Storm(spaces)
+    storm.run(6)
+    assert Counter(storm.wrong) == Counter(), last_error(mnt)
+    assert min(storm.done[name] for name in ("move", "port", "address", "bridge", "pair")) > 3
+    assert others() == before
+    told = [link for name in "ab" for link in told_by_ip(name)]
+    aliases = sorted(link["ifalias"] for link in told if "ifalias" in link)
+    assert aliases == ["v0", "v1", "v2", "w0", "w1", "w2"]
+    kinds = Counter(link.get("linkinfo", {}).get("info_kind", "lo") for link in told)
+    assert kinds["veth"] == 8
+    assert kinds["lo"] == 2
+    assert {link["ifname"] for link in told} <= {
+        *untouched,
+        "lo",
+        *(f"{kind}{number}" for kind in ("v", "w", "n", "br") for number in range(3)),
+    }
+    for one in told:
+        if one["ifname"] not in untouched:
+            found = [at["local"] for at in one["addr_info"] if at["family"] == "inet"]
+            assert len(found) == len({*found})
+            assert all(address.startswith(("10.", "127.")) for address in found)
+
+
+OTHERS = ("ifname", "ifindex", "flags", "mtu", "master", "operstate", "address", "addr_info")
 
 
 def test_the_daemon_keeps_few_descriptors(mnt: Mounted) -> None:

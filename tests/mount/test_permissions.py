@@ -32,6 +32,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import Abandoned, Job, never_block
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace
+from netnsfs.node import Directory, File, Node
 from netnsfs.permissions import Owner, Permissions, delegated_owner
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
@@ -1007,3 +1008,44 @@ def test_what_nobody_can_read_is_closed_until_root_says_whose(
     os.chmod(mnt / "foo", 0o755)
     assert owner(mnt / "foo") == (0, 0, 0o755)
     (mnt / "foo").rmdir()
+
+
+def test_a_former_owner_changes_nothing_whatever_the_kernel_believes(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    """The kernel may let a caller in by attributes that it asked for before a chown(2)."""
+    root = Root(NamedNamespaces(bytes(RUN)), Stats(), Config(bytes(MNT)))
+    drop = ("--reuid=4711", "--regid=4711", "--clear-groups", "--bounding-set=-all")
+    asking = spawn("setpriv", *drop, "sleep", "60")
+    wait_for(lambda: os.stat(f"/proc/{asking.pid}").st_uid == ALICE)
+    alice = _Caller(asking.pid, ALICE)
+
+    def find(path: str) -> Node:
+        node: Node = root
+        for name in path.encode().split(b"/"):
+            assert isinstance(node, Directory)
+            node = node.lookup(name, alice)
+        return node
+
+    def outcomes() -> set[str]:
+        def write(file: Node) -> None:
+            assert isinstance(file, File)
+            file.open(os.O_WRONLY, alice).close()
+
+        files = ("nsid", "sysctl/ipv4/ip_forward", "links/lo/up", "links/lo/mtu")
+        found = {error_of(write, find(f"foo/{file}")) for file in files}
+        links = find("foo/links")
+        assert isinstance(links, Directory)
+        found.add(error_of(links.rmdir, b"none", alice))
+        found.add(error_of(links.rename, b"none", links, b"x", alice))
+        return found
+
+    os.chown(foo, ALICE, ALICE)
+    assert outcomes() == {"", "ENOENT"}
+    os.chown(foo, STAFF, STAFF)
+    assert outcomes() == {"EACCES"}
+    foo.chmod(0o777)
+    assert outcomes() == {"", "ENOENT"}
+    os.chown(foo, 0, STAFF)
+    foo.chmod(0o775)
+    assert outcomes() == {"EACCES"}
