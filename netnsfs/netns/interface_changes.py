@@ -331,8 +331,8 @@ def _name_when_left(heard: Sequence[Message], index: int) -> bytes:
     """The name that an interface had when it moved away; empty if it did not."""
     for message in heard:
         if message.kind == RTM_DELLINK and IFINFOMSG.unpack_from(message.body)[2] == index:
-            told = attributes(message.body, IFINFOMSG.size)
+            parsed = attributes(message.body, IFINFOMSG.size)
             # Without it, the interface was deleted.
-            if IFLA_NEW_NETNSID in told:
-                return told[IFLA_IFNAME].rstrip(b"\0")
+            if IFLA_NEW_NETNSID in parsed:
+                return parsed[IFLA_IFNAME].rstrip(b"\0")
     return b""

@@ -341,9 +341,9 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         return len(self._make_list(row, None)[0])
 
     def _make_list(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
-        told = None if viewer is None or viewer.sees_all else viewer.uid
+        visible_to = None if viewer is None or viewer.sees_all else viewer.uid
         return self._lists[row.name].get_since_asked(
-            partial(self._inspect_tasks, row, viewer), told
+            partial(self._inspect_tasks, row, viewer), visible_to
         )
 
     def _inspect_tasks(
