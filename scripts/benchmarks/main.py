@@ -32,6 +32,7 @@ SECTIONS = (
     "stack",
     "links",
     "labs",
+    "exec",
     "containers",
     "threads",
     "list",
