@@ -306,7 +306,7 @@ def _move_and_rename(
     namespaces: tuple[int, int],
     new_name: bytes,
 ) -> None:
-    home, target = namespaces
+    source, target = namespaces
     heard: list[Message] = []
     try:
         _send_to(route, found.ifindex, new_name, target, heard)
@@ -317,13 +317,13 @@ def _move_and_rename(
         # If another has its old name by now, it cannot go back, and stays where it is.
         with suppress(OSError):
             if left:
-                _send_to(there, 0, left, home)
+                _send_to(there, 0, left, source)
         raise
     left = _name_when_left(heard, found.ifindex)
     # By then the interface of that index had another name. It was not meant, and goes back.
     if left not in (b"", found.name):
         with suppress(OSError):
-            _send_to(there, find_interface(there, new_name).ifindex, left, home)
+            _send_to(there, find_interface(there, new_name).ifindex, left, source)
         raise OSError(errno.ENODEV, "it is another interface by now", found.name)
 
 

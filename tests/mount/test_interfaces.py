@@ -273,7 +273,7 @@ def test_a_pair_to_a_namespace_without_a_name(mnt: Mounted, foo: Path, spawn: Sp
 
 
 @pytest.mark.parametrize("has_name", [True, False])
-def test_a_neighbour_is_not_unknown_for_want_of_descriptors(
+def test_the_namespace_of_an_nsid_is_not_unknown_for_want_of_descriptors(
     spawn: Spawn, has_name: bool
 ) -> None:
     own = os.stat("/proc/self/ns/net").st_ino
