@@ -130,7 +130,7 @@ def set_master(fd: int, name: bytes, index: int, master: bytes) -> None:
             raise FileExistsError(errno.EEXIST, "it has a master already", name)
         wanted = _find_master(route, master)
         commit()
-        _change_master(route, index, wanted)
+        _enter_master(route, index, master, wanted)
         try:
             require_same(route, name, index)
             require_same(route, master, wanted)
@@ -138,6 +138,17 @@ def set_master(fd: int, name: bytes, index: int, master: bytes) -> None:
             with suppress(OSError):
                 _change_master(route, index, 0)
             raise
+
+
+def _enter_master(route: RouteSocket, index: int, master: bytes, wanted: int) -> None:
+    try:
+        _change_master(route, index, wanted)
+    except OSError as error:
+        # The answer for a master that has gone meanwhile too (do_set_master(),
+        # net/core/rtnetlink.c).
+        if error.errno == errno.EINVAL and _find_master(route, master) != wanted:
+            raise FileNotFoundError(errno.ENOENT, "it is gone", master) from None
+        raise
 
 
 def _find_master(route: RouteSocket, name: bytes) -> int:
