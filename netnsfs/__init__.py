@@ -17,6 +17,7 @@ which rules hold.
     netns/                      what network namespaces are: names, owners, members, holders
     jobs                        one call on a worker thread; entering a namespace; giving up;
                                 results that many share
+    limits                      what a user may have, and how long anything may take
     stats                       requests counted, and why the last refused change failed
     linux/                      system calls that Python does not have
 
@@ -39,8 +40,8 @@ imports nothing of netnsfs. (tests/node/test_law.py checks this.)
    handler answers with the attributes of the new directory.
 
 A LOOKUP begins on the event loop. Where nothing has changed in the run directory since the last
-one, which is one poll(2), `Root.lookup` answers there with the directory that it made before.
-Otherwise a worker looks.
+one, which is one poll(2), `Root.lookup` answers there with the directory that it made before,
+also for a symbolic link that leads to the same namespace as before. Otherwise a worker looks.
 
 **A call that may wait** begins with `may_block()`. On the event loop this raises `WouldBlock`,
 and the adapter, `fuse.operations`, makes the same call again on a worker. So **everything
@@ -54,11 +55,13 @@ see. There it undoes what it has begun. A job that is past its `commit()` gets 1
 
 **Threads.** The *event loop* runs all handlers. It waits for requests and results only: what
 the kernel has at hand is fine, a lock that others may hold is not. *Workers* make the calls
-that may wait. They are in four pools: for looks while the kernel keeps a directory or file
-locked, for other looks, for changes, and for files that take long to make or to write. All
-threads but the event loop's have a name:
+that may wait. They are in five pools, so that none waits for work of another kind: for looks
+into a directory that can be changed, which the kernel may keep locked meanwhile, for other
+looks, for changes of directories, for writes to files, and for files that take long to make or
+to write. A change of a directory by anyone but root starts at once or fails. All threads but
+the event loop's have a name:
 
-    netnsfs-locked, netnsfs-read, netnsfs-mutate, netnsfs-slow
+    netnsfs-locked, netnsfs-read, netnsfs-mutate, netnsfs-write, netnsfs-slow
                         workers: a job at a time; may enter a namespace, but inside
                         `jobs.restoring_namespace()` only
     netnsfs-enter       enters a namespace for a thread that may not (`jobs.on_own_thread`)

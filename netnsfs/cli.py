@@ -14,6 +14,8 @@ MOUNT_POINT = "/mnt/netnsfs"
 ROOTLESS = "--rootless"
 # The next number, -1, is no ID: chown(2) takes it for "leave it as it is".
 _MAX_ID = (1 << 32) - 2
+# Without the byte that ends it (PATH_MAX, linux/limits.h).
+_PATH_MAX = 4095
 # As compiled into iproute2. On some machines, /var/run is no link to /run.
 RUN_DIR = "/var/run/netns"
 
@@ -29,6 +31,13 @@ IGNORED = frozenset(
 
 def _parse_directory(value: str) -> bytes:
     return os.fsencode(os.path.realpath(value))
+
+
+def _parse_exec_path(value: str) -> bytes:
+    # The text of a link: the daemon need not have that path.
+    if not os.path.isabs(value) or len(os.fsencode(value)) > _PATH_MAX:
+        raise Failure(f"execpath is an absolute path: {value}", EXIT_USAGE)
+    return os.fsencode(value)
 
 
 def _parse_user(value: str) -> int:
@@ -68,6 +77,7 @@ def _parse_spare(value: str) -> int:
 
 OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "rundir": ("run_dir", _parse_directory),
+    "execpath": ("exec_path", _parse_exec_path),
     "spare": ("spare", _parse_spare),
     "uid": ("uid", _parse_user),
     "gid": ("gid", _parse_group),
@@ -200,7 +210,8 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OPTION",
-        help=f"rundir=DIR: the run directory (default {RUN_DIR}). uid=, gid=: the owner, "
+        help=f"rundir=DIR: the run directory (default {RUN_DIR}). execpath=PATH: what "
+        "NAME/exec leads to, if not to the installed program. uid=, gid=: the owner, "
         "root unless given. umask=, dmask=, fmask=: permission bits that all, directories, "
         "files lack (022). noallow_other: only the user who mounts may look. keep_busy: refuse "
         "to remove a namespace that processes are in. keep_devices: refuse to remove one that "

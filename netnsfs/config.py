@@ -44,6 +44,7 @@ class Config:
         source: what /proc/mounts shows in the first column.
         repeatable: it is no failure that the same is mounted there already.
         run_dir: the directory of names; absolute.
+        exec_path: what `exec` leads to; empty for the program that was installed.
         keep_busy: refuse to remove a namespace that processes are in.
         keep_devices: refuse to remove one whose interfaces were moved there.
         permissions: to whom namespaces belong.
@@ -64,6 +65,7 @@ class Config:
     run_dir: bytes = b"/run/netns"
     permissions: Permissions = field(default_factory=Permissions)
     allow_other: bool = True
+    exec_path: bytes = b""
     keep_busy: bool = False
     keep_devices: bool = False
     spare: int = 0

@@ -24,9 +24,6 @@ ENTRY_TIMEOUT = 3600.0
 USUAL_SIZE = 4096
 """What sysfs says of files whose size it does not know."""
 
-# How long after an open the length of what was opened is shown (see `File`).
-_FSTAT_SECONDS = 1.0
-
 
 # A tuple, because each request makes one, and a tuple is made quickly.
 class Attributes(NamedTuple):
@@ -162,11 +159,15 @@ class Directory(Node):
     """A directory in which nothing can be made.
 
     Attributes:
+        writable: mkdir(2), rmdir(2), rename(2) and symlink(2) are welcome.
+        no_new_file: why no file can be made here.
         entry_timeout: how many seconds the kernel may keep the names below: 0 where what they
             stand for can change.
     """
 
+    writable = False
     entry_timeout = 0.0
+    no_new_file = "no file can be made here: mkdir makes a namespace, at the top"
 
     def lookup(self, name: bytes, caller: Caller) -> Node:
         """The node under a name.
@@ -190,21 +191,30 @@ class Directory(Node):
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
         """Make a directory, and return it. The caller's umask is taken off the mode already."""
-        raise _not_permitted(name)
+        message = "namespaces are made at the top, and bridges in links"
+        raise PermissionError(errno.EPERM, message, name)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         """Remove a directory."""
-        raise _not_permitted(name)
+        message = "only namespaces at the top and interfaces in links are removed"
+        raise PermissionError(errno.EPERM, message, name)
+
+    def unlink(self, name: bytes, caller: Caller) -> None:
+        """Remove a file or link."""
+        message = "no file is removed: rmdir removes the whole namespace or interface"
+        raise PermissionError(errno.EPERM, message, name)
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         """Make what symlink(2) makes here, and return it as a link."""
-        raise _not_permitted(name)
+        message = "links are made at the top, in links and as links/IFACE/master"
+        raise PermissionError(errno.EPERM, message, name)
 
     def rename(
         self, name: bytes, directory: "Directory", new_name: bytes, caller: Caller
     ) -> None:
         """Give a node another name, in this or another directory. Nothing is replaced."""
-        raise _not_permitted(name)
+        message = "only names at the top and interfaces in links are moved"
+        raise PermissionError(errno.EPERM, message, name)
 
 
 class Link(Node):
@@ -259,18 +269,23 @@ class File(Node):
     sendfile(2) and splice(2) stop at the size that the kernel heard last, so it must not be
     too small; and tar and rsync take the size from fstat(2) after open(2) and fail if less
     comes, so then it must be the right one. A request for attributes does not tell which of
-    the two it is for. Hence: for a moment after each open the length of what was opened, and
-    an upper bound, or what is usual, at any other time.
+    the two it is for. Hence: while it is open the length of what was opened, and an upper
+    bound, or what is usual, at any other time. Open files with different content are different
+    nodes to the kernel.
 
     Attributes:
+        constant: its content never changes.
+        keeps_name: where the directory allows it, the kernel may keep its name. If not, each
+            lookup finds a node that nobody has open, and so stat(2) tells what is true now.
         writable: truncate(2) to 0 is welcome.
         slow: its content takes long to make, and is the same for many; or a write takes long.
     """
 
     label = b""
+    constant = False
+    keeps_name = True
     writable = False
     slow = False
-    _last_open: tuple[float, int] | None = None
 
     def open(self, flags: int, caller: Caller) -> Handle:
         """Open it; `flags` as in open(2).
@@ -279,16 +294,6 @@ class File(Node):
             OSError: EACCES for writing to a file that cannot be written.
         """
         raise NotImplementedError
-
-    def remember_length(self, length: int) -> None:
-        """Take note that an open file, with content of that length, gets to its user."""
-        self._last_open = time.monotonic(), length
-
-    def size_to_show(self, otherwise: Callable[[], int]) -> int:
-        """The size to show now, in bytes."""
-        if self._last_open and time.monotonic() - self._last_open[0] < _FSTAT_SECONDS:
-            return self._last_open[1]
-        return otherwise()
 
 
 def opened_for_writing(flags: int) -> bool:
@@ -381,7 +386,3 @@ class Snapshot:
 def gone_error() -> OSError:
     """What an open file answers when what it tells of is gone: ENODEV."""
     return OSError(errno.ENODEV, "it is gone")
-
-
-def _not_permitted(name: bytes) -> OSError:
-    return PermissionError(errno.EPERM, "only the names at the top can be changed", name)

@@ -30,9 +30,20 @@ class Stats:
         """
         self.errors[request, errno.errorcode.get(code, "EIO")] += 1
 
-    def remember_refusal(self, operation: str, name: bytes, error: OSError) -> None:
-        """Remember why a change was refused."""
+    def remember_refusal(
+        self, operation: str, name: bytes, error: OSError, pid: int = 0
+    ) -> None:
+        """Remember why a change was refused.
+
+        Args:
+            operation: what was to be done.
+            name: to what.
+            error: the reason.
+            pid: who asked; 0 if that is not known.
+        """
         code = errno.errorcode.get(error.errno or 0, "EIO")
         # Without b'': a name may have any byte, and this stays one line of ASCII.
         shown = repr(name)[2:-1]
-        self.last = f"{operation} {shown}: {error.strerror} ({code})\n".encode()
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        reason = f"{operation} {shown}: {error.strerror} ({code})"
+        self.last = f"{reason}, PID {pid}, {when}\n".encode()

@@ -1,7 +1,8 @@
 """Build hook: what is made when netnsfs is built.
 
 - completions for bash, zsh and fish, from the parser of the command line;
-- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead.
+- the programs for the kernel, with clang. Without it, netnsfs asks /proc instead;
+- the program that NAME/exec leads to, with cc. Without it, there is no NAME/exec.
 """
 
 import shutil
@@ -44,6 +45,13 @@ end
 
 SOURCES = "netnsfs/data"
 OBJECTS = "netnsfs/netns"
+PROGRAM = "netns-exec"
+# It has no C library, and must have no relocations. With registers other than the general ones,
+# the compiler makes tables of addresses.
+PROGRAM_FLAGS = (
+    *("-Os", "-Wall", "-ffreestanding", "-nostdlib", "-static-pie", "-fPIE"),
+    *("-fno-stack-protector", "-mgeneral-regs-only"),
+)
 
 
 class Hook(BuildHookInterface):  # type: ignore[type-arg]
@@ -56,12 +64,15 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
             version: of the target.
             build_data: what the wheel is built from.
         """
-        if self._compile():
-            # Objects of this machine's byte order: no wheel for any machine.
+        self._files = tempfile.TemporaryDirectory()
+        objects, program = self._compile(), self._compile_program()
+        if program:
+            build_data["shared_data"][str(program)] = f"lib/netnsfs/{PROGRAM}"
+        if objects or program:
+            # For this machine's byte order and processor: no wheel for any machine.
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform()}"
         sys.path.insert(0, self.root)
-        self._files = tempfile.TemporaryDirectory()
         for shell, target in TARGETS.items():
             path = Path(self._files.name, shell)
             path.write_text(_script(shell))
@@ -84,6 +95,15 @@ class Hook(BuildHookInterface):  # type: ignore[type-arg]
         return not subprocess.run(
             [*command, "-c", source, "-o", target], check=False
         ).returncode
+
+    def _compile_program(self) -> Path | None:
+        source = Path(self.root, SOURCES, f"{PROGRAM}.c")
+        target = Path(self._files.name, PROGRAM)
+        command = ["cc", *PROGRAM_FLAGS, "-o", str(target), str(source)]
+        if not shutil.which("cc") or subprocess.run(command, check=False).returncode:
+            self.app.display_warning("no C compiler, or an unknown processor: no NAME/exec")
+            return None
+        return target
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove them again.

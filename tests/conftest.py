@@ -34,6 +34,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from netnsfs import linux
 from netnsfs.netns import tasks
 from netnsfs.netns.bpf_scanner import BpfScanner
+from netnsfs.tree import callers
 
 # pytest loads this file by a name of its own; what tests import is to be the same module.
 sys.modules["conftest"] = sys.modules[__name__]
@@ -101,6 +102,7 @@ def pytest_configure() -> None:
     MNT.mkdir()
     # What it keeps open is not a test's.
     tasks.counts()
+    callers.proc_hides_tasks()
     # Gone with the mount namespace.
     set_hypothesis_home_dir("/run/hypothesis")
 

@@ -2,6 +2,7 @@
 
     python hostile.py UID SECONDS
 
+There are two namespaces of their own, mine-UID and yours-UID, with interfaces in the first.
 At the end it prints, as JSON, how often it did what, and errors that nobody could expect.
 """
 
@@ -22,6 +23,7 @@ MNT = Path("/mnt/netnsfs")
 CORNER = MNT / ".netnsfs"
 NAMES = 24
 THREADS = 100
+INTERFACES = 4
 
 # It is refused, or has too much already; or what it asks for is gone by now.
 EXPECTED = {errno.EACCES, errno.EPERM, errno.EAGAIN, errno.EMFILE, errno.EEXIST, errno.EINVAL}
@@ -60,6 +62,62 @@ def walk() -> None:
 def change() -> None:
     tried = random.choice((os.mkdir, os.rmdir, os.unlink, os.chdir, _chmod, _rename, _link))
     tried(name())
+
+
+def make() -> None:
+    """The kernel locks a directory, and looks the name up, before it asks who may."""
+    somewhere = random.choice((MNT / "link", name(), MNT / "absent", name() / "links/x"))
+    os.mkdir(somewhere)
+
+
+def move_interfaces() -> None:
+    """Between two namespaces, which takes a lock that the whole mount has once."""
+    path = own("mine") / "links/moving"
+    path.rename(own("yours") / "links/moving")
+    (own("yours") / "links/moving").rename(path)
+
+
+def move_what_is_not_theirs() -> None:
+    (name() / "links/x").rename(name() / "links/y")
+
+
+def write_addresses() -> None:
+    """Thousands at once: the kernel takes its time."""
+    interface = own("mine") / f"links/long{random.randrange(INTERFACES)}"
+    number = random.randrange(200)
+    words = (f"+20.{number}.{n >> 8}.{n & 255}/32" for n in range(3000))
+    fd = os.open(interface / "addresses", os.O_WRONLY)
+    try:
+        os.write(fd, " ".join(words).encode())
+    finally:
+        os.close(fd)
+
+
+def send_signals() -> None:
+    fd = os.open(own("mine") / "kill", os.O_WRONLY)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def send_files() -> None:
+    """As a web server does, by length."""
+    file = random.choice((name() / "pids", CORNER / "metrics", name() / "net/dev"))
+    fd, to = os.open(file, os.O_RDONLY), os.memfd_create("to")
+    try:
+        size = os.fstat(fd).st_size
+        while count := os.sendfile(to, fd, None, size):
+            size -= count
+        if size:
+            unexpected[f"{file.name}: cut by {size} bytes"] += 1
+    finally:
+        os.close(fd)
+        os.close(to)
+
+
+def own(which: str) -> Path:
+    return MNT / f"{which}-{os.getuid()}"
 
 
 def _chmod(path: Path) -> None:
@@ -123,7 +181,12 @@ def main(user: int, seconds: float) -> None:
     os.setuid(user)
     global end
     end = time.monotonic() + seconds
-    actions = [read] * THREADS + [
+    actions = [read] * THREADS + [make] * THREADS
+    actions += [move_interfaces, write_addresses] * 5
+    actions += [
+        move_what_is_not_theirs,
+        send_signals,
+        send_files,
         read_corner,
         walk,
         change,

@@ -4,9 +4,11 @@ Prints a line when all are there, and keeps them until its input ends.
 """
 
 import ctypes
+import mmap
 import os
 import platform
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -16,6 +18,8 @@ from contextlib import contextmanager
 
 SYS_EXIT = 60 if platform.machine() == "x86_64" else 93
 CLONE_FILES = 0x400
+SOL_PACKET = 263
+PACKET_RX_RING = 5
 CLONE_FS_AND_NEWNS = 0x200 | 0x20000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -90,6 +94,26 @@ def sockets() -> None:
 def tun() -> None:
     with inside():
         kept.append(os.open("/dev/net/tun", os.O_RDWR))
+
+
+def copies() -> None:
+    """Many descriptors of one socket, and many of one namespace file."""
+    with inside():
+        kept.append(first := socket.socket())
+    file = os.open(sys.argv[1], os.O_RDONLY)
+    for fd in (first.fileno(), file):
+        for _ in range(400):
+            os.dup(fd)
+
+
+def mapped() -> None:
+    """A packet ring that stays mapped when its socket is closed (packet_mmap.rst)."""
+    with inside(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as packets:
+        ring = struct.pack("=4I", 4096, 1, 2048, 2)
+        packets.setsockopt(SOL_PACKET, PACKET_RX_RING, ring)
+        # Not mmap.mmap(), which keeps a descriptor of its own.
+        length, offset = ctypes.c_size_t(4096), ctypes.c_long(0)
+        libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, packets.fileno(), offset)
 
 
 def in_flight() -> None:
@@ -176,7 +200,7 @@ KINDS = {
     for function in (
         *(thread_inside, threads_elsewhere, table_of_a_thread, mounts_of_a_thread, descriptor),
         *(sockets, tun, in_flight, passed_on, process_inside, zombie, ended_leader),
-        *(vfork_child,),
+        *(vfork_child, copies, mapped),
     )
 }
 

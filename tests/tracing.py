@@ -13,6 +13,7 @@ from typing import NamedTuple
 from conftest import Mounted, error_of
 
 LOG = Path("/run/strace")
+WORK = ("locked", "read", "mutate", "write")
 
 
 class Call(NamedTuple):
@@ -30,19 +31,23 @@ class Call(NamedTuple):
 def workers(mounted: Mounted) -> dict[str, int]:
     """The worker of each pool, as long as there is never more than one request at a time.
 
-    That is, the one that makes the changes ("mutate"), the one that finds names ("locked"), and
-    the one that reads ("read").
+    That is, the one that makes the changes ("mutate"), the one that finds names ("locked"), the
+    one that reads ("read"), and the one that writes to files ("write").
     """
-    # One that finds nothing, and a change that is refused and touches nothing.
+
+    def write_nonsense() -> None:
+        with open(mounted / ".netnsfs/init/nsid", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    # One that finds nothing, and changes that are refused and touch nothing.
     actions = (
-        (mounted / ".netnsfs/unnamed/1").lstat,
+        (mounted / ".netnsfs/init/links/none").lstat,
         partial((mounted / "x").symlink_to, "/-"),
+        write_nonsense,
     )
     for action in (*actions, (mounted / ".netnsfs/init").readlink):
-        assert error_of(action) in ("", "ENOENT")
-    return {
-        work: thread_named(mounted, f"netnsfs-{work}") for work in ("locked", "read", "mutate")
-    }
+        assert error_of(action) in ("", "ENOENT", "EINVAL")
+    return {work: thread_named(mounted, f"netnsfs-{work}") for work in WORK}
 
 
 def thread_named(mounted: Mounted, name: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conftest import Mounted, resident
 
-from netnsfs.fuse.session import WORKERS
+from netnsfs.limits import WORKERS
 
 MAX_THREADS = sum(WORKERS.values()) + 1 + 1 + 1
 """All workers, the event loop's, the one that hears of what others remove, the replayer's."""

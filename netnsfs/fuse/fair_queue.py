@@ -70,6 +70,18 @@ class FairQueue(Generic[W]):
             by_target.setdefault(item.target, deque()).append(item)
         self._tokens.put(True)
 
+    def starts_at_once(self, user: int) -> bool:
+        """Whether an item of a user would not wait for other items, if a worker is free."""
+        with self._lock:
+            if user == ROOT:
+                return True
+            waiting = Counter(
+                {of: sum(map(len, items.values())) for of, items in self._by_user.items()}
+            )
+            del waiting[ROOT]
+            taken = self._executing + waiting
+            return taken[user] < self._user_limit and taken.total() < self._non_root_limit
+
     def put_stop(self) -> None:
         """Let one worker end."""
         self._tokens.put(False)

@@ -11,10 +11,8 @@ from weakref import WeakValueDictionary
 
 from netnsfs.fuse.nodes import NodeEntry
 from netnsfs.fuse.quotas import ROOT, Quota
+from netnsfs.limits import LISTINGS_PER_USER, LISTINGS_TOTAL
 from netnsfs.node import Caller, Directory
-
-LISTINGS_PER_USER = 4096
-LISTINGS_TOTAL = 32768
 
 _DOTS = [b".", b".."]
 # What CPython needs for a short name and its place in a list.

@@ -40,6 +40,7 @@ import trio
 
 from netnsfs import linux
 from netnsfs.fuse.quotas import Quota
+from netnsfs.limits import WAITING_PER_USER, WAITING_TOTAL
 
 # Signals, limits of time and other tasks can be late by twice this.
 _TURN_MS = 2
@@ -56,10 +57,6 @@ _MAX_PENALTY = 256
 _WANTED_PENALTY = 1000
 _MAX_PREEMPTIONS = 100
 """A second: who gets more shares its processor with somebody who has much to do."""
-
-WAITING_PER_USER = 100
-WAITING_TOTAL = 700
-"""How many handlers may wait for one user, and for all but root: see session.MAX_TASKS."""
 
 log = logging.getLogger(__name__)
 

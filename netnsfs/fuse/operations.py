@@ -15,10 +15,9 @@ for either. The four requests that make up most of the traffic (lookup, open, re
 translate inside and call the tree themselves: one more coroutine around each would cost
 a tenth of their time. For the same reason they repeat a few lines of other methods.
 
-ENOSYS makes the kernel stop asking. That is wanted for flush (one request less for each
-close) and for extended attributes (`ls -l` asks for them, and the answer is
-"not supported" either way). Their handlers are therefore those of pyfuse3's own class; every
-other operation has an answer here.
+ENOSYS makes the kernel stop asking. That is wanted for extended attributes (`ls -l` asks for
+them, and the answer is "not supported" either way). Their handlers are therefore those of
+pyfuse3's own class; every other operation has an answer here.
 """
 
 import errno
@@ -29,8 +28,8 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
@@ -46,20 +45,20 @@ from pyfuse3 import (
 )
 
 from netnsfs import linux
+from netnsfs.commands import CommandSnapshot
+from netnsfs.fuse.file_info import FlushedFileInfo
 from netnsfs.fuse.listings import Listing, Listings
 from netnsfs.fuse.nodes import NodeEntry, NodeTable
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.jobs import WouldBlock
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable
+from netnsfs.limits import LISTING_SECONDS, MAX_RETRYING
+from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Adapter = TypeVar("Adapter", bound="_Adapter")
-
-LISTING_SECONDS = 1.0
-"""After this time the entries found so far are the answer. The kernel asks for the others."""
 
 NAME_MAX = 255
 
@@ -103,24 +102,25 @@ def _require_settable(node: Node, asked: EntryAttributes, fields: SetattrFields)
     """Sizes and times cannot be set, but a file for commands can be truncated to nothing.
 
     Raises:
-        FUSEError: EPERM.
+        OSError: EPERM.
     """
     if fields.update_size:
-        refused = asked.st_size or not (isinstance(node, File) and node.writable)
-    else:
-        # truncate(2) asks for times together with the size.
-        refused = fields.update_atime or fields.update_mtime
-    if refused:
-        raise FUSEError(errno.EPERM)
+        if asked.st_size or not (isinstance(node, File) and node.writable):
+            raise PermissionError(errno.EPERM, "its size cannot be set")
+    # truncate(2) asks for times together with the size.
+    elif fields.update_atime or fields.update_mtime:
+        raise PermissionError(errno.EPERM, "its times cannot be set")
 
 
 class _OpenFile(NamedTuple):
-    """An open file: the user who opened it, and the bytes charged to that user."""
+    """An open file: the user who opened it, the bytes charged to that user, and the thread."""
 
     file: File
     handle: Handle
     user: int
     length: int
+    pid: int
+    entry: NodeEntry
 
 
 class Operations(pyfuse3.Operations):
@@ -128,11 +128,7 @@ class Operations(pyfuse3.Operations):
 
     Args:
         root: what the mount point is.
-        locked: the workers for requests during which the kernel holds a directory's or file's
-            lock, so that no crowd of readers delays them.
-        read_only: those for requests during which the kernel holds no lock.
-        mutating: those for calls that change something.
-        slow: those for files that take long to make, or to write.
+        pools: the workers.
         ready: called when the kernel has accepted the mount.
         stats: where requests are counted, and why a change was refused is kept.
         files: how many open files each user has.
@@ -148,20 +144,14 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         root: Directory,
-        locked: Pool,
-        read_only: Pool,
-        mutating: Pool,
-        slow: Pool,
+        pools: Pools,
         ready: Callable[[], None],
         stats: Stats,
         files: Quota,
         texts: Quota,
     ) -> None:
         super().__init__()
-        self._locked = locked
-        self._read_only = read_only
-        self._mutating = mutating
-        self._slow = slow
+        self._pools = pools
         self._ready = ready
         self.stats = stats
         self._counted = stats.requests
@@ -174,6 +164,8 @@ class Operations(pyfuse3.Operations):
         self.nodes = NodeTable(root)
         self._by_number = self.nodes.by_number
         self._by_key = self.nodes.by_key
+        # Who was told to look a file up again, by thread ID, and the key of the file.
+        self._retrying: dict[int, Hashable] = {}
 
     def init(self) -> None:
         self._ready()
@@ -234,23 +226,47 @@ class Operations(pyfuse3.Operations):
         except WouldBlock:
             return await pool.run_for(user, function, *args)
 
-    def _pool_for(self, file: File) -> Pool:
-        return self._slow if file.slow else self._read_only
+    def _pool_for(self, node: Node) -> Pool:
+        """The workers that look at a node, or into it."""
+        locked = isinstance(node, Directory) and node.writable
+        return self._pools.locked if locked else self._pools.read_only
+
+    def _pool_for_content(self, file: File) -> Pool:
+        return self._pools.slow if file.slow else self._pools.read_only
 
     async def _make_change(
-        self, pool: Pool, user: int, name: bytes, function: Callable[..., T], *args: object
+        self,
+        pool: Pool,
+        ctx: RequestContext,
+        name: bytes,
+        function: Callable[..., T],
+        *args: object,
     ) -> T:
         """Call what changes something, and remember why it failed if it does."""
+        with self._remembering(function.__name__, name, ctx.pid):
+            return await pool.run_for(ctx.uid, function, *args)
+
+    @contextmanager
+    def _remembering(self, operation: str, name: bytes, pid: int) -> Iterator[None]:
+        """Remember why something is refused, for `last_error`."""
         try:
-            return await pool.run_for(user, function, *args)
+            yield
         except OSError as error:
-            self.stats.remember_refusal(function.__name__, name, error)
+            self.stats.remember_refusal(operation, name, error, pid)
             raise
 
-    async def _insert(self, user: int, node: Node, directory: Directory) -> NodeEntry:
+    async def _insert(
+        self, user: int, caller: int, node: Node, directory: Directory
+    ) -> NodeEntry:
         """The table's entry for a node that was just found, with attributes as they are now.
 
         The caller counts the lookup before it awaits anything else.
+
+        Args:
+            user: who asks.
+            caller: the thread that asks.
+            node: what was found.
+            directory: where.
         """
         known = self._by_key.get(node.key)
         change_cookie = node.change_cookie
@@ -258,21 +274,34 @@ class Operations(pyfuse3.Operations):
             known is not None
             and known.attributes.attr_timeout
             and known.change_cookie == change_cookie
+            and not known.exclusive
         ):
             return known
-        taken = await self._call_tree(self._locked, user, node.getattr_cached)
+        pool = self._pool_for(directory)
+        taken = await self._call_tree(pool, user, node.getattr_cached)
         known = self._by_key.get(node.key)
-        if known is None:
-            known = self.nodes.insert(node, directory.entry_timeout)
+        if known is None or (known.exclusive and not known.is_for(caller)):
+            known = self.nodes.insert(node, self._entry_timeout(caller, node, directory))
         known.take_attributes(taken, change_cookie)
+        if known.exclusive:
+            known.note_asked(caller)
         return known
+
+    def _entry_timeout(self, caller: int, node: Node, directory: Directory) -> float:
+        if isinstance(node, File) and not node.keeps_name:
+            return 0
+        # Whoever looks a file up again is the only one to be given the entry. By a name that
+        # the kernel keeps, others would find it too.
+        return 0 if self._retrying.get(caller) == node.key else directory.entry_timeout
 
     async def _refresh_attributes(
         self, pool: Pool, user: int, known: NodeEntry
     ) -> EntryAttributes:
         """A known node's attributes as they are now."""
-        change_cookie = known.node.change_cookie
-        taken = await self._call_tree(pool, user, known.node.getattr)
+        node, change_cookie = known.node, known.node.change_cookie
+        # The length of what is open is known.
+        getattr_now = node.getattr if known.length is None else node.getattr_cached
+        taken = await self._call_tree(pool, user, getattr_now)
         known.take_attributes(taken, change_cookie)
         return known.shown
 
@@ -280,7 +309,7 @@ class Operations(pyfuse3.Operations):
 
     async def find_node(self, directory: Directory, name: bytes, ctx: RequestContext) -> Node:
         """What a name stands for, here or on a worker."""
-        return await self._call_tree(self._locked, ctx.uid, directory.lookup, name, ctx)
+        return await self._call_tree(self._pools.locked, ctx.uid, directory.lookup, name, ctx)
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: RequestContext
@@ -289,19 +318,23 @@ class Operations(pyfuse3.Operations):
         try:
             # The kernel hands names of up to 1,024 bytes over.
             if len(name) > NAME_MAX:
-                raise FUSEError(errno.ENAMETOOLONG)
+                with self._remembering("lookup", name[:NAME_MAX], ctx.pid):
+                    message = f"a name has at most {NAME_MAX} bytes"
+                    raise OSError(errno.ENAMETOOLONG, message, name)
             directory = self._find_directory(parent_inode)
             try:
                 node = directory.lookup(name, ctx)
             except WouldBlock:
-                node = await self._locked.run_for(ctx.uid, directory.lookup, name, ctx)
+                pool = self._pool_for(directory)
+                node = await pool.run_for(ctx.uid, directory.lookup, name, ctx)
             known = self._by_key.get(node.key)
             if (
                 known is None
+                or known.exclusive
                 or not known.attributes.attr_timeout
                 or known.change_cookie != node.change_cookie
             ):
-                known = await self._insert(ctx.uid, node, directory)
+                known = await self._insert(ctx.uid, ctx.pid, node, directory)
             known.lookup_count += 1
             return known.attributes
         except Exception as error:
@@ -313,14 +346,14 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.mkdir, name, mode & 0o777, ctx
+            self._pools.mutating, ctx, name, directory.mkdir, name, mode & 0o777, ctx
         )
         return await self.introduce(directory, node, ctx)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         directory = self._find_directory(parent_inode)
-        await self._make_change(self._mutating, ctx.uid, name, directory.rmdir, name, ctx)
+        await self._make_change(self._pools.mutating, ctx, name, directory.rmdir, name, ctx)
 
     @_translate_errors
     async def symlink(
@@ -328,7 +361,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         directory = self._find_directory(parent_inode)
         node = await self._make_change(
-            self._mutating, ctx.uid, name, directory.symlink, name, target, ctx
+            self._pools.mutating, ctx, name, directory.symlink, name, target, ctx
         )
         return await self.introduce(directory, node, ctx)
 
@@ -342,41 +375,50 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        if flags & ~pyfuse3.RENAME_NOREPLACE:
-            raise FUSEError(errno.EINVAL)
+        with self._remembering("rename", name_old, ctx.pid):
+            if flags & ~pyfuse3.RENAME_NOREPLACE:
+                raise OSError(errno.EINVAL, "two names are not exchanged", name_old)
         into = self._find_directory(parent_inode_new)
         old = self._find_directory(parent_inode_old)
         await self._make_change(
-            self._mutating, ctx.uid, name_old, old.rename, name_old, into, name_new, ctx
+            self._pools.mutating, ctx, name_old, old.rename, name_old, into, name_new, ctx
         )
 
     @_translate_errors
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EPERM)
+        directory = self._find_directory(parent_inode)
+        await self._make_change(self._pools.mutating, ctx, name, directory.unlink, name, ctx)
 
     @_translate_errors
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("link", new_parent_inode, new_name, ctx)
 
     @_translate_errors
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("mknod", parent_inode, name, ctx)
 
     @_translate_errors
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        raise FUSEError(errno.EPERM)
+        raise self._no_new_file("create", parent_inode, name, ctx)
+
+    def _no_new_file(
+        self, operation: str, parent_inode: int, name: bytes, ctx: RequestContext
+    ) -> OSError:
+        error = PermissionError(errno.EPERM, self._find_directory(parent_inode).no_new_file)
+        self.stats.remember_refusal(operation, name, error, ctx.pid)
+        return error
 
     async def introduce(
         self, directory: Directory, node: Node, ctx: RequestContext
     ) -> EntryAttributes:
         """The answer that tells the kernel of a node, below a directory."""
-        known = await self._insert(ctx.uid, node, directory)
+        known = await self._insert(ctx.uid, ctx.pid, node, directory)
         known.lookup_count += 1
         return known.attributes
 
@@ -384,7 +426,10 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return await self._refresh_attributes(self._read_only, ctx.uid, self._by_number[inode])
+        known = self._by_number[inode]
+        if known.exclusive:
+            known.note_asked(ctx.pid)
+        return await self._refresh_attributes(self._pool_for(known.node), ctx.uid, known)
 
     @_translate_errors
     async def setattr(
@@ -396,8 +441,9 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         known = self._by_number[inode]
-        before = await self._refresh_attributes(self._locked, ctx.uid, known)
-        _require_settable(known.node, attr, fields)
+        before = await self._refresh_attributes(self._pools.locked, ctx.uid, known)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            _require_settable(known.node, attr, fields)
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
         uid = attr.st_uid if fields.update_uid else None
         gid = attr.st_gid if fields.update_gid else None
@@ -408,19 +454,21 @@ class Operations(pyfuse3.Operations):
         ):
             return before
         # The kernel may have decided by attributes that are no longer true.
-        if ctx.uid not in (0, before.st_uid):
-            raise FUSEError(errno.EPERM)
+        with self._remembering("setattr", known.node.label, ctx.pid):
+            if ctx.uid not in (0, before.st_uid):
+                raise PermissionError(errno.EPERM, "it belongs to somebody else")
+        node = known.node
         await self._make_change(
-            self._mutating, ctx.uid, known.node.label, known.node.setattr, mode, uid, gid, ctx
+            self._pools.mutating, ctx, node.label, node.setattr, mode, uid, gid, ctx
         )
-        return await self._refresh_attributes(self._locked, ctx.uid, known)
+        return await self._refresh_attributes(self._pools.locked, ctx.uid, known)
 
     @_translate_errors
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         node = self._by_number[inode].node
         if not isinstance(node, Link):
             raise FUSEError(errno.EINVAL)
-        return await self._call_tree(self._read_only, ctx.uid, node.readlink, ctx)
+        return await self._call_tree(self._pools.read_only, ctx.uid, node.readlink, ctx)
 
     @_translate_errors
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -440,7 +488,8 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         directory, known = self._find_directory(inode), self._by_number[inode]
         fh = next(self._unused_handles)
-        caller = await self._call_tree(self._locked, ctx.uid, directory.listing_caller, ctx)
+        pool = self._pool_for(directory)
+        caller = await self._call_tree(pool, ctx.uid, directory.listing_caller, ctx)
         self._listings.add(fh, Listing(known, directory, caller, ctx.uid))
         return fh
 
@@ -448,7 +497,8 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         listing = self._find_listing(fh)
         if start_id == 0:
-            names = await self._call_tree(self._locked, listing.user, listing.directory.readdir)
+            pool = self._pool_for(listing.directory)
+            names = await self._call_tree(pool, listing.user, listing.directory.readdir)
             self._listings.fill(listing, names)
         replied = False
         end = time.monotonic() + LISTING_SECONDS
@@ -478,13 +528,14 @@ class Operations(pyfuse3.Operations):
         # Names come and go between list and lookup.
         try:
             node = await self._call_tree(
-                self._locked,
+                self._pool_for(listing.directory),
                 listing.user,
                 listing.directory.lookup_listed,
                 name,
                 listing.caller,
             )
-            return await self._insert(listing.user, node, listing.directory)
+            caller = listing.caller.pid
+            return await self._insert(listing.user, caller, node, listing.directory)
         except OSError as error:
             linux.reraise_if_resource(error)
             return None
@@ -510,48 +561,86 @@ class Operations(pyfuse3.Operations):
             node = known.node
             if not isinstance(node, File):
                 raise FUSEError(errno.EISDIR)
-            try:
-                handle = node.open(flags, ctx)
-            except WouldBlock:
-                handle = await self._pool_for(node).run_for(ctx.uid, node.open, flags, ctx)
-            length = handle.length
-            node.remember_length(length)
-            if length > known.attributes.st_size:
-                await self._correct_size(ctx.uid, known, length, handle)
-            if ctx.uid != ROOT:
-                self._count_open(ctx.uid, length, handle)
+            with ExitStack() as undo:
+                if known.exclusive:
+                    retrying = self._claim(known, ctx.pid)
+                    undo.callback(known.note_closed)
+                try:
+                    handle = node.open(flags, ctx)
+                except WouldBlock:
+                    pool = self._pool_for_content(node)
+                    handle = await pool.run_for(ctx.uid, node.open, flags, ctx)
+                # The kernel does not release what it could not open.
+                undo.callback(handle.close)
+                length = handle.length
+                if known.exclusive:
+                    if not retrying and not known.has_room(length, ctx.pid):
+                        raise self._look_up_again(known, ctx.pid)
+                    if flags & os.O_ACCMODE != os.O_WRONLY:
+                        known.note_content(length)
+                if length > known.attributes.st_size:
+                    await self._correct_size(ctx.uid, known, length)
+                if ctx.uid != ROOT:
+                    self._count_open(ctx.uid, length)
+                undo.pop_all()
             fh = next(self._unused_handles)
-            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length)
-            return FileInfo(fh=fh, direct_io=True, keep_cache=False)
+            self._handles[fh] = _OpenFile(node, handle, ctx.uid, length, ctx.pid, known)
+            made = FlushedFileInfo if isinstance(handle, CommandSnapshot) else FileInfo
+            return made(fh=fh, direct_io=True, keep_cache=False)
         except Exception as error:
+            self._remember_open(inode, flags, error, ctx)
             raise self.to_fuse_error(error, "open") from None
 
-    async def _correct_size(
-        self, user: int, known: NodeEntry, size: int, handle: Handle
+    def _claim(self, known: NodeEntry, caller: int) -> bool:
+        """Count an open file, if nobody else has its entry open.
+
+        Returns:
+            Whether the caller was told before to look the file up again. Whoever gets here a
+            second time opens no name, but what is open already (/proc/self/fd/N), and read(2)
+            does without an entry of its own.
+
+        Raises:
+            FUSEError: ESTALE if somebody else has it open.
+        """
+        retrying = self._retrying.pop(caller, None) == known.node.key
+        if known.opened and not retrying:
+            raise self._look_up_again(known, caller)
+        known.note_opened()
+        return retrying
+
+    def _look_up_again(self, known: NodeEntry, caller: int) -> FUSEError:
+        """What makes the kernel look a name up again, and be given another entry.
+
+        At ESTALE it does (fs/namei.c, LOOKUP_REVAL).
+        """
+        if len(self._retrying) >= MAX_RETRYING:
+            self._retrying.clear()
+        self._retrying[caller] = known.node.key
+        return FUSEError(errno.ESTALE)
+
+    def _remember_open(
+        self, inode: int, flags: int, error: Exception, ctx: RequestContext
     ) -> None:
+        if isinstance(error, OSError) and opened_for_writing(flags):
+            known = self._by_number.get(inode)
+            label = known.node.label if known else b""
+            self.stats.remember_refusal("open", label, error, ctx.pid)
+
+    async def _correct_size(self, user: int, known: NodeEntry, size: int) -> None:
         # sendfile(2) asks for nothing after open, so a size that was too small must be
         # corrected before: storing the last byte does it, and open throws the page away. This
         # is done on a worker because it waits for the page, which may be held by a request
         # that only the event loop can answer.
         known.attributes.st_size = size
-        try:
-            store, number = pyfuse3.notify_store, known.number
-            await self._read_only.run_for(user, store, number, size - 1, b"\n")
-        except BaseException:
-            # The kernel does not release what it could not open.
-            handle.close()
-            raise
+        store, number = pyfuse3.notify_store, known.number
+        await self._pools.read_only.run_for(user, store, number, size - 1, b"\n")
 
-    def _count_open(self, user: int, length: int, handle: Handle) -> None:
+    def _count_open(self, user: int, length: int) -> None:
+        self._files.charge(user)
         try:
-            self._files.charge(user)
-            try:
-                self._texts.charge(user, length)
-            except OSError:
-                self._files.uncharge(user)
-                raise
+            self._texts.charge(user, length)
         except OSError:
-            handle.close()
+            self._files.uncharge(user)
             raise
 
     def _count_closed(self, opened: _OpenFile) -> None:
@@ -559,12 +648,12 @@ class Operations(pyfuse3.Operations):
         self._texts.uncharge(opened.user, opened.length)
 
     async def _read_slowly(self, fh: int, opened: _OpenFile, size: int, offset: int) -> bytes:
-        pool = self._pool_for(opened.file)
+        pool = self._pool_for_content(opened.file)
         data = await pool.run_for(opened.user, opened.handle.read, size, offset)
-        # The text may be a new one. Another read of the same file may have found that already.
-        opened, length = self._find_file(fh), opened.handle.length
-        self._texts.recharge(opened.user, opened.length, length)
-        self._handles[fh] = opened._replace(length=length)
+        # The text may be a new one.
+        self._recount_text(fh)
+        if opened.entry.opened == 1:
+            opened.entry.note_content(opened.handle.length)
         return data
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -580,9 +669,40 @@ class Operations(pyfuse3.Operations):
 
     @_translate_errors
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        file, handle, user, _ = self._find_file(fh)
-        pool = self._slow if file.slow else self._mutating
-        return await self._make_change(pool, user, file.label, handle.write, buf, off)
+        file, handle, user, _, pid, _ = self._find_file(fh)
+        pool = self._pool_for_write(file)
+        # A command that waits for its end is text that is kept for the user.
+        self._texts.charge(user, len(buf))
+        try:
+            with self._remembering("write", file.label, pid):
+                return await pool.run_for(user, handle.write, buf, off)
+        finally:
+            self._texts.uncharge(user, len(buf))
+            self._recount_text(fh)
+
+    # Only of files of commands (`file_info`): what waits for its end is complete.
+    @_translate_errors
+    async def flush(self, fh: int) -> None:
+        file, handle, user, _, pid, _ = self._find_file(fh)
+        if not isinstance(handle, CommandSnapshot) or not handle.has_pending:
+            return
+        try:
+            with self._remembering("write", file.label, pid):
+                await self._pool_for_write(file).run_for(user, handle.flush)
+        finally:
+            self._recount_text(fh)
+
+    def _pool_for_write(self, file: File) -> Pool:
+        return self._pools.slow if file.slow else self._pools.writing
+
+    def _recount_text(self, fh: int) -> None:
+        """Take note of how much text is kept for an open file by now."""
+        # Another request for the same file may have found that already, or have closed it.
+        opened = self._handles.get(fh)
+        if opened is not None:
+            length = opened.handle.length
+            self._texts.recharge(opened.user, opened.length, length)
+            self._handles[fh] = opened._replace(length=length)
 
     async def release(self, fh: int) -> None:
         self._counted["release"] += 1
@@ -592,6 +712,8 @@ class Operations(pyfuse3.Operations):
             self._pollers.pop(fh, None)
             if opened.user != ROOT:
                 self._count_closed(opened)
+            if opened.entry.exclusive:
+                opened.entry.note_closed()
             opened.handle.close()
         except Exception as error:
             raise self.to_fuse_error(error, "release") from None
@@ -610,7 +732,7 @@ class Operations(pyfuse3.Operations):
         if poll_handle is not None:
             self._pollers[fh] = poll_handle
         wake = functools.partial(self._wake_later, trio.lowlevel.current_trio_token(), fh)
-        changed = await self._call_tree(self._read_only, ctx.uid, handle.poll, wake)
+        changed = await self._call_tree(self._pools.read_only, ctx.uid, handle.poll, wake)
         return _READY | _CHANGED if changed else _READY
 
     def _wake_later(self, token: trio.lowlevel.TrioToken, fh: int) -> None:

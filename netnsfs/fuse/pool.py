@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import trio
 
@@ -28,12 +28,31 @@ from netnsfs.fuse.fair_queue import FairQueue, QueueItem
 from netnsfs.fuse.loop import Completion, LoopWaiter
 from netnsfs.fuse.quotas import ROOT
 from netnsfs.jobs import Job, disposable, start_thread
+from netnsfs.limits import MAX_HUNG
 
 T = TypeVar("T")
 
-MAX_HUNG = 64
-
 log = logging.getLogger(__name__)
+
+
+class Pools(NamedTuple):
+    """The workers, by what they do, so that nobody waits for work of another kind.
+
+    Attributes:
+        locked: requests during which the kernel holds the lock of a directory that can be
+            changed: it holds all that others want there until the answer comes.
+        read_only: other requests that change nothing.
+        mutating: changes of directories, during which the kernel holds their locks. Those of
+            anyone but root start at once or not at all.
+        writing: writes to files. The kernel holds the file's lock alone.
+        slow: files that take long to make, or to write.
+    """
+
+    locked: "Pool"
+    read_only: "Pool"
+    mutating: "Pool"
+    writing: "Pool"
+    slow: "Pool"
 
 
 def _wake() -> None:
@@ -67,7 +86,8 @@ class Pool:
         name: of its threads.
         limit: threads at work.
         seconds: how long `run` waits for a job that has started.
-        queue_seconds: how long it waits for the start.
+        queue_seconds: how long it waits for the start. With 0, only root's jobs wait: a job of
+            anyone else that cannot start at once fails.
         loop: shared by all pools of an event loop.
     """
 
@@ -103,10 +123,13 @@ class Pool:
         Raises:
             OSError: ETIMEDOUT if it takes too long. It then fails at its next `commit()`.
                 One that has committed gets the same time again. EAGAIN if the machine has
-                no thread for it, or the user waits for too many.
+                no thread for it, the user waits for too many, or the job may not wait and
+                cannot start.
             Exception: what the function raises.
         """
         job = Job(function, *args)
+        if not self._queue_seconds and user != ROOT:
+            self._require_free_worker(user)
         self._loop.waiting.charge(user)
         self._loop.jobs += 1
         try:
@@ -123,6 +146,11 @@ class Pool:
             self._loop.jobs -= 1
             self._loop.waiting.uncharge(user)
         return job.result()
+
+    def _require_free_worker(self, user: int) -> None:
+        if self._jobs >= self._thread_limit() or not self._queue.starts_at_once(user):
+            message = "too much is being changed at the same time: try again"
+            raise BlockingIOError(errno.EAGAIN, message)
 
     async def _wait_for(self, queued: _QueuedJob, done: trio.Event) -> None:
         job = queued.job
@@ -161,7 +189,7 @@ class Pool:
 
     def _start_threads(self, jobs: int) -> None:
         """Have threads for that many jobs, up to the limit."""
-        limit = self._limit + min(self._hung, MAX_HUNG)
+        limit = self._thread_limit()
         while self._threads < min(jobs, limit):
             try:
                 start_thread(self._work, self._name)
@@ -173,6 +201,9 @@ class Pool:
         if self._threads > limit:
             self._threads -= 1
             self._queue.put_stop()
+
+    def _thread_limit(self) -> int:
+        return self._limit + min(self._hung, MAX_HUNG)
 
     def _work(self) -> None:
         with disposable():

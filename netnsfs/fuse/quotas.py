@@ -1,4 +1,4 @@
-"""Quotas by user: how much of a resource per_user user may have.
+"""Quotas by user: how much of a resource every user may have.
 
 Every user but root has a limit. All of them also share one, because one person may have many
 user IDs (newuidmap(1)). Root has no limit: what the others may not have is left for root.

@@ -45,26 +45,28 @@ import trio
 from netnsfs import linux
 from netnsfs.config import EXIT_MOUNT, Config, Failure
 from netnsfs.fuse import mounting
+from netnsfs.fuse.file_info import without_flush
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.mounting import Identity
 from netnsfs.fuse.operations import Operations
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.fuse.replay import OperationsWithReplay, ReportedNames
 from netnsfs.fuse.trace import trace
 from netnsfs.jobs import never_block
+from netnsfs.limits import (
+    FILES_PER_USER,
+    GRACE_SECONDS,
+    HANDLER_SECONDS,
+    MAX_TASKS,
+    QUEUE_SECONDS,
+    TEXT_PER_USER,
+    TEXT_TOTAL,
+    WORKERS,
+)
 from netnsfs.logs import ASKED_FOR
 from netnsfs.node import Directory
 from netnsfs.stats import Stats
-
-HANDLER_SECONDS = 10.0
-"""How long a handler waits for a worker, and once more if the worker is past its commit."""
-
-QUEUE_SECONDS = 30.0
-"""How long a handler waits for a worker to be free."""
-
-GRACE_SECONDS = 2.0
-"""How long requests in flight may go on after a signal to stop."""
 
 HEARTBEAT_SECONDS = 0.6
 """How long a blocked read of /dev/fuse can stop the process."""
@@ -84,22 +86,6 @@ MAX_UNUSED_NODES = 1000
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
-
-# More threads make namespaces no faster: the kernel makes them one at a time. Scans of /proc
-# share the interpreter.
-WORKERS = {"locked": 4, "read": 4, "mutate": 4, "slow": 2}
-"""How many threads work at what. Of those for what is slow, one is for root."""
-
-# A handler that waits is a task of pyfuse3's. The default of 99 would let 99 slow requests
-# stop all others. Not all are for users (loop.WAITING_TOTAL).
-MAX_TASKS = 1000
-
-FILES_PER_USER = 4096
-"""How many open files a user may have, if the daemon may have that many descriptors."""
-
-TEXT_PER_USER = 64 << 20
-TEXT_TOTAL = 256 << 20
-"""How many bytes of text a user, and all but root, may make the daemon keep."""
 
 _MAX_TRIES = 10
 _MOUNT_ATTRIBUTES = (
@@ -152,14 +138,10 @@ async def _serve(
     with ExitStack() as cleanup, trio.open_signal_receiver(*SIGNALS) as signals:
         loop = LoopWaiter()
         cleanup.callback(loop.close)
-        locked, read_only, mutating, slow = (
-            _open_pool(f"netnsfs-{work}", limit, loop, cleanup)
-            for work, limit in WORKERS.items()
-        )
+        pools = _open_pools(loop, cleanup)
         texts = Quota(errno.EMFILE, TEXT_PER_USER, TEXT_TOTAL)
         operations = OperationsWithReplay(
-            *(root, locked, read_only, mutating, slow, ready, stats, _file_quota(), texts),
-            reported=reported,
+            *(root, pools, ready, stats, _file_quota(), texts), reported=reported
         )
         if config.debug:
             trace(operations)
@@ -167,12 +149,13 @@ async def _serve(
         cleanup.callback(operations.drop_pollers)
         mounted(ours)
         never_block()
+        without_flush()
         with _heartbeat(), loop.serving_pyfuse3():
             async with trio.open_nursery() as nursery:
                 detach = partial(_detach, config.mount_point, ours, device)
                 nursery.start_soon(_handle_signals, signals, operations, detach, nursery)
                 forget = partial(_forget_unused, config.mount_point, ours, device)
-                nursery.start_soon(_bound_memory, operations, read_only, forget)
+                nursery.start_soon(_bound_memory, operations, pools.read_only, forget)
                 await _serve_requests()
                 nursery.cancel_scope.cancel()
 
@@ -192,10 +175,21 @@ def _file_quota() -> Quota:
     return Quota(errno.EMFILE, min(FILES_PER_USER, descriptors // 4), descriptors // 2)
 
 
-def _open_pool(name: str, limit: int, loop: LoopWaiter, cleanup: ExitStack) -> Pool:
-    pool = Pool(name, limit, HANDLER_SECONDS, QUEUE_SECONDS, loop)
-    cleanup.callback(pool.close)
-    return pool
+def _open_pools(loop: LoopWaiter, cleanup: ExitStack) -> Pools:
+    pools = Pools(
+        *(
+            Pool(f"netnsfs-{work}", limit, HANDLER_SECONDS, _queue_seconds(work), loop)
+            for work, limit in WORKERS.items()
+        )
+    )
+    for pool in pools:
+        cleanup.callback(pool.close)
+    return pools
+
+
+def _queue_seconds(work: str) -> float:
+    # The kernel holds a directory's lock, and root may want it.
+    return 0 if work == "mutate" else QUEUE_SECONDS
 
 
 def _open_session(

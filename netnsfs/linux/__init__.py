@@ -32,6 +32,7 @@ from netnsfs.linux.events import (
 from netnsfs.linux.files import (
     FOLLOW,
     LOCAL_FILESYSTEMS,
+    PROC_SUPER_MAGIC,
     CrossedMountError,
     Stat,
     device_of,
@@ -71,17 +72,20 @@ from netnsfs.linux.mounts import (
     UMOUNT_NOFOLLOW,
     Mount,
     bind_mount,
+    check_deadline,
     detach,
     forget_unused,
     make_private,
     make_writable,
     mount,
     mount_at,
+    mount_namespace_id,
     mount_number,
     mount_with_id,
     mounts,
     move_mount,
     namespace_mounts,
+    namespace_mounts_in,
     new_mount,
     open_tree,
     umount,
@@ -98,9 +102,10 @@ from netnsfs.linux.namespaces import (
     setns,
     unshare,
 )
-from netnsfs.linux.pidfd_files import namespace_of_file, namespaces_of_files
+from netnsfs.linux.pidfd_files import mapped_sockets, namespace_of_file, namespaces_of_files
 from netnsfs.linux.process import (
     CAP_SYSLOG,
+    are_one_file,
     drop_capability,
     effective_capabilities,
     give_memory_back,

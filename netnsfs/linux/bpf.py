@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from netnsfs.linux.library import error_of_call
@@ -39,7 +39,9 @@ class Iterators:
         names: of the iterators, which are programs in it.
         open_coded: of one that goes through the objects by itself
             (https://docs.kernel.org/bpf/bpf_iterators.html). It writes to the object's map
-            `listed`: the size in bytes of what follows, in 64 bits, and that.
+            `listed`: the size in bytes of what follows, in 64 bits, and that. If there is none:
+            nothing.
+        table: a map of the object that `run` puts entries into, or nothing.
 
     Attributes:
         close: call it to unload them.
@@ -48,11 +50,14 @@ class Iterators:
         OSError: the kernel does not allow it or lacks something, or there is no library.
     """
 
-    def __init__(self, path: str, names: Iterable[str], open_coded: str) -> None:
+    def __init__(
+        self, path: str, names: Iterable[str], open_coded: str = "", table: str = ""
+    ) -> None:
         library = self._library = _library()
         self._create = library.bpf_iter_create
         self._lock = threading.Lock()
-        with ExitStack() as kept, _loaded(library, path) as loaded:
+        wanted = {*names, open_coded}
+        with ExitStack() as kept, _loaded(library, path, wanted) as loaded:
             self._variables = _map(library, loaded, _VARIABLES)
             kept.callback(os.close, self._variables)
             self._links: dict[str, int] = {}
@@ -61,17 +66,25 @@ class Iterators:
                 link = library.bpf_program__attach_iter(program, None)
                 self._links[name] = _link(library, link)
                 kept.callback(os.close, self._links[name])
-            found = _program(library, loaded, open_coded)
-            self._open_coded = _kept(library.bpf_program__fd(found))
-            kept.callback(os.close, self._open_coded)
-            self._listed = kept.enter_context(_shared_memory(library, loaded, b"listed"))
+            if open_coded:
+                found = _program(library, loaded, open_coded)
+                self._open_coded = _kept(library.bpf_program__fd(found))
+                kept.callback(os.close, self._open_coded)
+                self._listed = kept.enter_context(_shared_memory(library, loaded, b"listed"))
+            if table:
+                self._table = _map(library, loaded, table.encode())
+                kept.callback(os.close, self._table)
             self.close = weakref.finalize(self, kept.pop_all().close)
 
-    def run_open_coded(self, variables: bytes) -> bytes | None:
+    def run_open_coded(
+        self, variables: bytes, keys: Sequence[bytes] = (), value: bytes = b""
+    ) -> bytes | None:
         """Run the one that goes through the objects by itself.
 
         Args:
             variables: as for `run`.
+            keys: as for `run`.
+            value: as for `run`.
 
         Returns:
             What it writes; None if the kernel has no such iterators, or if it is too much.
@@ -80,25 +93,29 @@ class Iterators:
             OSError: the machine is short of something.
         """
         with self._lock:
-            _set_variables(self._library, self._variables, variables)
+            self._prepare(variables, keys, value)
             if self._library.bpf_prog_test_run_opts(self._open_coded, None):
                 raise error_of_call()
             end = _SIZE + int.from_bytes(self._listed[:_SIZE], sys.byteorder)
             return self._listed[_SIZE:end] if end <= len(self._listed) else None
 
-    def run(self, name: str, variables: bytes) -> bytes:
+    def run(
+        self, name: str, variables: bytes, keys: Sequence[bytes] = (), value: bytes = b""
+    ) -> bytes:
         """Run an iterator to its end, and return what it writes.
 
         Args:
             name: of the iterator.
             variables: what the global variables of the object are while it runs.
+            keys: what is put into the table before, all of one size.
+            value: the value of each.
 
         Raises:
             OSError: the machine is short of something.
         """
         # The variables belong to the object: a second run would change those of the first.
         with self._lock:
-            _set_variables(self._library, self._variables, variables)
+            self._prepare(variables, keys, value)
             fd = self._create(self._links[name])
             if fd < 0:
                 raise error_of_call()
@@ -106,6 +123,16 @@ class Iterators:
                 return b"".join(iter(lambda: _read(fd), b""))
             finally:
                 os.close(fd)
+
+    def _prepare(self, variables: bytes, keys: Sequence[bytes], value: bytes) -> None:
+        _set_variables(self._library, self._variables, variables)
+        if not keys:
+            return
+        count = ctypes.c_uint32(len(keys))
+        values = value * len(keys)
+        update = self._library.bpf_map_update_batch
+        if update(self._table, b"".join(keys), values, ctypes.byref(count), None):
+            raise error_of_call()
 
 
 class Probes:
@@ -132,7 +159,7 @@ class Probes:
         self._delete = library.bpf_map_delete_elem
         self._consume = library.ring_buffer__consume
         self._records: list[bytes] = []
-        with ExitStack() as kept, _loaded(library, path) as loaded:
+        with ExitStack() as kept, _loaded(library, path, set(names)) as loaded:
 
             def keep(fd: int) -> int:
                 kept.callback(os.close, fd)
@@ -216,6 +243,11 @@ def _library() -> ctypes.CDLL:
     library.bpf_object__load.argtypes = (pointer,)
     library.bpf_object__close.argtypes = (pointer,)
     library.bpf_object__close.restype = None
+    library.bpf_object__next_program.restype = pointer
+    library.bpf_object__next_program.argtypes = (pointer, pointer)
+    library.bpf_program__name.restype = ctypes.c_char_p
+    library.bpf_program__name.argtypes = (pointer,)
+    library.bpf_program__set_autoload.argtypes = (pointer, ctypes.c_bool)
     library.bpf_object__find_program_by_name.restype = pointer
     library.bpf_object__find_program_by_name.argtypes = (pointer, ctypes.c_char_p)
     library.bpf_object__find_map_fd_by_name.argtypes = (pointer, ctypes.c_char_p)
@@ -237,6 +269,13 @@ def _library() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_uint64,
     )
+    library.bpf_map_update_batch.argtypes = (
+        ctypes.c_int,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        pointer,
+        pointer,
+    )
     library.bpf_map_delete_elem.argtypes = (ctypes.c_int, ctypes.c_char_p)
     library.ring_buffer__new.restype = pointer
     library.ring_buffer__new.argtypes = (ctypes.c_int, _TAKER, pointer, pointer)
@@ -252,8 +291,8 @@ def _library() -> ctypes.CDLL:
 
 
 @contextmanager
-def _loaded(library: ctypes.CDLL, path: str) -> Iterator[int]:
-    """The library's object for a file, in the kernel.
+def _loaded(library: ctypes.CDLL, path: str, names: Container[str]) -> Iterator[int]:
+    """The library's object for a file, in the kernel, with some of its programs.
 
     It can go: the kernel keeps what was loaded for as long as a descriptor of it is open.
     """
@@ -261,6 +300,10 @@ def _loaded(library: ctypes.CDLL, path: str) -> Iterator[int]:
     if not loaded:
         raise error_of_call(os.fsencode(path))
     try:
+        program: int | None = None
+        while program := library.bpf_object__next_program(loaded, program):
+            wanted = library.bpf_program__name(program).decode() in names
+            library.bpf_program__set_autoload(program, wanted)
         if library.bpf_object__load(loaded):
             raise _explained(error_of_call(os.fsencode(path)))
         yield loaded

@@ -1,10 +1,15 @@
 """Mounts: made, moved, detached, and read from mountinfo (mount(2), proc_pid_mountinfo(5))."""
 
+import ctypes
 import errno
+import fcntl
+import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from netnsfs.linux.files import _OPATH_NOFOLLOW
@@ -51,6 +56,28 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_FLAGS = 4 | 0x40
 # Of a detachment, where others detach what is on top.
 _MAX_TRIES = 20
+_MOUNTINFO_READ = 1 << 18
+# linux/nsfs.h
+_NS_GET_MNTNS_ID = 0x8008B705
+# linux/mount.h: struct mnt_id_req, and what is used of struct statmount.
+_SYS_STATMOUNT = 457
+_SYS_LISTMOUNT = 458
+_MOUNT_REQUEST = struct.Struct("=I4xQQQ")
+_LSMT_ROOT = 2**64 - 1
+_MOUNTS_AT_ONCE = 1024
+_STATMOUNT_SB_BASIC = 1
+_STATMOUNT_MNT_ROOT = 8
+_STATMOUNT_MNT_POINT = 0x10
+_STATMOUNT_MAGIC = struct.Struct("=Q")
+_STATMOUNT_MAGIC_AT = 24
+_STATMOUNT_NAMES = struct.Struct("=II")
+_STATMOUNT_NAMES_AT = 104
+_STATMOUNT_TEXTS = 512
+# With two paths of PATH_MAX.
+_STATMOUNT_SIZE = _STATMOUNT_TEXTS + 2 * 4096
+_STATMOUNT_LENGTH = ctypes.c_size_t(_STATMOUNT_SIZE)
+_NO_FLAGS = ctypes.c_uint(0)
+_NSFS_MAGIC = 0x6E736673
 # What mountinfo shows as the root of a mount of a namespace's file.
 _NET_ROOT = re.compile(rb"net:\[(\d+)\]")
 # struct mount_attr: set, clear, propagation, user namespace.
@@ -225,26 +252,127 @@ def _mount_of_line(line: bytes) -> Mount:
     )
 
 
-def namespace_mounts(task: bytes) -> Iterator[tuple[int, bytes]]:
-    """The mounts of network namespace files: inode number and path of each.
+def namespace_mounts(task: bytes, deadline: float = math.inf) -> Iterator[tuple[int, bytes]]:
+    """The mounts of network namespace files: inode number and path of each, from mountinfo.
 
     There may be tens of thousands of other mounts.
 
     Args:
         task: whose mount namespace and root it is about, as in /proc.
+        deadline: when to stop (time.monotonic).
 
     Raises:
-        OSError: there is no such task, or the kernel does not let us see.
+        OSError: there is no such task, or the kernel does not let us see; TimeoutError at the
+            deadline.
     """
-    with open(b"/proc/%b/mountinfo" % task, "rb") as lines:
-        for line in lines:
-            # No field has a blank in it, so this can be nothing but the type. Most lines need
+    rest = b""
+    path = b"/proc/%b/mountinfo" % task
+    with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        while part := os.read(fd, _MOUNTINFO_READ):
+            # No field has a blank in it, so this can be nothing but the type. Most parts need
             # no further look.
-            if b" - nsfs " in line:
-                fields = line.split(b" ", 5)
-                found = _NET_ROOT.fullmatch(fields[3])
-                if found:
-                    yield int(found[1]), _unescape(fields[4])
+            lines, _, rest = (rest + part).rpartition(b"\n")
+            if b" - nsfs " in lines:
+                yield from _namespaces_in(lines)
+            check_deadline(deadline)
+
+
+def _namespaces_in(lines: bytes) -> Iterator[tuple[int, bytes]]:
+    for line in lines.split(b"\n"):
+        if b" - nsfs " in line:
+            fields = line.split(b" ", 5)
+            found = _NET_ROOT.fullmatch(fields[3])
+            if found:
+                yield int(found[1]), _unescape(fields[4])
+
+
+def check_deadline(deadline: float) -> None:
+    """Stop a look at mounts in time.
+
+    Args:
+        deadline: when (time.monotonic).
+
+    Raises:
+        TimeoutError: now.
+    """
+    if time.monotonic() > deadline:
+        raise TimeoutError(errno.ETIMEDOUT, "there are too many mounts")
+
+
+def mount_namespace_id(task: int) -> int:
+    """The 64-bit ID of the mount namespace that a task is in (ioctl_nsfs(2), Linux 6.11).
+
+    Raises:
+        OSError: there is no such task, the kernel does not let us see, or is older: ENOTTY.
+    """
+    path = b"/proc/%d/ns/mnt" % task
+    with closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        number = fcntl.ioctl(fd, _NS_GET_MNTNS_ID, bytes(8))
+    return int.from_bytes(number, sys.byteorder)
+
+
+def namespace_mounts_in(
+    mount_namespace: int, numbers: Iterable[int] = (), deadline: float = math.inf
+) -> Iterator[tuple[int, bytes]]:
+    """As `namespace_mounts`, without a text of each mount (listmount(2), statmount(2)).
+
+    Args:
+        mount_namespace: its ID. Paths begin at its root.
+        numbers: the IDs of the mounts that are looked at; none for all.
+        deadline: when to stop (time.monotonic).
+
+    Raises:
+        OSError: the kernel does not let us see, or is older than Linux 6.11: ENOSYS, EINVAL;
+            TimeoutError at the deadline.
+    """
+    buffer = ctypes.create_string_buffer(_STATMOUNT_SIZE)
+    for number in numbers or _list_mounts(mount_namespace):
+        check_deadline(deadline)
+        # Most have no path or root to be made, which may be long.
+        magic = _statmount(mount_namespace, number, _STATMOUNT_SB_BASIC, buffer)
+        if magic == _NSFS_MAGIC:
+            wanted = _STATMOUNT_MNT_ROOT | _STATMOUNT_MNT_POINT
+            if _statmount(mount_namespace, number, wanted, buffer) is not None:
+                yield from _namespace_at(buffer.raw)
+
+
+def _list_mounts(mount_namespace: int) -> Iterator[int]:
+    numbers = (ctypes.c_uint64 * _MOUNTS_AT_ONCE)()
+    last = 0
+    while True:
+        request = _MOUNT_REQUEST.pack(_MOUNT_REQUEST.size, _LSMT_ROOT, last, mount_namespace)
+        count = syscall(
+            None, _SYS_LISTMOUNT, request, ctypes.addressof(numbers), len(numbers), 0
+        )
+        yield from numbers[:count]
+        if count < len(numbers):
+            return
+        last = numbers[count - 1]
+
+
+def _statmount(
+    mount_namespace: int, number: int, wanted: int, buffer: ctypes.Array[ctypes.c_char]
+) -> int | None:
+    """Ask about a mount. Returns the magic number, or None if it is not there any more."""
+    request = _MOUNT_REQUEST.pack(_MOUNT_REQUEST.size, number, wanted, mount_namespace)
+    if libc.syscall(_SYS_STATMOUNT, request, buffer, _STATMOUNT_LENGTH, _NO_FLAGS):
+        error = error_of_call()
+        # Gone, or with a path that is longer than any that could be opened.
+        if error.errno in (errno.ENOENT, errno.EOVERFLOW):
+            return None
+        raise error
+    magic: int = _STATMOUNT_MAGIC.unpack_from(buffer, _STATMOUNT_MAGIC_AT)[0]
+    return magic
+
+
+def _namespace_at(answer: bytes) -> Iterator[tuple[int, bytes]]:
+    root, target = (
+        answer[_STATMOUNT_TEXTS + start :].partition(b"\0")[0]
+        for start in _STATMOUNT_NAMES.unpack_from(answer, _STATMOUNT_NAMES_AT)
+    )
+    found = _NET_ROOT.fullmatch(root)
+    if found:
+        yield int(found[1]), target
 
 
 def mount_at(path: bytes) -> Mount | None:

@@ -4,7 +4,8 @@ pidfd_getfd(2) copies what is there at that moment, and its owner may have put a
 its place: one of a file system of their own that does not answer, or a socket that lingers.
 close(2) of the copy then takes as long as they like, and not even SIGKILL ends the process that
 waits for it. So a child process makes the copies. It has nothing that anyone could miss, it
-tells what it has learnt before it closes anything, and if it hangs it is left alone.
+tells what it has learnt before it closes anything, and if it hangs it is left alone. It also
+reads what processes have mapped, which they can make take as long.
 """
 
 import array
@@ -22,8 +23,9 @@ from contextlib import contextmanager, suppress
 
 from netnsfs.linux import pidfd_files_child
 from netnsfs.linux.files import filesystem_magic
+from netnsfs.linux.library import closing_fd
 from netnsfs.linux.namespaces import is_net_namespace
-from netnsfs.linux.pidfd_files_child import HEAD, RECORD
+from netnsfs.linux.pidfd_files_child import HEAD, MAPPING, RECORD
 
 _NSFS_MAGIC = 0x6E736673
 # A child starts within 50 ms on a quiet machine, and looks at a file in some microseconds.
@@ -140,6 +142,26 @@ def _received(channel: socket.socket) -> int:
             return fd
         os.close(fd)
     raise FileNotFoundError(errno.ENOENT, "there is no such socket any more")
+
+
+def mapped_sockets() -> tuple[list[tuple[int, int, int]], bool]:
+    """The sockets that processes have mapped.
+
+    Returns:
+        Process, address, and the inode number of the socket of each; and whether it is all:
+        somebody may make it take too long.
+
+    Raises:
+        OSError: the machine is short of something.
+    """
+    fd = os.memfd_create("mapped", os.MFD_CLOEXEC)
+    with closing_fd(fd):
+        complete = False
+        with suppress(TimeoutError), _child("maps", fd) as child:
+            complete = _ready(child, _START_SECONDS)
+        found = os.pread(fd, os.fstat(fd).st_size, 0)
+    whole = len(found) - len(found) % MAPPING.size
+    return list(MAPPING.iter_unpack(found[:whole])), complete
 
 
 @contextmanager

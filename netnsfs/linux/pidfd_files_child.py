@@ -2,11 +2,14 @@
 
     pidfd_files_child.py tell            of many files: the namespace of each
     pidfd_files_child.py fetch TASK FD   of one: a descriptor of its namespace
+    pidfd_files_child.py maps            the sockets that processes have mapped
 
-Its standard input is the memory with the records of the many, or a socket for the descriptor.
+Its standard input is the memory with the records of the many, a socket for the descriptor, or a
+file for the records of the mappings.
 
 A copy of a foreign descriptor may be of anything by the time it is made, and closing it may
-take as long as somebody likes. So it tells what it has learnt before it closes a copy.
+take as long as somebody likes. So it tells what it has learnt before it closes a copy. To read
+what a process has mapped may take as long as well: the kernel locks its memory meanwhile.
 """
 
 import array
@@ -15,6 +18,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import socket
 import stat
 import struct
@@ -24,6 +28,11 @@ HEAD = struct.Struct("=II")
 """Before the records: how many there are, and how many have been looked at."""
 RECORD = struct.Struct("=III")
 """Task, descriptor, and the inode number of its namespace: 0 if it has none."""
+MAPPING = struct.Struct("=IQQ")
+"""Process, address, and the inode number of the socket."""
+
+# A line of /proc/PID/maps: the address, and, at the end, what is mapped.
+_SOCKET_LINE = re.compile(rb"^([0-9a-f]+)-.* socket:\[(\d+)\]$", re.MULTILINE)
 
 _SYS_PIDFD_OPEN = 434
 _SYS_PIDFD_GETFD = 438
@@ -44,6 +53,8 @@ _length_pointer = ctypes.byref(_length)
 def main(what: str, *arguments: str) -> None:
     if what == "fetch":
         _fetch(*map(int, arguments))
+    elif what == "maps":
+        _list_mapped()
     else:
         _tell(mmap.mmap(0, 0))
 
@@ -78,6 +89,17 @@ def _tell(memory: mmap.mmap) -> None:
         # Last, because this close may hang: the answer stands by now, and the file is counted.
         if copy >= 0:
             os.close(copy)
+
+
+def _list_mapped() -> None:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                found = _SOCKET_LINE.findall(file.read())
+        except OSError:
+            continue
+        for address, inode in found:
+            os.write(0, MAPPING.pack(int(pid), int(address, 16), int(inode)))
 
 
 def _open_task(task: int) -> int:

@@ -15,6 +15,7 @@ _CAPABILITY_HEADER = struct.Struct("=Ii")
 _CAPABILITIES = struct.Struct("=6I")
 # kcmp(2) has another number on each architecture. Without one, the tables count as shared.
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
+_KCMP_FILE = 0
 _KCMP_FILES = 2
 _PR_SET_NAME = 15
 # Not every C library has it.
@@ -60,6 +61,12 @@ def share_descriptors(task: int, other: int) -> bool:
     """Whether two tasks have one descriptor table, or that cannot be found out (kcmp(2))."""
     number = _SYS_KCMP.get(os.uname().machine)
     return not number or libc.syscall(number, task, other, _KCMP_FILES, 0, 0) <= 0
+
+
+def are_one_file(task: int, fd: int, other: int) -> bool:
+    """Whether two descriptors of a task are of one open file, if that can be found out."""
+    number = _SYS_KCMP.get(os.uname().machine)
+    return bool(number) and not libc.syscall(number, task, task, _KCMP_FILE, fd, other)
 
 
 def only_interrupt(number: int) -> None:

@@ -43,6 +43,9 @@ VETH_INFO_PEER = 1
 # linux/if_addr.h
 IFA_ADDRESS = 1
 IFA_LOCAL = 2
+IFA_F_OPTIMISTIC = 0x04
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
 # linux/if.h, linux/if_arp.h
 IFF_UP = 1
 ARPHRD_LOOPBACK = 772

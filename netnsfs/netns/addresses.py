@@ -5,8 +5,10 @@ looked up before and after; if it is another's by then, the change is taken back
 """
 
 import errno
+import re
 import socket
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple
 
 from netnsfs.jobs import commit
@@ -14,6 +16,9 @@ from netnsfs.linux.netlink import NLM_F_CREATE, NLM_F_EXCL, RouteSocket, attribu
 from netnsfs.linux.rtnetlink import (
     ADDRESS_BITS,
     IFA_ADDRESS,
+    IFA_F_DADFAILED,
+    IFA_F_OPTIMISTIC,
+    IFA_F_TENTATIVE,
     IFA_LOCAL,
     IFADDRMSG,
     RT_SCOPE_HOST,
@@ -24,6 +29,9 @@ from netnsfs.linux.rtnetlink import (
 from netnsfs.netns.interfaces import require_same, rtnetlink
 
 _OF_ADDRESS = frozenset({IFA_ADDRESS, IFA_LOCAL})
+_SIGNS = (b"+", b"-")
+_TENTATIVE, _DADFAILED = _STATES = (b"tentative", b"dadfailed")
+_PREFIX_OF_WORD = re.compile(rb"[+-]([0-9A-Fa-f:.]*)(?:/([0-9]{0,3}))?")
 _EXPECTED = "expected +ADDRESS/LENGTH or -ADDRESS/LENGTH, several with blanks between"
 
 
@@ -37,6 +45,7 @@ class Address(NamedTuple):
         ifindex: of the interface.
         message: as the kernel tells it, which makes the same address again; empty for one that
             is not there yet.
+        flags: IFA_F_*, see linux/if_addr.h.
     """
 
     family: int
@@ -44,11 +53,30 @@ class Address(NamedTuple):
     length: int
     ifindex: int = 0
     message: bytes = b""
+    flags: int = 0
 
     @property
     def text(self) -> bytes:
         """ADDRESS/LENGTH."""
         return f"{socket.inet_ntop(self.family, self.packed)}/{self.length}".encode()
+
+    @property
+    def state(self) -> bytes:
+        """Why nobody can bind to it: a word of ip-address(8); nothing if that is possible.
+
+        An address of IPv6 is tentative until no other host has answered for it (duplicate
+        address detection, RFC 4862).
+        """
+        if self.flags & IFA_F_DADFAILED:
+            return _DADFAILED
+        if self.flags & (IFA_F_TENTATIVE | IFA_F_OPTIMISTIC) == IFA_F_TENTATIVE:
+            return _TENTATIVE
+        return b""
+
+    @property
+    def line(self) -> bytes:
+        """ADDRESS/LENGTH, and its state if there is something to say."""
+        return b" ".join([self.text, self.state]).rstrip()
 
     @property
     def network(self) -> tuple[int, int, int]:
@@ -69,11 +97,11 @@ def list_addresses(route: RouteSocket, index: int = 0) -> list[Address]:
 
 
 def _address(body: bytes) -> Address:
-    family, length, _, _, index = IFADDRMSG.unpack_from(body)
+    family, length, flags, _, index = IFADDRMSG.unpack_from(body)
     told = attributes(body, IFADDRMSG.size, _OF_ADDRESS)
     # Of a point-to-point connection, IFA_ADDRESS is the other end.
     packed = told.get(IFA_LOCAL) or told.get(IFA_ADDRESS, b"")
-    return Address(family, packed, length, index, body)
+    return Address(family, packed, length, index, body, flags)
 
 
 def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
@@ -87,14 +115,20 @@ def change_addresses(fd: int, name: bytes, index: int, command: bytes) -> None:
         fd: a descriptor of the namespace.
         name: of the interface.
         index: of the interface.
-        command: +ADDRESS/LENGTH or -ADDRESS/LENGTH, several with blanks between.
+        command: +ADDRESS/LENGTH or -ADDRESS/LENGTH, several with blanks between. A state
+            behind one, as it is shown, means nothing.
 
     Raises:
         OSError: EINVAL for what is no such command, EEXIST or EADDRNOTAVAIL for an address
             that is there or not there, ENODEV if the interface of that index has not that
             name any more, else the kernel's answer.
     """
-    wanted = [_asked(word) for word in command.split()]
+    words = command.split()
+    wanted = [
+        _asked(word)
+        for before, word in pairwise([b"", *words])
+        if before[:1] not in _SIGNS or word not in _STATES
+    ]
     if not wanted:
         raise OSError(errno.EINVAL, _EXPECTED)
     with rtnetlink(fd) as route:
@@ -128,10 +162,23 @@ def _asked(word: bytes) -> tuple[bool, Address]:
     except (OSError, ValueError):
         packed = b""
     digits = length.isdigit() and len(length) <= 3
-    if word[:1] not in (b"+", b"-") or not packed or not digits or int(length) > most:
+    if word[:1] not in _SIGNS or not packed or not digits or int(length) > most:
         shown = word.decode("ascii", "backslashreplace")
         raise OSError(errno.EINVAL, f"{_EXPECTED}, not {shown[:60]}")
     return word[:1] == b"+", Address(family, packed, int(length))
+
+
+def is_unfinished(text: bytes) -> bool:
+    """Whether more can follow what was written to `addresses`."""
+    words = text.split()
+    if len(words) > 1 and any(state.startswith(words[-1]) for state in _STATES):
+        return words[-1] not in _STATES
+    found = _PREFIX_OF_WORD.fullmatch(words[-1]) if words else None
+    if found is None:
+        return not words
+    address, length = found.groups()
+    most = ADDRESS_BITS[socket.AF_INET6 if b":" in address else socket.AF_INET]
+    return not length or (len(length) < 3 and int(length) * 10 <= most)
 
 
 def _outcome(

@@ -7,12 +7,13 @@ change from hitting an interface that was not meant:
 1. What a request can say by name alone, it says by name: the kernel finds the interface and
    changes it under one lock.
 2. What goes by index compares the name before and after; if it is another's by then, the
-   change is taken back (`addresses`).
+   change is taken back (`addresses`, `set_master`).
 3. A move that gives another name is by index too. The kernel tells under which name the
    interface has left; if that was not the one meant, it goes back.
 """
 
 import errno
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,10 +31,12 @@ from netnsfs.linux.netlink import (
 from netnsfs.linux.rtnetlink import (
     IFF_UP,
     IFINFOMSG,
+    IFLA_ADDRESS,
     IFLA_IFNAME,
     IFLA_INFO_DATA,
     IFLA_INFO_KIND,
     IFLA_LINKINFO,
+    IFLA_MASTER,
     IFLA_NET_NS_FD,
     IFLA_NEW_NETNSID,
     RTM_DELLINK,
@@ -54,6 +57,9 @@ from netnsfs.netns.interfaces import (
     rtnetlink,
 )
 
+_ADDRESS = re.compile(rb"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2})*")
+_PREFIX_OF_ADDRESS = re.compile(rb"[0-9A-Fa-f:]*")
+
 
 def set_up(fd: int, name: bytes, index: int, up: bool) -> None:
     """Set an interface up or down.
@@ -67,6 +73,106 @@ def set_up(fd: int, name: bytes, index: int, up: bool) -> None:
         # The last number says which flags are meant, so that the others stay as they are.
         header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, IFF_UP if up else 0, IFF_UP)
         route.change(RTM_SETLINK, header + named(name))
+
+
+def set_address(fd: int, name: bytes, index: int, text: bytes) -> None:
+    """Give an interface another hardware address.
+
+    Args:
+        fd: a descriptor of the namespace.
+        name: of the interface.
+        index: of the interface.
+        text: two hexadecimal digits for each byte, with colons between.
+
+    Raises:
+        OSError: EINVAL for an address of another kind, ENODEV if the interface of that index
+            has not that name any more, else the kernel's answer.
+    """
+    with rtnetlink(fd) as route:
+        length = len(require_same(route, name, index).address)
+        address = _parse_address(text, length)
+        commit()
+        header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+        route.change(RTM_SETLINK, header + named(name) + attribute(IFLA_ADDRESS, address))
+
+
+def _parse_address(text: bytes, length: int) -> bytes:
+    # Of a longer address, the kernel would take the beginning.
+    if _ADDRESS.fullmatch(text.strip()):
+        address = bytes.fromhex(text.decode().replace(":", ""))
+        if len(address) == length:
+            return address
+    raise OSError(errno.EINVAL, f"expected a hardware address of {length} bytes")
+
+
+def is_unfinished_address(text: bytes) -> bool:
+    """Whether more can follow what was written to `address`."""
+    # Ethernet's are the shortest ones that are written in practice.
+    word = text.lstrip()
+    return len(word) < len("00:00:00:00:00:00") and bool(_PREFIX_OF_ADDRESS.fullmatch(word))
+
+
+def set_master(fd: int, name: bytes, index: int, master: bytes) -> None:
+    """Put an interface into a bridge, or whatever else has ports.
+
+    Args:
+        fd: a descriptor of the namespace.
+        name: of the interface.
+        index: of the interface.
+        master: name of the bridge.
+
+    Raises:
+        OSError: EEXIST if it is in one, ENOENT if there is no such bridge, ENODEV if the
+            interface of that index has not that name any more, else the kernel's answer.
+    """
+    with rtnetlink(fd) as route:
+        if require_same(route, name, index).master:
+            raise FileExistsError(errno.EEXIST, "it has a master already", name)
+        wanted = _find_master(route, master)
+        commit()
+        _change_master(route, index, wanted)
+        try:
+            require_same(route, name, index)
+            require_same(route, master, wanted)
+        except OSError:
+            with suppress(OSError):
+                _change_master(route, index, 0)
+            raise
+
+
+def _find_master(route: RouteSocket, name: bytes) -> int:
+    try:
+        return find_interface(route, name).ifindex
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        raise FileNotFoundError(errno.ENOENT, "there is no such interface", name) from None
+
+
+def leave_master(fd: int, name: bytes, index: int) -> None:
+    """Take an interface out of its bridge.
+
+    Raises:
+        OSError: ENOENT if it is in none, ENODEV if the interface of that index has not that
+            name any more, else the kernel's answer.
+    """
+    with rtnetlink(fd) as route:
+        master = require_same(route, name, index).master
+        if not master:
+            raise FileNotFoundError(errno.ENOENT, "it has no master", name)
+        commit()
+        _change_master(route, index, 0)
+        try:
+            require_same(route, name, index)
+        except OSError:
+            with suppress(OSError):
+                _change_master(route, index, master)
+            raise
+
+
+def _change_master(route: RouteSocket, index: int, master: int) -> None:
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, index, 0, 0)
+    route.change(RTM_SETLINK, header + attribute(IFLA_MASTER, S32.pack(master)))
 
 
 def rename(fd: int, name: bytes, new_name: bytes) -> None:
@@ -97,7 +203,27 @@ def delete(fd: int, name: bytes) -> None:
         find_interface(route, name)
         commit()
         header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-        route.change(RTM_DELLINK, header + named(name))
+        try:
+            route.change(RTM_DELLINK, header + named(name))
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            shown = name.decode(errors="backslashreplace")
+            raise OSError(error.errno, f"{shown} cannot be deleted", name) from None
+
+
+def create_bridge(fd: int, name: bytes) -> None:
+    """Make a bridge, down and without ports.
+
+    Raises:
+        OSError: EEXIST, and as `require_interface_name`.
+    """
+    require_interface_name(name)
+    header = IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    kind = attribute(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, b"bridge"))
+    with rtnetlink(fd) as route:
+        commit()
+        route.change(RTM_NEWLINK, header + named(name) + kind, NLM_F_CREATE | NLM_F_EXCL)
 
 
 def create_veth_pair(fd: int, name: bytes, peer_fd: int, peer_name: bytes) -> None:

@@ -179,14 +179,16 @@ def find_interface(route: RouteSocket, name: bytes) -> Interface:
     return found
 
 
-def require_same(route: RouteSocket, name: bytes, index: int) -> None:
-    """Make sure that a name is still that of the interface with an index.
+def require_same(route: RouteSocket, name: bytes, index: int) -> Interface:
+    """The interface with a name, if it is still the one with an index.
 
     Raises:
         OSError: ENODEV.
     """
-    if find_interface(route, name).ifindex != index:
+    found = find_interface(route, name)
+    if found.ifindex != index:
         raise OSError(errno.ENODEV, "it is another interface by now", name)
+    return found
 
 
 def moved_in(fd: int) -> list[bytes]:

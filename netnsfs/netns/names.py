@@ -323,11 +323,16 @@ class NamedNamespaces:
 
     # Renamed
 
-    def rename(self, old: bytes, new: bytes) -> None:
+    def rename(self, old: bytes, new: bytes, may_retry: bool = True) -> None:
         """Give a namespace a new name instead of an old one; nothing is replaced.
 
         The new name stands before the old one goes, so that a kill in between leaves both.
         A symbolic link is renamed as what it is. The new name belongs to the owner of the old.
+
+        Args:
+            old: the name that goes.
+            new: the name that comes.
+            may_retry: wait for somebody who is making or removing the old name just then.
 
         Raises:
             OSError: ENOENT, also if somebody else removes or renames the old name at the
@@ -343,14 +348,14 @@ class NamedNamespaces:
             # from a shared one (EINVAL). So the new name is bound, and then the old one
             # detached.
             with (
-                linux.closing_fd(self._open_mount_opath(old)) as top,
+                linux.closing_fd(self._open_mount_opath(old, may_retry)) as top,
                 self.owners.owner_locked(old) as placeholder,
             ):
                 self._rename_mount(top, placeholder, old, new)
 
-    def _open_mount_opath(self, name: bytes) -> int:
+    def _open_mount_opath(self, name: bytes, may_retry: bool) -> int:
         """An O_PATH descriptor of the namespace file that is mounted on a name."""
-        for pause in (*_RETRY_DELAYS, None):
+        for pause in (*_RETRY_DELAYS, None) if may_retry else (None,):
             with linux.closing_fd(self.directory.open_opath(name)) as top:
                 if is_of_nsfs(top):
                     return os.dup(top)

@@ -80,6 +80,15 @@ def assign_nsid(fd: int, text: bytes) -> None:
         raise FileExistsError(errno.EEXIST, message) from error
 
 
+def is_unfinished(text: bytes) -> bool:
+    """Whether more can follow what was written to `nsid`."""
+    word = text.lstrip()
+    if word.isdigit():
+        digits = word.lstrip(b"0")
+        return len(digits) <= len(str(_MAX)) and int(digits or b"0") <= _MAX
+    return word != b"auto" and b"auto".startswith(word)
+
+
 def _parse_number(text: bytes) -> int:
     if text == b"auto":
         return _UNASSIGNED

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 
 from netnsfs import linux
 from netnsfs.jobs import commit, may_block
-from netnsfs.netns.rundir import LOCK_SECONDS, RunDirectory
+from netnsfs.limits import LOCK_SECONDS
+from netnsfs.netns.rundir import RunDirectory
 from netnsfs.permissions import CLOSED, Owner
 
 # There is none, or the file system has none.

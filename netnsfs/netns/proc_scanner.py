@@ -14,16 +14,19 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from netnsfs import linux
-from netnsfs.jobs import may_block
+from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
 from netnsfs.netns.nsfs import nsfs_device, number_in, reopen
 from netnsfs.netns.scanner import (
+    MAPPING,
     NAMESPACE_FILE,
     SOCKET,
     TUN,
     Descriptor,
+    Omitted,
     Task,
     daemon_namespace,
     without_visitors,
@@ -37,6 +40,9 @@ _MAX_LISTINGS = 3
 _TUN_DEVICE = 10, 200
 # How the links of open files begin that hold none (fs/pipe.c, fs/anon_inodes.c).
 _WITHOUT_NAMESPACE = (b"pipe:[", b"anon_inode:")
+
+# Of sockets that can be mapped: the table, and which field is the inode number. None of AF_XDP.
+_SOCKET_TABLES = {b"packet": 8, b"tcp": 9, b"tcp6": 9}
 
 _Shared = dict[bytes, list[Descriptor]]
 
@@ -118,7 +124,12 @@ class ProcScanner:
                     else:
                         yield int(tid), number_in(link)
 
-    def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterator[Descriptor]:
+    def namespace_mounts(self, inode: int = 0, without: Collection[int] = ()) -> None:
+        """See `Scanner.namespace_mounts`: it cannot tell."""
+
+    def descriptors(
+        self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
+    ) -> Iterator[Descriptor]:
         """See `Scanner.descriptors`. What a child process has to look at comes last."""
         # Who has which socket: a socket with a thousand descriptors is looked at once.
         shared: _Shared = {}
@@ -136,6 +147,48 @@ class ProcScanner:
         for found in _sockets(list(shared.values()), inode):
             if found.inode not in without:
                 yield found
+
+    def mappings(
+        self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
+    ) -> Iterator[Descriptor]:
+        """See `Scanner.mappings`.
+
+        /proc tells the socket but not its namespace. So a namespace is asked for its sockets,
+        and none is found by them.
+        """
+        if not inode:
+            return
+        mapped, complete = linux.mapped_sockets()
+        if not complete and omitted is not None:
+            omitted[b"mappings"] += 1
+        inside = self._sockets_inside(inode) if mapped else set()
+        last = None
+        for pid, address, number in mapped:
+            if number in inside and (pid, number) != last:
+                yield Descriptor(MAPPING, pid, address, inode)
+            last = pid, number
+
+    def namespace_of_socket(self, number: int) -> int:
+        """See `Scanner.namespace_of_socket`. A child process looks at it (`pidfd_files`)."""
+        wanted = b"socket:[%d]" % number
+        with linux.closing_fd(os.open(b"/proc", os.O_PATH | os.O_CLOEXEC)) as proc:
+            for pid, threads in self._processes(proc):
+                for task in _tables(int(pid), threads):
+                    for fd in _descriptors_with_link(task, wanted):
+                        [found] = linux.namespaces_of_files([(task, fd)])
+                        if found:
+                            return found
+        return 0
+
+    def _sockets_inside(self, inode: int) -> set[int]:
+        """The inode numbers of those sockets of a namespace that can be mapped and listed."""
+        for _, tid, _ in self.tasks(inode):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                return _listed_sockets(b"/proc/%d/net/" % tid)
+        for found, path in linux.namespace_mounts(b"self"):
+            if found == inode:
+                return on_own_thread(_sockets_at, path)
+        return set()
 
 
 def _threads(pid: bytes, proc: int) -> list[bytes]:
@@ -161,10 +214,14 @@ def _tables(pid: int, threads: list[bytes]) -> Iterator[int]:
 def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
     """The namespace files that a task has open. What else may hold one is noted in `shared`."""
     path = b"/proc/%d/fd" % task
+    last = b"", 0
     with linux.closing_fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as directory:
         for number in os.listdir(path):
             try:
                 link = _link_of(number, directory)
+                (before, fd), last = last, (link, int(number))
+                if link == before and _is_repeated(task, fd, int(number), link):
+                    continue
                 if link.startswith(b"socket:["):
                     held = Descriptor(SOCKET, task, int(number), 0)
                     shared.setdefault(link, []).append(held)
@@ -172,6 +229,44 @@ def _open_files(task: int, inode: int, shared: _Shared) -> Iterator[Descriptor]:
                     yield from _named_file(task, number, directory, inode, shared)
             except OSError as error:
                 linux.reraise_if_resource(error)
+
+
+def _is_repeated(task: int, fd: int, other: int, link: bytes) -> bool:
+    """Whether two descriptors with one link are of one open file. A socket has no other."""
+    if link.startswith(b"socket:["):
+        return True
+    return not link.startswith(_WITHOUT_NAMESPACE) and linux.are_one_file(task, fd, other)
+
+
+def _sockets_at(path: bytes) -> set[int]:
+    with (
+        linux.closing_fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd,
+        restoring_namespace(),
+    ):
+        linux.setns(fd, linux.CLONE_NEWNET)
+        return _listed_sockets(b"/proc/thread-self/net/")
+
+
+def _listed_sockets(directory: bytes) -> set[int]:
+    found: set[int] = set()
+    for table, column in _SOCKET_TABLES.items():
+        # Not every kernel has each.
+        with suppress(FileNotFoundError), open(directory + table, "rb") as lines:
+            next(lines)
+            found.update(int(line.split()[column]) for line in lines)
+    return found
+
+
+def _descriptors_with_link(task: int, wanted: bytes) -> Iterator[int]:
+    path = b"/proc/%d/fd" % task
+    try:
+        with linux.closing_fd(os.open(path, os.O_PATH | os.O_CLOEXEC)) as directory:
+            for number in os.listdir(path):
+                with suppress(FileNotFoundError):
+                    if _link_of(number, directory) == wanted:
+                        yield int(number)
+    except OSError as error:
+        linux.reraise_if_resource(error)
 
 
 def _link_of(number: bytes, directory: int) -> bytes:

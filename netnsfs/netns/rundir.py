@@ -36,12 +36,12 @@ from typing import TypeVar
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_event_loop
+from netnsfs.limits import LOCK_SECONDS
 from netnsfs.netns.nsfs import is_of_nsfs, number_in
 from netnsfs.permissions import Owner
 
 T = TypeVar("T")
 
-LOCK_SECONDS = 5.0
 _WATCH_AGAIN_SECONDS = 1.0
 _MAX_CLONES = 10
 

@@ -4,8 +4,10 @@ There are two ways to make one, with the same answers: `bpf_scanner` and, where 
 not allow that, `proc_scanner`. `tasks` chooses.
 """
 
+import errno
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from netnsfs import linux
@@ -15,9 +17,16 @@ NAMESPACE_FILE = b"fd"
 SOCKET = b"socket"
 TUN = b"tun"
 PROC_FILE = b"file"
+MAPPING = b"map"
 
 Task = tuple[int, int, int]
 """Process, thread, and the inode number of its network namespace."""
+
+MountRecord = tuple[int, int, int]
+"""A mount: its ID, or 0; the inode numbers of the namespace mounted and its mount namespace."""
+
+Omitted = Counter[bytes]
+"""How much of what there is was left out, by its kind."""
 
 
 def daemon_namespace() -> int:
@@ -37,12 +46,12 @@ def without_visitors(tasks: Iterable[Task], original: int) -> Iterator[Task]:
 
 
 class Descriptor(NamedTuple):
-    """An open file that holds a network namespace.
+    """An open or mapped file that holds a network namespace.
 
     Attributes:
-        kind: NAMESPACE_FILE, SOCKET, TUN or PROC_FILE (an open file of /proc/net).
+        kind: NAMESPACE_FILE, SOCKET, TUN, PROC_FILE (an open file of /proc/net) or MAPPING.
         task: whose it is: a process, or a thread with a descriptor table of its own.
-        fd: its number.
+        fd: its number, or the address of the mapping.
         inode: of the namespace.
         id: of the namespace, or 0 if this pass does not tell.
     """
@@ -55,7 +64,9 @@ class Descriptor(NamedTuple):
 
     @property
     def path(self) -> bytes:
-        """Its place in /proc."""
+        """Its place in /proc, which a mapping has none of that could be opened."""
+        if self.kind == MAPPING:
+            return b""
         return b"/proc/%d/fd/%d" % (self.task, self.fd)
 
     def open_namespace(self) -> int:
@@ -70,8 +81,10 @@ class Descriptor(NamedTuple):
             except OSError:
                 # Newer kernels open only namespaces that are active: those with a task, an open
                 # namespace file or a mount. A socket is not enough.
-                if self.kind == PROC_FILE:
+                if self.kind in (PROC_FILE, MAPPING):
                     raise
+        if self.kind == MAPPING:
+            raise OSError(errno.EOPNOTSUPP, "this kernel opens no namespace by its ID")
         return linux.namespace_of_file(self.task, self.fd)
 
 
@@ -88,11 +101,44 @@ class Scanner(Protocol):
     def members(self, inode: int = 0) -> Iterable[Task]:
         """`tasks` without those about to end and, where that can be known, our own threads."""
 
+    def namespace_mounts(
+        self, inode: int = 0, without: Collection[int] = ()
+    ) -> list[MountRecord] | None:
+        """The mounts of files of a network namespace, or a few of each but of some.
+
+        Returns:
+            None if this pass cannot tell.
+        """
+
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """Tasks, and the inode number of the mount namespace that each is in."""
 
-    def descriptors(self, inode: int = 0, without: Container[int] = ()) -> Iterable[Descriptor]:
+    def descriptors(
+        self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
+    ) -> Iterable[Descriptor]:
         """The open files that hold a network namespace, or any but those in `without`.
 
-        That may grow meanwhile.
+        That may grow meanwhile. Of one namespace it is all, but for descriptors of one file
+        that follow each other in a process: of these, the first. Of any, a few of each are
+        enough.
+
+        Args:
+            inode: number of the namespace, or 0 for any.
+            without: numbers of those that are not asked for.
+            omitted: where it is noted how many there were too many to list.
+        """
+
+    def mappings(
+        self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
+    ) -> Iterable[Descriptor]:
+        """The mapped sockets that hold a network namespace. Arguments as for `descriptors`."""
+
+    def namespace_of_socket(self, number: int) -> int:
+        """The inode number of the network namespace of an open socket.
+
+        Args:
+            number: inode number of the socket.
+
+        Returns:
+            0 if no process that can be seen has it open.
         """

@@ -10,7 +10,7 @@ A process that forks must not escape, and no process outside may get a signal. F
    all that are born meanwhile are looked at too: IDs are given in order, and /proc/loadavg
    tells the last one.
 3. Children that a handled signal leaves free to fork again are new each time: it ends after
-   `SECONDS`, whatever comes.
+   `SIGNAL_SECONDS`, whatever comes.
 4. A process whose first thread is elsewhere may be a visitor, as daemons that manage namespaces
    are, this one among them. It is sent the signal if one of its threads stays inside for
    `_VISIT_SECONDS`. This process itself is never sent anything.
@@ -29,11 +29,9 @@ from typing import NamedTuple
 
 from netnsfs import linux
 from netnsfs.jobs import commit, may_block
+from netnsfs.limits import SIGNAL_SECONDS
 from netnsfs.netns import tasks
 from netnsfs.netns.proc_scanner import load
-
-SECONDS = 5.0
-"""How long new processes are looked for."""
 
 _VISIT_SECONDS = 0.5
 # A process has its ID for a moment before it is there. So many may have had theirs then.
@@ -65,6 +63,16 @@ def parse_signal(text: bytes) -> int:
     if found is None:
         raise OSError(errno.EINVAL, "neither the name nor the number of a signal")
     return found
+
+
+def is_unfinished(text: bytes) -> bool:
+    """Whether more can follow what was written to `kill`."""
+    word = text.lstrip().upper().decode("ascii", "replace")
+    if word.isdecimal():
+        return len(word) < 3 and int(word + "0") < signal.NSIG
+    names = [*signal.Signals.__members__]
+    names += [name.removeprefix("SIG") for name in names]
+    return any(name != word and name.startswith(word) for name in names)
 
 
 def send(fd: int, text: bytes, may_signal: Callable[[int], bool] | None) -> None:
@@ -126,7 +134,7 @@ class _Sending:
         # when each thread has been inside in all passes.
         self._visitors: dict[_Process, float] = {}
         self._visits: _Visits = {}
-        self._end = time.monotonic() + SECONDS
+        self._end = time.monotonic() + SIGNAL_SECONDS
         self.handled: dict[_Process, bool] = {}
 
     def run(self) -> None:

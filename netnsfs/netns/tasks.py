@@ -34,18 +34,15 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns import nsfs
 from netnsfs.netns.bpf_scanner import BpfScanner
+from netnsfs.netns.mount_holders import find_mounts
 from netnsfs.netns.proc_scanner import ProcScanner, load, numbers_in
-from netnsfs.netns.scanner import NAMESPACE_FILE, Descriptor, Scanner
+from netnsfs.netns.scanner import MAPPING, NAMESPACE_FILE, Descriptor, Omitted, Scanner
 
 # PID_MAX_LIMIT is 4,194,304 (linux/threads.h).
 _PID_DIGITS = 7
 _TASKS_AHEAD = 512
-# A path of PATH_MAX for each of the hierarchies that there can be.
-_CGROUP_TEXT = 1 << 17
-# Of a mount namespace in which all tasks are chrooted, how many of their roots are looked at.
-_MAX_ROOTS = 8
 # In the order in which they are listed: first what most likely stays (see `holders_of`).
-_KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file")
+_KINDS = (b"task", b"thread", b"fd", b"mount", b"socket", b"tun", b"file", MAPPING)
 
 log = logging.getLogger(__name__)
 
@@ -134,40 +131,36 @@ def is_busy(inode: int) -> bool:
         return True
 
 
-def counts() -> Counter[int]:
-    """The number of processes with at least one thread in each namespace, by inode number.
+def members_by_namespace() -> dict[int, set[int]]:
+    """The processes with at least one thread in each namespace, by inode number.
 
     Raises:
         WouldBlock: on the event loop's thread.
     """
-    # A process may have several threads in one namespace, and counts once.
-    inside = {(pid, inode) for pid, _, inode in _chosen.scanner().members()}
-    return Counter(inode for _, inode in inside)
+    inside: dict[int, set[int]] = defaultdict(set)
+    for pid, _, inode in _chosen.scanner().members():
+        inside[inode].add(pid)
+    return inside
 
 
-def control_groups(members: Iterable[int]) -> bytes:
-    """The control groups of processes, one path a line, sorted (cgroups(7)).
+def counts() -> Counter[int]:
+    """How many processes that are. Errors as above."""
+    return Counter({inode: len(pids) for inode, pids in members_by_namespace().items()})
 
-    Of each hierarchy: where there are several (cgroup v1), which of them a container, a pod or
-    a unit has groups in is for its maker to say. No path has a second line: the kernel
-    takes no newline in a name.
+
+def namespace_of_socket(number: int) -> int | None:
+    """The inode number of the namespace that an open socket belongs to.
 
     Args:
-        members: process IDs.
+        number: inode number of the socket, as the link in /proc/PID/fd shows it.
+
+    Returns:
+        None if no process that can be seen has it open.
+
+    Raises:
+        WouldBlock: on the event loop's thread.
     """
-    # Most have the same: each text is taken apart once.
-    texts: set[bytes] = set()
-    for pid in members:
-        try:
-            fd = os.open(b"/proc/%d/cgroup" % pid, os.O_RDONLY | os.O_CLOEXEC)
-            with linux.closing_fd(fd):
-                texts.add(os.read(fd, _CGROUP_TEXT))
-        except OSError as error:
-            linux.reraise_if_resource(error)
-    # Hierarchy, controllers, path.
-    lines = (line for text in texts for line in text.split(b"\n") if line)
-    paths = {line.split(b":", 2)[2] for line in lines}
-    return b"".join(path + b"\n" for path in sorted(paths))
+    return _chosen.scanner().namespace_of_socket(number) or None
 
 
 def is_initial(inode: int) -> bool:
@@ -210,11 +203,11 @@ class Holder(NamedTuple):
     Attributes:
         inode: of the namespace.
         line: as shown to the user: `task PID`, `thread PID TID`, `fd PID N`, `socket PID N`,
-            `tun PID N`, `file PID N` (an open file of /proc/net), `mount PATH`. PID is a TID
-            where a thread has a descriptor table of its own. A mount of another mount
-            namespace is shown by a path below /proc/PID/root.
-        path: opening it gives the namespace, but for a socket, tun or file.
-        descriptor: what it is, if it is an open file.
+            `tun PID N`, `file PID N` (an open file of /proc/net), `map PID ADDRESS` (a mapped
+            socket), `mount PATH`. PID is a TID where a thread has a descriptor table of its
+            own. A mount of another mount namespace is shown by a path below /proc/PID/root.
+        path: opening it gives the namespace, but for a socket, tun, file or mapping.
+        descriptor: what it is, if it is an open or mapped file.
     """
 
     inode: int
@@ -258,21 +251,29 @@ def one_of_each(without: Iterable[int]) -> Iterator[Holder]:
         yield holder
 
 
-def iter_holders(inode: int = 0, without: Container[int] = ()) -> Iterator[Holder]:
-    """The holders of a network namespace, or of any: what is found soonest comes first.
+def iter_holders(
+    inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
+) -> Iterator[Holder]:
+    """The holders of a network namespace, or a few of any: what is found soonest comes first.
 
     Args:
         inode: the number of the one, or 0.
         without: the numbers of namespaces whose holders are left out; it may grow meanwhile.
+        omitted: where it is noted what was too much to look at.
 
     Raises:
         WouldBlock: on the event loop's thread.
     """
     scanner = _chosen.scanner()
+    omitted = Omitted() if omitted is None else omitted
     yield from _tasks(scanner, inode, without)
-    yield from (holder for holder in _mounts(scanner, inode) if holder.inode not in without)
-    for found in scanner.descriptors(inode, without):
+    for number, path in find_mounts(scanner, inode, without, omitted):
+        yield Holder(number, b"mount " + _escaped(path), path)
+    for found in scanner.descriptors(inode, without, omitted):
         line = b"%b %d %d" % (found.kind, found.task, found.fd)
+        yield Holder(found.inode, line, found.path, found)
+    for found in scanner.mappings(inode, without, omitted):
+        line = b"%b %d %x" % (found.kind, found.task, found.fd)
         yield Holder(found.inode, line, found.path, found)
 
 
@@ -293,82 +294,29 @@ def _tasks(scanner: Scanner, inode: int, without: Container[int]) -> Iterator[Ho
             yield Holder(found, b"thread %d %d" % (pid, tid), path)
 
 
-def _mounts(scanner: Scanner, inode: int) -> Iterator[Holder]:
-    # The mounts of our own mount namespace have paths that need no /proc/PID/root.
-    own = nsfs.number_in(os.readlink(b"/proc/self/ns/mnt"))
-    yield from _mounts_of(b"self", b"", inode)
-    inside: dict[int, list[int]] = defaultdict(list)
-    for task, mount_namespace in scanner.mount_namespaces():
-        if mount_namespace != own:
-            inside[mount_namespace].append(task)
-    for tasks in inside.values():
-        yield from _mounts_inside(tasks, inode)
-
-
-def _mounts_inside(tasks: list[int], inode: int) -> list[Holder]:
-    """The mounts of a mount namespace that the tasks in it see.
-
-    A chrooted task sees only those below its root. So another one is looked for first. If all
-    are chrooted, a few roots are looked at: a user can have thousands, beside thousands of
-    mounts.
-    """
-    chrooted: dict[bytes, list[int]] = defaultdict(list)
-    for task in tasks:
-        # A task may end at any moment, be closed to us, or have a path that is too long.
-        root = b""
-        try:
-            root = os.readlink(b"/proc/%d/root" % task)
-            if root == b"/":
-                return _mounts_seen_by(task, inode)
-        except OSError as error:
-            linux.reraise_if_resource(error)
-        chrooted[root].append(task)
-    # From an outer one, what is below the inner ones is seen too.
-    roots = sorted(chrooted, key=len)[:_MAX_ROOTS]
-    return [found for root in roots for found in _mounts_seen_by_any(chrooted[root], inode)]
-
-
-def _mounts_seen_by_any(tasks: list[int], inode: int) -> list[Holder]:
-    """What the first of these tasks sees that has not ended."""
-    for task in tasks:
-        try:
-            return _mounts_seen_by(task, inode)
-        except OSError as error:
-            linux.reraise_if_resource(error)
-    return []
-
-
-def _mounts_seen_by(task: int, inode: int) -> list[Holder]:
-    return list(_mounts_of(b"%d" % task, b"/proc/%d/root" % task, inode))
-
-
-def _mounts_of(task: bytes, root: bytes, inode: int) -> Iterator[Holder]:
-    for found, target in linux.namespace_mounts(task):
-        if found == (inode or found):
-            path = root + target
-            yield Holder(found, b"mount " + _escaped(path), path)
-
-
 def _escaped(path: bytes) -> bytes:
     """A path as /proc/PID/mountinfo writes it: one word, and never a second line."""
     return re.sub(rb"[\s\\#]", lambda found: b"\\%03o" % found[0][0], path)
 
 
-def holders_of(inode: int) -> list[Holder]:
+def holders_of(inode: int, omitted: Omitted | None = None) -> list[Holder]:
     """The holders of one namespace: those that most likely stay and can be opened first."""
     # A namespace may be mounted several times at one place.
-    return sorted(set(iter_holders(inode)), key=_order)
+    return sorted(set(iter_holders(inode, omitted=omitted)), key=_order)
 
 
 def _order(holder: Holder) -> tuple[object, ...]:
     kind, _, rest = holder.line.partition(b" ")
-    numbers = [] if kind == b"mount" else [int(number) for number in rest.split()]
+    base = 16 if kind == MAPPING else 10
+    numbers = [] if kind == b"mount" else [int(number, base) for number in rest.split()]
     return _KINDS.index(kind), numbers, rest
 
 
 def listing(inode: int) -> bytes:
-    """The holders of one namespace, one a line."""
-    return b"".join(holder.line + b"\n" for holder in holders_of(inode))
+    """The holders of one namespace, one a line, and how much could not be looked at."""
+    omitted = Omitted()
+    lines = [holder.line + b"\n" for holder in holders_of(inode, omitted)]
+    return b"".join(lines + [b"omitted %b %d\n" % item for item in sorted(omitted.items())])
 
 
 def listing_size() -> int:

@@ -6,8 +6,13 @@ from netnsfs import linux
 from netnsfs.jobs import may_block
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.node import Caller
-from netnsfs.permissions import Owner, Permissions
-from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, require_capability
+from netnsfs.permissions import ROOT, Owner, Permissions
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    require_capability,
+    require_writer,
+)
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import NamespaceRef
 
@@ -50,16 +55,25 @@ class NamespaceAccess:
         """The owner of the namespace."""
         return self.ref.owner() or self.permissions.default_owner()
 
-    def file_attributes(self, mode: int) -> tuple[int, int, int]:
-        """Permission bits, user and group ID that a file shows whose own bits are `mode`."""
-        return self.permissions.file_attributes(mode, self.current_owner())
+    def file_attributes(self, mode: int, delegated: bool = True) -> tuple[int, int, int]:
+        """What a file shows.
+
+        Args:
+            mode: permission bits that it has by itself.
+            delegated: whether an owner of the namespace may write it; else only root.
+
+        Returns:
+            Permission bits, user ID, group ID.
+        """
+        owner = self.current_owner() if delegated else ROOT
+        return self.permissions.file_attributes(mode, owner)
 
     def require_may_open(self, caller: Caller, writes: bool) -> None:
-        """Refuse a caller who may not open a file of a namespace without a name.
+        """Refuse a caller who may not open a file.
 
-        It may be the initial one, which user ID 0 alone does not make writable. And not
-        everybody who is here has come through `unnamed`: a file handle (open_by_handle_at(2))
-        or a current directory that was handed on leads here too.
+        A namespace without a name may be the initial one, which user ID 0 alone does not make
+        writable. And not everybody who is here has come through `unnamed`: a file handle
+        (open_by_handle_at(2)) or a current directory that was handed on leads here too.
 
         Args:
             caller: who.
@@ -69,6 +83,8 @@ class NamespaceAccess:
             OSError: EACCES.
         """
         if self.ref.public:
+            if writes:
+                require_writer(self.current_owner(), caller, self.ref.name)
             return
         may_block()
         require_capability(caller, CAP_DAC_READ_SEARCH, self.ref.name)

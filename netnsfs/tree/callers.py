@@ -5,6 +5,9 @@ See `permissions`, rules 4 and 5.
 
 import errno
 import os
+import select
+import threading
+import time
 from collections.abc import Callable
 
 from netnsfs import linux
@@ -12,6 +15,9 @@ from netnsfs.jobs import may_block
 from netnsfs.node import Caller
 from netnsfs.permissions import Owner
 
+_OPTIONS_SECONDS = 1.0
+
+_CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
 CAP_KILL = 5
 CAP_NET_ADMIN = 12
@@ -81,6 +87,27 @@ def may_write(owner: Owner, caller: Caller) -> bool:
     return bool(owner.write & bit)
 
 
+def require_writer(owner: Owner, caller: Caller, label: bytes) -> None:
+    """Refuse a write, or a change, to a caller who may not make it any more.
+
+    The kernel decides by attributes that it has asked for before. If another caller asked
+    before a chown(2) and hears after it, the kernel drops the later answer, and decides for
+    both by the earlier one (fuse_change_attributes_common(), fs/fuse/inode.c).
+
+    Args:
+        owner: of the namespace, as it is now.
+        caller: who, waiting for an answer.
+        label: what it is about, for the message.
+
+    Raises:
+        OSError: EACCES.
+    """
+    if caller.uid == 0 or may_write(owner, caller):
+        return
+    if not has_capability(caller, _CAP_DAC_OVERRIDE):
+        raise PermissionError(errno.EACCES, "it belongs to somebody else by now", label)
+
+
 def may_search(owner: Owner, caller: Caller) -> bool:
     """Whether a caller, who waits for an answer, may look into a namespace. Errors as above."""
     if has_capability(caller, CAP_DAC_READ_SEARCH):
@@ -91,6 +118,7 @@ def may_search(owner: Owner, caller: Caller) -> bool:
 
 
 def _groups_of(caller: Caller) -> set[int]:
+    may_block()
     # A name of a program need not be UTF-8.
     with open(f"/proc/{caller.pid}/status", "rb") as lines:
         fields = {
@@ -149,7 +177,7 @@ class Viewer:
     def __init__(self, caller: Caller) -> None:
         self.pid, self.uid, self.umask = caller.pid, caller.uid, caller.umask
         # Now: when a listing is read, the caller may be gone, and its number another's.
-        self.sees_all = has_capability(caller, CAP_SYS_PTRACE) or not _proc_hides_tasks()
+        self.sees_all = not proc_hides_tasks() or has_capability(caller, CAP_SYS_PTRACE)
 
     def may_see(self, pid: int) -> bool:
         """Whether it is a process (or thread) that they may know of."""
@@ -159,7 +187,42 @@ class Viewer:
         return _owner_of_task(pid) == self.uid
 
 
-def _proc_hides_tasks() -> bool:
+class _ProcOptions:
+    """Whether /proc shows users only their own processes. For any thread.
+
+    A crowd asks again and again, and there is a line in mountinfo for each name. Another mount
+    namespace can change the options unheard: they are read once a second.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._poll: linux.Poll | None = None
+        self._known: tuple[float, bool] = -_OPTIONS_SECONDS, False
+
+    def hide_tasks(self) -> bool:
+        """Whether it does."""
+        may_block()
+        with self._lock:
+            if self._poll is None:
+                mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                self._poll = linux.Poll((mounts, select.POLLPRI))
+            now, (read_at, hidden) = time.monotonic(), self._known
+            # Asked first: what changes from here on is heard the next time.
+            if self._poll.any_ready() or now - read_at >= _OPTIONS_SECONDS:
+                hidden = _read_hidepid()
+                self._known = now, hidden
+            return hidden
+
+
+_proc_options = _ProcOptions()
+
+
+def proc_hides_tasks() -> bool:
+    """Whether /proc shows users only their own processes (hidepid, proc(5))."""
+    return _proc_options.hide_tasks()
+
+
+def _read_hidepid() -> bool:
     at_proc = [mount for mount in linux.mounts() if mount.target == b"/proc"]
     # The last one covers the others.
     return bool(at_proc) and not _HIDING.isdisjoint(at_proc[-1].options.split(b","))

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from netnsfs import linux
 from netnsfs.jobs import FreshCache, may_block
+from netnsfs.limits import SHARED_TEXTS_PER_USER
 from netnsfs.netns import tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace, namespace_of
@@ -32,8 +33,10 @@ from netnsfs.stats import Stats
 from netnsfs.tree import metrics, topology
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
+    CAP_SYS_PTRACE,
     Viewer,
     has_capability,
+    proc_hides_tasks,
     require_capability,
     require_may_attach,
 )
@@ -41,7 +44,6 @@ from netnsfs.tree.directories import Directories
 from netnsfs.tree.refs import RESERVED, UNNAMED, HolderRef
 
 PID = b"pid"
-_MAX_TEXTS = 16
 LARGEST_INODE = 2**32 - 1
 """The largest inode number that nsfs gives."""
 
@@ -260,6 +262,7 @@ class LastError(File):
     """
 
     key = label = b"last_error"
+    keeps_name = False
 
     def __init__(self, stats: Stats, permissions: Permissions) -> None:
         self._stats = stats
@@ -280,7 +283,9 @@ class SharedText(File):
     """
 
     slow = True
+    keeps_name = False
     links = 1
+    mode = 0o444
 
     def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
         self._names = names
@@ -292,8 +297,8 @@ class SharedText(File):
         self._open: dict[int, WeakSet[Snapshot]] = {}
 
     def getattr_cached(self) -> Attributes:
-        mode, _, _ = self._permissions.file_attributes(0o444, ROOT)
-        size, now = self.size_to_show(lambda: USUAL_SIZE), time.time_ns()
+        mode, _, _ = self._permissions.file_attributes(self.mode, ROOT)
+        size, now = USUAL_SIZE, time.time_ns()
         return Attributes(stat.S_IFREG | mode, size, self.links, now, now, now, attr_timeout=0)
 
     def open(self, flags: int, caller: Caller) -> Handle:
@@ -303,7 +308,7 @@ class SharedText(File):
         sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
         # Weak: what is closed, or never got to its user, counts no longer.
         mine = self._open.setdefault(caller.uid, WeakSet())
-        if caller.uid and len(mine) >= _MAX_TEXTS:
+        if caller.uid and len(mine) >= SHARED_TEXTS_PER_USER:
             raise OSError(errno.EMFILE, "close some of those that are open")
         snapshot = Snapshot(flags, partial(self._current_text, sees_all))
         mine.add(snapshot)
@@ -341,7 +346,26 @@ class Metrics(SharedText):
         self._stats = stats
 
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
-        return metrics.render(self._names, self._stats, shown)
+        # Whoever reads it: what /proc hides from some is told to none.
+        scope = metrics.Scope(shown, processes=not proc_hides_tasks())
+        return metrics.render(self._names, self._stats, scope)
+
+
+class AllMetrics(Metrics):
+    """`.netnsfs/metrics_all`: the same of every namespace, for those who may see all."""
+
+    key = label = b"metrics_all"
+    mode = 0o400
+
+    def open(self, flags: int, caller: Caller) -> Handle:
+        require_capability(caller, CAP_DAC_READ_SEARCH, self.label)
+        if proc_hides_tasks():
+            require_capability(caller, CAP_SYS_PTRACE, self.label)
+        return super().open(flags, caller)
+
+    def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
+        scope = metrics.Scope(unnamed=True)
+        return metrics.render(self._names, self._stats, scope)
 
 
 class Topology(SharedText):

@@ -37,7 +37,7 @@ class Directories:
         known = self._by_name.get(name)
         if known is None or not isinstance(known.ref, NameRef) or known.ref.name != name:
             return None
-        return known if known.ref.is_unchanged() else None
+        return known if known.ref.leads_to(known.namespace) else None
 
     def get_named(self, namespace: Namespace, ref: NameRef) -> NamespaceDirectory:
         """The directory of a namespace that was found under a name."""

@@ -4,7 +4,9 @@ FILES is the table of what is there beside what sysfs shows (`sysfs`). A directo
 one interface, whose identity sysfs tells: when the name is another's, what was held of the
 first answers ENOENT or ENODEV.
 
-Interfaces are moved and renamed by `rename` of `links`, made by `symlink`, deleted by `rmdir`.
+Interfaces are moved and renamed by `rename` of `links`, deleted by `rmdir`, and made by
+`symlink` (a veth pair) and `mkdir` (a bridge). A port is put into a bridge by `symlink` of the
+interface's directory, and taken out by `unlink`.
 The kernel has then decided by mode and owner of the two directories (`permissions`); what it
 cannot know is decided here: a link's target is a text to it, nobody but root takes anything out
 of the initial network namespace, and a namespace without a name is for CAP_NET_ADMIN.
@@ -17,11 +19,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+from netnsfs.commands import ANY_WORDS, CommandSnapshot, Syntax
 from netnsfs.jobs import may_block
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import interface_changes, tasks
+from netnsfs.netns import addresses, interface_changes, tasks
 from netnsfs.netns.addresses import change_addresses, list_addresses
 from netnsfs.netns.interfaces import Interface, Peer, find_interface, find_peer, rtnetlink
 from netnsfs.node import (
@@ -39,17 +42,37 @@ from netnsfs.node import (
 )
 from netnsfs.stats import Stats
 from netnsfs.tree.access import NamespaceAccess
-from netnsfs.tree.callers import CAP_NET_ADMIN, has_capability, may_write
+from netnsfs.tree.callers import (
+    CAP_DAC_READ_SEARCH,
+    CAP_NET_ADMIN,
+    has_capability,
+    may_search,
+    may_write,
+    require_writer,
+)
 from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.refs import RESERVED, UNNAMED
 from netnsfs.tree.sysfs import SysfsMount, SysfsMounts, SysfsView
+from netnsfs.tree.token_bucket import charged
 
 T = TypeVar("T")
 
 LINKS = b"links"
 _PEER = b"peer"
+_MASTER = b"master"
 # An interface may move all the time. After so many tries, the last answer counts.
 _MAX_TRIES = 10
+
+
+class _Anybody(NamedTuple):
+    """A caller of whom nothing is known, and who has no right of their own."""
+
+    pid: int = 0
+    uid: int = -1
+    umask: int = 0
+
+
+_ANYBODY = _Anybody()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +85,19 @@ class InterfaceFileSpec:
         mode: permission bits.
         store: carries out a command, for a descriptor of the namespace, and the name and index
             of the interface.
+        syntax: when a command is whole.
     """
 
     name: bytes
     show: Callable[[RouteSocket, Interface], bytes]
     mode: int = 0o444
     store: Callable[[int, bytes, int, bytes], None] | None = None
+    syntax: Syntax = ANY_WORDS
 
 
 def _addresses(route: RouteSocket, interface: Interface) -> bytes:
     found = list_addresses(route, interface.ifindex)
-    return b"".join(address.text + b"\n" for address in found)
+    return b"".join(address.line + b"\n" for address in found)
 
 
 def _set_up(fd: int, name: bytes, index: int, command: bytes) -> None:
@@ -82,12 +107,24 @@ def _set_up(fd: int, name: bytes, index: int, command: bytes) -> None:
     interface_changes.set_up(fd, name, index, wanted == b"1")
 
 
+_ONE_DIGIT = Syntax(is_unfinished=lambda text: not text.strip())
+_ADDRESSES = Syntax(is_unfinished=addresses.is_unfinished)
+
 FILES = {
     spec.name: spec
     for spec in (
         InterfaceFileSpec(b"kind", lambda _, interface: interface.kind + b"\n"),
-        InterfaceFileSpec(b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up),
-        InterfaceFileSpec(b"addresses", _addresses, 0o644, change_addresses),
+        InterfaceFileSpec(
+            b"up", lambda _, interface: b"%d\n" % interface.up, 0o644, _set_up, _ONE_DIGIT
+        ),
+        InterfaceFileSpec(
+            b"address",
+            lambda _, interface: interface.address.hex(":").encode() + b"\n",
+            0o644,
+            interface_changes.set_address,
+            Syntax(is_unfinished=interface_changes.is_unfinished_address),
+        ),
+        InterfaceFileSpec(b"addresses", _addresses, 0o644, change_addresses, _ADDRESSES),
     )
 }
 
@@ -118,6 +155,8 @@ class LinksDirectory(Directory):
         access: to the namespace.
         context: what is the same in all.
     """
+
+    writable = True
 
     def __init__(self, access: NamespaceAccess, context: LinksContext) -> None:
         self.access = access
@@ -169,21 +208,26 @@ class LinksDirectory(Directory):
         may_block()
         return InterfaceDirectory(self, name, self.sysfs_mount().identity(name))
 
-    def require_net_admin(self, caller: Caller) -> None:
-        """Refuse a change to a caller who may not make it, whatever mode and owner say.
+    def require_may_change(self, caller: Caller) -> None:
+        """Refuse a change to a caller who may not make it.
 
         Raises:
-            OSError: EPERM.
+            OSError: EACCES, EPERM.
         """
-        if not self.access.ref.public and not has_capability(caller, CAP_NET_ADMIN):
-            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", self.access.ref.name)
+        ref = self.access.ref
+        if ref.public:
+            require_writer(self.access.current_owner(), caller, ref.name)
+        elif not has_capability(caller, CAP_NET_ADMIN):
+            raise PermissionError(errno.EPERM, "that takes CAP_NET_ADMIN", ref.name)
 
     def mkdir(self, name: bytes, mode: int, caller: Caller) -> Node:
-        message = "ln -s makes veth pairs; other kinds are made by ip -n"
-        raise PermissionError(errno.EPERM, message, name)
+        self.require_may_change(caller)
+        with self.access.held_open() as fd:
+            interface_changes.create_bridge(fd, name)
+        return self.lookup(name, caller)
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
-        self.require_net_admin(caller)
+        self.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             interface_changes.delete(fd, name)
 
@@ -192,9 +236,11 @@ class LinksDirectory(Directory):
     ) -> None:
         may_block()
         if not isinstance(directory, LinksDirectory):
-            return super().rename(name, directory, new_name, caller)
-        self.require_net_admin(caller)
-        directory.require_net_admin(caller)
+            # `mv a/links/x b/links/x`, where that exists, means b/links/x/x.
+            message = "an interface is moved to a new name in links, not into it: see mv -T"
+            raise PermissionError(errno.EPERM, message, name)
+        self.require_may_change(caller)
+        directory.require_may_change(caller)
         with _absent_is_enoent(), self.access.held_open() as fd:
             # Two directories may be of one namespace, by two names.
             if directory.access.namespace.id == self.access.namespace.id:
@@ -212,22 +258,26 @@ class LinksDirectory(Directory):
 
     def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         may_block()
-        path, other_name = self._parse_target(target)
+        path, other_name = self.parse_target(target)
         other = self.context.resolve(path, caller)
         # The kernel has checked the directory of the link. To it, the target is a text.
         if not may_write(other.current_owner(), caller):
             message = "the other end would be in a namespace that is not the caller's"
             raise PermissionError(errno.EACCES, message, target)
         for end in (self, LinksDirectory(other, self.context)):
-            end.require_net_admin(caller)
+            end.require_may_change(caller)
         with self.access.held_open() as fd, other.held_open() as other_fd:
             interface_changes.create_veth_pair(fd, name, other_fd, other_name)
         return OneTimeLink(target)
 
-    def _parse_target(self, target: bytes) -> tuple[Sequence[bytes], bytes]:
+    def parse_target(self, target: bytes, below: bytes = b"") -> tuple[Sequence[bytes], bytes]:
         """The namespace that a path leads to, below the mount point, and an interface's name.
 
         No path is walked: it may lead to nothing, or where its maker may not go.
+
+        Args:
+            target: the path, as the text of a link.
+            below: the directory here that the link is in.
 
         Raises:
             OSError: EINVAL if it is no path of an interface below the mount point.
@@ -236,7 +286,7 @@ class LinksDirectory(Directory):
         # Only a path that goes up is meant from the link, as those of symbolic links are.
         here = self.context.mount_point
         if target.startswith(b".."):
-            here = os.path.join(here, own_path(self.access), LINKS)
+            here = os.path.join(here, own_path(self.access), LINKS, below)
         path = os.path.relpath(
             os.path.normpath(os.path.join(here, target)), self.context.mount_point
         )
@@ -306,7 +356,8 @@ class InterfaceDirectory(Directory):
         return self._directory.interface_attributes()
 
     def readdir(self) -> list[bytes]:
-        names = [*FILES, *self._sysfs.readdir()]
+        # Some of the files take the place of what sysfs has.
+        names = [*dict.fromkeys([*FILES, *self._sysfs.readdir()])]
         is_veth = self.inspect_interface(lambda _, found: found.kind == b"veth")
         return [*names, _PEER] if is_veth else names
 
@@ -316,9 +367,47 @@ class InterfaceDirectory(Directory):
             return InterfaceFile(self, FILES[name])
         if name == _PEER:
             # To the other end of a veth.
-            text = self.inspect_interface(self._peer_text)
-            return FixedLink((self.key, _PEER, text), text)
+            return self._make_peer_link(caller)
         return self._sysfs.find_node(name)
+
+    def lookup_listed(self, name: bytes, caller: Caller) -> Node:
+        # By now the caller may be gone, and its process ID another's.
+        return self._make_peer_link(_ANYBODY) if name == _PEER else self.lookup(name, caller)
+
+    def _make_peer_link(self, caller: Caller) -> Node:
+        text = self.inspect_interface(partial(self._peer_text, caller))
+        # The text tells one node from another: not everybody gets the same.
+        return FixedLink((self.key, _PEER, text), text)
+
+    def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        if name != _MASTER:
+            return super().symlink(name, target, caller)
+        may_block()
+        self._directory.require_may_change(caller)
+        master = self._master_of_target(target, caller)
+        with _absent_is_enoent(), self.access.held_open() as fd:
+            interface_changes.set_master(fd, self._name, self._index(), master)
+        return OneTimeLink(target)
+
+    def _master_of_target(self, target: bytes, caller: Caller) -> bytes:
+        # `ln -s br0 links/p1/master` means the one beside p1.
+        if b"/" not in target:
+            return target
+        path, name = self._directory.parse_target(target, self._name)
+        other = self._directory.context.resolve(path, caller)
+        if other.namespace.id != self.access.namespace.id:
+            message = "a master is in the namespace of its ports"
+            raise OSError(errno.EINVAL, message, target)
+        return name
+
+    def unlink(self, name: bytes, caller: Caller) -> None:
+        if name != _MASTER:
+            return super().unlink(name, caller)
+        may_block()
+        self._directory.require_may_change(caller)
+        with _absent_is_enoent(), self.access.held_open() as fd:
+            interface_changes.leave_master(fd, self._name, self._index())
+        return None
 
     def require_present(self) -> None:
         self._sysfs.current_mount()
@@ -360,8 +449,8 @@ class InterfaceDirectory(Directory):
         mode, uid, gid = self.access.file_attributes(mode)
         return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
 
-    def _peer_text(self, route: RouteSocket, found: Interface) -> bytes:
-        """The text of `peer`."""
+    def _peer_text(self, caller: Caller, route: RouteSocket, found: Interface) -> bytes:
+        """The text of `peer`, for somebody."""
         for _ in range(_MAX_TRIES):
             peer = find_peer(route, self._name)
             path = self._namespace_path(route, peer)
@@ -373,9 +462,21 @@ class InterfaceDirectory(Directory):
             error = OSError(errno.ENOENT, "the daemon cannot see the other end's namespace")
             self._directory.context.stats.remember_refusal("readlink", self._name, error)
         own = own_path(self.access)
-        name = peer.name or b"unknown"
+        # What is in a namespace that is closed to the caller is nothing to be told of.
+        name = peer.name if path == own or self._may_look_into(path, caller) else b""
+        name = name or b"unknown"
         # Up from the interface, from `links`, and from each part of the namespace's path.
         return b"../" * (own.count(b"/") + 3) + b"/".join((path, LINKS, name))
+
+    def _may_look_into(self, path: bytes, caller: Caller) -> bool:
+        parts = path.split(b"/")
+        if parts[0] == RESERVED:
+            return has_capability(caller, CAP_DAC_READ_SEARCH)
+        try:
+            owner = self._directory.context.resolve(parts, caller).current_owner()
+            return owner.mode & 0o111 == 0o111 or may_search(owner, caller)
+        except FileNotFoundError:
+            return False
 
     def _namespace_path(self, route: RouteSocket, peer: Peer) -> bytes | None:
         if peer.nsid is None:
@@ -395,13 +496,15 @@ class InterfaceFile(File):
         self.writable = spec.store is not None
 
     def getattr_cached(self) -> Attributes:
-        size = self.size_to_show(lambda: USUAL_SIZE)
-        return self._directory.file_attributes(self._spec.mode, size)
+        return self._directory.file_attributes(self._spec.mode, USUAL_SIZE)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         may_block()
         writes = self.writable and opened_for_writing(flags)
         self._directory.access.require_may_open(caller, writes)
         take = partial(self._directory.inspect_interface, self._spec.show)
-        run = partial(self._directory.run_command, self._spec) if self.writable else None
-        return Snapshot(flags, take, self._directory.require_present, run)
+        if not writes:
+            return Snapshot(flags, take, self._directory.require_present)
+        run = charged(caller.uid, partial(self._directory.run_command, self._spec))
+        check = self._directory.require_present
+        return CommandSnapshot(flags, take, check, run, self._spec.syntax)

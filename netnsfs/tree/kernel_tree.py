@@ -65,12 +65,18 @@ class KernelTree(ABC):
         """Whether a file that has that mode in the kernel's tree can be written here."""
 
     @abstractmethod
-    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+    def is_delegated(self, path: bytes) -> bool:
+        """Whether an owner of the namespace may write a file: see `delegation`."""
+
+    @abstractmethod
+    def open(self, path: bytes, flags: int, caller: Caller) -> OpenKernelFile:
         """Open a file."""
 
 
 class KernelDirectory(Directory):
     """A directory of the kernel's."""
+
+    no_new_file = "the kernel has no such file"
 
     def __init__(self, tree: KernelTree, path: bytes, mode: int) -> None:
         self.key = (tree.key, path)
@@ -113,9 +119,9 @@ class KernelFile(File):
 
     def getattr_cached(self) -> Attributes:
         bits = stat.S_IMODE(self._mode) & (0o777 if self.writable else 0o555)
-        mode, uid, gid = self._tree.access.file_attributes(bits)
-        size = self.size_to_show(lambda: USUAL_SIZE)
-        return Attributes(stat.S_IFREG | mode, size, attr_timeout=0, uid=uid, gid=gid)
+        delegated = self._tree.is_delegated(self._path)
+        mode, uid, gid = self._tree.access.file_attributes(bits, delegated)
+        return Attributes(stat.S_IFREG | mode, USUAL_SIZE, attr_timeout=0, uid=uid, gid=gid)
 
     def open(self, flags: int, caller: Caller) -> Handle:
         if not self.writable:
@@ -123,6 +129,6 @@ class KernelFile(File):
         access = self._tree.access
         access.require_may_open(caller, opened_for_writing(flags))
         since = access.opened.rounds
-        handle = self._tree.open(self._path, flags)
+        handle = self._tree.open(self._path, flags, caller)
         access.opened.add(handle, since)
         return handle

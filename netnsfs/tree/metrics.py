@@ -1,4 +1,8 @@
-"""Counters of every named namespace, in the Prometheus text format.
+"""Counters of every namespace, or of every one with a name, in the Prometheus text format.
+
+The label `netns` is the name of a namespace, or the path of its directory if it has none.
+(Kubernetes has a label `namespace` of its own.) `netnsfs_namespace_info` tells which namespace
+that is, and the control group that its members have in common, to join on.
 
 One pass over the processes of the machine counts the members of all namespaces, and one
 thread goes from namespace to namespace, asks for its interfaces and reads a few small files.
@@ -13,7 +17,8 @@ a backslash of a name is doubled, so that no two names look the same.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from io import BytesIO
@@ -22,10 +27,13 @@ from typing import NamedTuple
 from netnsfs import linux
 from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import interfaces, tasks
+from netnsfs.netns import control_groups, interfaces, tasks
 from netnsfs.netns.names import NamedNamespaces
+from netnsfs.netns.nsfs import namespace_of
+from netnsfs.netns.sources import Source, each_source
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
+from netnsfs.tree.refs import RESERVED, UNNAMED
 
 # /proc/net is that of the first thread, which never leaves the daemon's namespace.
 _SOCKETS = b"/proc/thread-self/net/sockstat"
@@ -82,6 +90,7 @@ class Reading(NamedTuple):
     Attributes:
         label: its name, as a label.
         inode: number of the namespace.
+        id: its ID.
         sockets: open sockets of all kinds.
         protocols: sockets in use, by protocol; those of IPv6 count as those of IPv4.
         states: the labels of each interface, and its state.
@@ -91,6 +100,7 @@ class Reading(NamedTuple):
 
     label: str
     inode: int
+    id: int
     sockets: int
     protocols: dict[str, int]
     states: list[tuple[str, interfaces.State]]
@@ -98,15 +108,28 @@ class Reading(NamedTuple):
     connections: int | None
 
 
-def render(
-    names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None
-) -> bytes:
-    """The counters of all namespaces, and of the file system itself.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is in a text of counters.
+
+    Attributes:
+        shown: whether a name is; None for all.
+        unnamed: whether namespaces without a name are.
+        processes: whether what the reader may not see of processes is: their control groups.
+    """
+
+    shown: Callable[[bytes], bool] | None = None
+    unnamed: bool = False
+    processes: bool = True
+
+
+def render(names: NamedNamespaces, stats: Stats, scope: Scope) -> bytes:
+    """The counters of namespaces, and of the file system itself.
 
     Args:
         names: the run directory.
         stats: the file system's own counts.
-        shown: whether a namespace is; None for all.
+        scope: which namespaces.
 
     Raises:
         OSError: the machine lacks what it takes to look.
@@ -115,7 +138,7 @@ def render(
     # The text of thousands of namespaces takes megabytes: it is there once, and not in pieces
     # besides.
     text = BytesIO()
-    for family in _all_families(names, stats, shown):
+    for family in _all_families(names, stats, scope):
         text.write("".join(_lines(family)).encode())
     return text.getvalue()
 
@@ -146,23 +169,13 @@ def _label(name: str, value: str) -> str:
     return f'{name}="{escaped}"'
 
 
-def _all_families(
-    names: NamedNamespaces, stats: Stats, shown: Callable[[bytes], bool] | None
-) -> Iterator[Family]:
+def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
-    seen = listed if shown is None else filter(shown, listed)
-    found = each_on_own_thread(partial(_read_namespace, names), seen)
-    readings = [reading for reading in found if reading]
+    readings = _all_readings(names, listed, scope)
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
     yield from _spare_families(names.spares)
-    inside = tasks.counts()
-    yield Family(
-        "gauge",
-        "netnsfs_member_processes",
-        "Processes with at least one thread in the namespace.",
-        [(reading.label, inside[reading.inode]) for reading in readings],
-    )
+    yield from _member_families(readings, scope)
     yield Family(
         "gauge",
         "netnsfs_sockets_used",
@@ -196,6 +209,60 @@ def _all_families(
         ],
     )
     yield from _device_families(readings)
+
+
+def _all_readings(
+    names: NamedNamespaces, listed: Sequence[bytes], scope: Scope
+) -> list[Reading]:
+    seen = listed if scope.shown is None else filter(scope.shown, listed)
+    found = each_on_own_thread(partial(_read_namespace, names), seen)
+    readings = [reading for reading in found if reading]
+    if not scope.unnamed:
+        return readings
+    named = {reading.inode for reading in readings}
+    others = (
+        source
+        for source in each_source(names, RESERVED)
+        if source.name is None and source.inode not in named
+    )
+    found = each_on_own_thread(_read_unnamed, others)
+    return [*readings, *(reading for reading in found if reading)]
+
+
+def _member_families(readings: Sequence[Reading], scope: Scope) -> Iterator[Family]:
+    inside = tasks.members_by_namespace()
+    yield Family(
+        "gauge",
+        "netnsfs_namespace_info",
+        "A namespace: its inode number, its ID, the control group of all members.",
+        [(_info(reading, inside, scope), 1) for reading in readings],
+    )
+    yield Family(
+        "gauge",
+        "netnsfs_member_processes",
+        "Processes with at least one thread in the namespace.",
+        [(reading.label, len(inside.get(reading.inode, ()))) for reading in readings],
+    )
+    # Elsewhere, members may be out of sight.
+    if linux.in_initial_pid_namespace():
+        empty = {reading.inode for reading in readings} - inside.keys()
+        yield Family(
+            "gauge",
+            "netnsfs_namespaces_without_members",
+            "Namespaces that no process is in.",
+            [("", len(empty))],
+        )
+
+
+def _info(reading: Reading, inside: Mapping[int, set[int]], scope: Scope) -> str:
+    members = sorted(inside.get(reading.inode, ())) if scope.processes else []
+    labels = {
+        "cgroup": _label_text(control_groups.common(members)),
+        "id": str(reading.id),
+        "inode": str(reading.inode),
+    }
+    shown = ",".join(_label(name, value) for name, value in labels.items())
+    return f"{shown},{reading.label}"
 
 
 def _device_families(readings: Sequence[Reading]) -> Iterator[Family]:
@@ -265,7 +332,18 @@ def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
         return None
 
 
+def _read_unnamed(source: Source) -> Reading | None:
+    # It may have ended meanwhile, or have been given a name.
+    try:
+        with linux.closing_fd(source.open()) as fd:
+            return _read_inside(b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode), fd)
+    except OSError as error:
+        linux.reraise_if_resource(error)
+        return None
+
+
 def _read_inside(name: bytes, fd: int) -> Reading:
+    namespace = namespace_of(fd)
     # Entered only now: the thread that follows a link starts in the namespace of this one.
     with restoring_namespace():
         linux.setns(fd, linux.CLONE_NEWNET)
@@ -274,7 +352,7 @@ def _read_inside(name: bytes, fd: int) -> Reading:
         connections = _count_connections()
         # The socket stays in the namespace when the thread has left it.
         route = RouteSocket()
-    label = _label("namespace", _label_text(name))
+    label = _label("netns", _label_text(name))
     with route:
         states = [
             (f"{_label('device', _label_text(state.name))},{label}", state)
@@ -283,7 +361,8 @@ def _read_inside(name: bytes, fd: int) -> Reading:
     used, protocols = _parse_sockets(sockets)
     return Reading(
         label=label,
-        inode=os.fstat(fd).st_ino,
+        inode=namespace.inode,
+        id=namespace.id,
         sockets=used,
         protocols=protocols,
         states=states,

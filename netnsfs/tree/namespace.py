@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from netnsfs.commands import ANY_WORDS, NEWLINE, CommandSnapshot, Syntax
 from netnsfs.jobs import FreshCache, may_block
-from netnsfs.netns import nsid, routes, signals, tasks
+from netnsfs.limits import SIGNAL_RATE, SIGNAL_SECONDS
+from netnsfs.netns import control_groups, nsid, routes, signals, tasks
 from netnsfs.netns.nsfs import Namespace
 from netnsfs.netns.populated_events import MembershipWatch, PopulatedEvents
 from netnsfs.node import (
@@ -25,6 +27,7 @@ from netnsfs.node import (
     Caller,
     Directory,
     File,
+    FixedLink,
     Handle,
     Link,
     Node,
@@ -43,7 +46,7 @@ from netnsfs.tree.callers import (
 from netnsfs.tree.interfaces import LINKS, LinksContext, LinksDirectory
 from netnsfs.tree.open_files import OpenFiles, Revocable
 from netnsfs.tree.refs import NamespaceRef
-from netnsfs.tree.token_bucket import TokenBucket
+from netnsfs.tree.token_bucket import TokenBucket, charged
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
@@ -53,11 +56,8 @@ def _one_a_line(numbers: list[int]) -> bytes:
     return b"".join(b"%d\n" % number for number in numbers)
 
 
-SIGNALLING_RATE = 0.1
-"""How many seconds each user, but root, may take for signals in a second, in the long run."""
-
 # The kernel keeps a file locked while it is written. So root waits for another writer.
-_signalling = TokenBucket(signals.SECONDS, SIGNALLING_RATE)
+_signalling = TokenBucket(SIGNAL_SECONDS, SIGNAL_RATE)
 
 
 def _sender(caller: Caller) -> Command:
@@ -88,6 +88,8 @@ class NamespaceFileSpec:
         store: from the caller who opens the file, a function that carries out a command: it
             gets a descriptor of the namespace, and what was written.
         needs_ptrace: only a caller with CAP_SYS_PTRACE may open it, whatever the mode says.
+        delegated: whether an owner to whom root gave the namespace may write it.
+        syntax: when a command is whole.
         slow: see `File.slow`.
     """
 
@@ -99,7 +101,9 @@ class NamespaceFileSpec:
     format: Callable[[list[int]], bytes] = _one_a_line
     bound: Callable[[], int] | None = None
     store: Callable[[Caller], Command] | None = None
+    syntax: Syntax = ANY_WORDS
     needs_ptrace: bool = False
+    delegated: bool = True
     slow: bool = False
 
 
@@ -113,7 +117,7 @@ NAMESPACE = {
         NamespaceFileSpec(
             b"cgroups",
             tasks=tasks.pids,
-            format=tasks.control_groups,
+            format=control_groups.listing,
             bound=lambda: USUAL_SIZE,
         ),
         NamespaceFileSpec(
@@ -128,13 +132,17 @@ NAMESPACE = {
             mode=0o644,
             live=lambda ns, fd: nsid.read_nsid(fd),
             store=lambda caller: nsid.assign_nsid,
+            # It changes the mounting namespace, which is not the owner's.
+            delegated=False,
+            syntax=Syntax(is_unfinished=nsid.is_unfinished),
         ),
         NamespaceFileSpec(
             b"routes",
             mode=0o644,
             live=lambda ns, fd: routes.show(fd),
             bound=lambda: USUAL_SIZE,
-            store=lambda caller: routes.change,
+            store=lambda caller: charged(caller.uid, routes.change),
+            syntax=Syntax(NEWLINE),
             slow=True,
         ),
         NamespaceFileSpec(
@@ -143,6 +151,7 @@ NAMESPACE = {
             live=lambda ns, fd: b"",
             bound=lambda: 0,
             store=_sender,
+            syntax=Syntax(is_unfinished=signals.is_unfinished),
             slow=True,
         ),
     )
@@ -150,6 +159,9 @@ NAMESPACE = {
 
 
 _LINK = b"ns"
+EXEC = b"exec"
+"""A link to the program that runs others in the namespace (netnsfs/data/netns-exec.c)."""
+
 # Values of `name_key` that are not names, and cannot be any.
 FIRST = b""
 NO_NAME = b"/"
@@ -177,6 +189,7 @@ class MountContext:
         opened: the open files of all views and `links`, and lists that somebody waits for.
         links: what all `links` have in common; None if there are none.
         populated_events: tells when members come and go.
+        program: the path that `exec` leads to; empty if there is none.
     """
 
     views: Mapping[bytes, bytes]
@@ -184,6 +197,7 @@ class MountContext:
     opened: OpenFiles
     links: LinksContext | None = None
     populated_events: PopulatedEvents = field(default_factory=PopulatedEvents)
+    program: bytes = b""
 
 
 # The kernel lets nobody into a directory again that was removed while somebody had it open. So
@@ -251,6 +265,8 @@ class NamespaceDirectory(NamespaceAccess, Directory):
             return NamespaceFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
+        if name == EXEC and self._context.program:
+            return FixedLink((self.key, EXEC), self._context.program)
         if name == LINKS and self._context.links:
             return LinksDirectory(self, self._context.links)
         if name in self._context.views:
@@ -263,7 +279,8 @@ class NamespaceDirectory(NamespaceAccess, Directory):
     def readdir(self) -> list[bytes]:
         self.require_present()
         links = [LINKS] if self._context.links else []
-        return [*NAMESPACE, _LINK, *self._context.views, *links]
+        program = [EXEC] if self._context.program else []
+        return [*NAMESPACE, _LINK, *program, *self._context.views, *links]
 
     def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.
@@ -418,20 +435,23 @@ class NamespaceFile(File):
         self.label = row.name
         self.writable = row.store is not None
         self.slow = row.slow
+        self.constant = row.fixed is not None
+        # To look its name up takes as long as to make its content.
+        self.keeps_name = self.constant or row.bound is None
 
     def getattr_cached(self) -> Attributes:
-        mode, uid, gid = self._directory.file_attributes(self._row.mode)
+        mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
         bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
-        return Attributes(mode, self.size_to_show(bound), attr_timeout=0, uid=uid, gid=gid)
+        return Attributes(mode, bound(), attr_timeout=0, uid=uid, gid=gid)
 
     def getattr(self) -> Attributes:
         shown = self.getattr_cached()
         if not self._row.tasks:
             return shown
-        return shown._replace(size=self.size_to_show(partial(self._exact_size, shown.size)))
+        return shown._replace(size=self._exact_size(shown.size))
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""
@@ -450,10 +470,10 @@ class NamespaceFile(File):
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
         take = partial(directory.show_content, self._row)
-        run = None
-        if self._row.store and writes:
-            run = partial(directory.run_command, self._row.store(caller))
-        return Snapshot(flags, take, directory.require_present, run)
+        if not self._row.store or not writes:
+            return Snapshot(flags, take, directory.require_present)
+        run = partial(directory.run_command, self._row.store(caller))
+        return CommandSnapshot(flags, take, directory.require_present, run, self._row.syntax)
 
 
 class NamespaceLink(Link):

@@ -86,15 +86,19 @@ class NumberDirectory(Directory):
         if name != b"%d" % number or number > self.most:
             raise absent_error(name, "there is no such namespace")
         named = self._names.names_by_inode(without=RESERVED)
-        inode = self._find_named(number, named)
-        if inode is not None and not self._may_tell(named[inode], caller):
-            inode = None
-        elif inode is None and has_capability(caller, CAP_DAC_READ_SEARCH):
-            inode = self._find_unnamed(number, named)
+        inode = self._find(number, named, caller)
         if inode is None:
             raise absent_error(name, "there is no such namespace")
         text = path_from_ctldir(inode, named, b"../")
         return FixedLink((self.key, name, text), text)
+
+    def _find(self, number: int, named: dict[int, bytes], caller: Caller) -> int | None:
+        """The inode number of the namespace, if the caller may know of it."""
+        inode = self._find_named(number, named)
+        if inode is None and has_capability(caller, CAP_DAC_READ_SEARCH):
+            return self._find_unnamed(number, named)
+        may_know = inode is not None and self._may_tell(named[inode], caller)
+        return inode if may_know else None
 
     def _may_tell(self, name: bytes, caller: Caller) -> bool:
         """Whether somebody may know the number of the namespace under a name."""

@@ -121,6 +121,24 @@ class NameRef:
         self._stamp = change_cookie
         return True
 
+    def leads_to(self, namespace: Namespace) -> bool:
+        """Whether a lookup finds a namespace there, as far as this can be told without a look.
+
+        A link is looked at by what the kernel has at hand: it holds the directory's lock
+        meanwhile. Whatever is asked of the namespace then follows it.
+
+        Raises:
+            OSError: ENOENT.
+        """
+        if self._mounted:
+            return self.is_unchanged()
+        try:
+            return self._names.links.peek(self.name) == namespace.inode
+        except OSError as error:
+            linux.reraise_if_resource(error)
+            # It is there, and leads to nothing, or it is not there.
+            return False
+
     def require_present(self, namespace: Namespace) -> None:
         """See `NamespaceRef.require_present`."""
         if not self.is_unchanged():

@@ -25,9 +25,12 @@ from netnsfs.node import (
     OneTimeLink,
 )
 from netnsfs.stats import Stats
+from netnsfs.tree import program
+from netnsfs.tree.addresses import ADDRESS, AddressesDirectory
 from netnsfs.tree.callers import require_may_attach
 from netnsfs.tree.ctldir import (
     PID,
+    AllMetrics,
     ControlDirectory,
     LastError,
     Metrics,
@@ -44,6 +47,7 @@ from netnsfs.tree.nsid_resolver import NsidResolver
 from netnsfs.tree.numbers import INIT, InitLink, NumberDirectory, by_number
 from netnsfs.tree.open_files import OpenFiles
 from netnsfs.tree.refs import RESERVED, UNNAMED, NameRef
+from netnsfs.tree.sockets import SOCKET, SocketDirectory
 from netnsfs.tree.sysfs import SysfsMounts
 
 _ROOT_INODE = 1
@@ -84,6 +88,7 @@ class Root(NamesDirectory):
     """
 
     key = b"/"
+    writable = True
 
     def __init__(self, names: NamedNamespaces, stats: Stats, config: Config) -> None:
         self._names = names
@@ -97,24 +102,39 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         links = self._links_context(config, stats) if config.views else None
-        context = MountContext(shown, config.permissions, self._opened, links)
+        context = MountContext(
+            shown,
+            config.permissions,
+            self._opened,
+            links,
+            program=config.exec_path or program.installed(),
+        )
         self._directories = Directories(context)
         self._unnamed = UnnamedDirectory(names, self._directories, self)
-        last_error = LastError(stats, config.permissions)
-        counters = Metrics(names, stats, config.permissions)
-        graph = Topology(names, config.permissions)
-        self._ctldir = ControlDirectory(
-            {
-                UNNAMED: self._unnamed,
-                PID: PidDirectory(names),
-                INIT: InitLink(names),
-                **{links.key: links for links in by_number(names, config.permissions)},
-                last_error.key: last_error,
-                counters.key: counters,
-                counters.key + b".prom": counters,
-                graph.key: graph,
-            }
+        self._ctldir = self._make_ctldir(stats, config)
+
+    def _make_ctldir(self, stats: Stats, config: Config) -> ControlDirectory:
+        names, permissions = self._names, config.permissions
+        counters = (
+            Metrics(names, stats, permissions),
+            AllMetrics(names, stats, permissions),
         )
+        last_error, graph = LastError(stats, permissions), Topology(names, permissions)
+        nodes: dict[bytes, Node] = {
+            UNNAMED: self._unnamed,
+            PID: PidDirectory(names),
+            INIT: InitLink(names),
+            **{links.key: links for links in by_number(names, permissions)},
+            SOCKET: SocketDirectory(names, permissions),
+            last_error.key: last_error,
+            **{file.key: file for file in counters},
+            **{file.key + b".prom": file for file in counters},
+            graph.key: graph,
+        }
+        # It leads to interfaces, which are only where the views are.
+        if config.views:
+            nodes[ADDRESS] = AddressesDirectory(names, permissions)
+        return ControlDirectory(nodes)
 
     def _links_context(self, config: Config, stats: Stats) -> LinksContext:
         return LinksContext(
@@ -226,13 +246,18 @@ class Root(NamesDirectory):
     def rename(
         self, name: bytes, directory: Directory, new_name: bytes, caller: Caller
     ) -> None:
-        if directory is not self or name == RESERVED:
+        if name == RESERVED:
             return super().rename(name, directory, new_name, caller)
-        return self._rename_name(name, new_name)
+        if directory is not self:
+            # `mv blue red`, where red exists, means red/blue.
+            message = "a name is moved to a new name, not into a directory: see mv -T"
+            raise PermissionError(errno.EPERM, message, name)
+        return self._rename_name(name, new_name, caller)
 
-    def _rename_name(self, name: bytes, new_name: bytes) -> None:
+    def _rename_name(self, name: bytes, new_name: bytes, caller: Caller) -> None:
         self._require_not_reserved(new_name)
-        self._names.rename(name, new_name)
+        # The kernel keeps the directory locked: nobody but root may wait here.
+        self._names.rename(name, new_name, may_retry=caller.uid == 0)
         with suppress(OSError):
             # The rename is done. Whatever goes wrong from here on must not be its answer.
             identity = self._names.entry_at(new_name).identity

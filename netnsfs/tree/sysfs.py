@@ -27,7 +27,8 @@ from dataclasses import dataclass
 
 from netnsfs import linux
 from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
-from netnsfs.node import USUAL_SIZE, Node, Snapshot
+from netnsfs.node import USUAL_SIZE, Caller, Node, Snapshot
+from netnsfs.tree.delegation import is_interface_file_delegated
 from netnsfs.tree.kernel_tree import (
     KernelDirectory,
     KernelFile,
@@ -90,7 +91,13 @@ class SysfsMount:
             OSError: ENOENT if there is no interface of that name.
         """
         with linux.closing_fd(os.open(self.path(name + b"/ifindex"), os.O_RDONLY)) as fd:
-            return int(os.read(fd, 32))
+            try:
+                return int(os.read(fd, 32))
+            except OSError as error:
+                # It is being made, or deleted (dev_isalive, net/core/net-sysfs.c).
+                if error.errno not in (errno.EINVAL, errno.ENODEV):
+                    raise
+                raise FileNotFoundError(errno.ENOENT, "it is there no more", name) from None
 
 
 class SysfsMounts:
@@ -174,7 +181,11 @@ class SysfsView(KernelTree):
         """See `KernelTree.is_writable`."""
         return bool(mode & 0o222)
 
-    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+    def is_delegated(self, path: bytes) -> bool:
+        """See `KernelTree.is_delegated`."""
+        return is_interface_file_delegated(path)
+
+    def open(self, path: bytes, flags: int, caller: Caller) -> OpenKernelFile:
         """See `KernelTree.open`."""
         mount = self.current_mount()
         with ExitStack() as undo:

@@ -1,10 +1,20 @@
-"""A rate limit for each user, in seconds of work."""
+"""A rate limit for each user, in seconds of work.
+
+Work that takes long in the kernel (thousands of addresses in one write) keeps others waiting
+for what it locks there, root among them.
+"""
 
 import errno
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+from netnsfs.limits import WRITE_BURST, WRITE_RATE
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TokenBucket:
@@ -34,7 +44,7 @@ class TokenBucket:
         with self._lock:
             full_at = self._full_at.get(user, began)
         if full_at - began >= self._burst / self._rate:
-            message = "this user's time for signals is used up: try again later"
+            message = "this user's time for this is used up: try again later"
             raise BlockingIOError(errno.EAGAIN, message)
         try:
             yield
@@ -47,3 +57,23 @@ class TokenBucket:
             others = {of: at for of, at in self._full_at.items() if at > now}
             full_at = others.get(user, now) + (now - began) / self._rate
             self._full_at = {**others, user: full_at}
+
+
+_writing = TokenBucket(WRITE_BURST, WRITE_RATE)
+
+
+def charged(user: int, write: Callable[P, T]) -> Callable[P, T]:
+    """What carries out a command, at the cost of a user's time for writes.
+
+    Args:
+        user: who writes. Root has no limit.
+        write: carries out the command.
+    """
+
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if user == 0:
+            return write(*args, **kwargs)
+        with _writing.charge(user):
+            return write(*args, **kwargs)
+
+    return run

@@ -11,7 +11,6 @@ Everything is sorted by names, so that two graphs can be compared. Names are wri
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 from netnsfs import linux
@@ -23,14 +22,7 @@ from netnsfs.netns.addresses import list_addresses
 from netnsfs.netns.interfaces import Interface, link_peer, list_interfaces, rtnetlink
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import ask_nsid
-
-
-class Source(NamedTuple):
-    """A namespace, and how to open it."""
-
-    title: str
-    inode: int
-    open: Callable[[], int]
+from netnsfs.netns.sources import Source, each_source
 
 
 class Space(NamedTuple):
@@ -164,26 +156,15 @@ def render(
     """
     may_block()
     survey = Survey()
-    each_on_own_thread(survey.visit, _sources(names, reserved, shown))
+    each_on_own_thread(survey.visit, each_source(names, reserved, shown))
     survey.ask_about_the_rest()
     return "".join(_graph(survey)).encode()
 
 
-def _sources(
-    names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None
-) -> Iterator[Source]:
-    named = names.names_by_inode(without=reserved)
-    for inode, name in sorted(named.items(), key=lambda item: item[1]):
-        if shown is None or shown(name):
-            yield Source(text_of(name), inode, partial(names.open_namespace, name))
-    # Only users who may read everything see namespaces without a name.
-    if shown is not None:
-        return
-    unnamed = []
-    for holder in tasks.one_of_each(named):
-        opened = partial(holder.open, names.links.avoid)
-        unnamed.append(Source(f".netnsfs/unnamed/{holder.inode}", holder.inode, opened))
-    yield from sorted(unnamed)
+def _title(source: Source) -> str:
+    if source.name is None:
+        return f".netnsfs/unnamed/{source.inode}"
+    return text_of(source.name)
 
 
 def text_of(name: bytes) -> str:
@@ -209,7 +190,7 @@ def _graph(survey: Survey) -> Iterator[str]:
 
 
 def _cluster(space: Space, count: int) -> Iterator[str]:
-    title = space.source.title
+    title = _title(space.source)
     members_inside = f"{count} member" if count == 1 else f"{count} members"
     label = f"{title}\ninode {space.source.inode}, {members_inside}"
     yield f"    subgraph {_quoted('cluster_' + title)} {{\n        label={_quoted(label)};\n"
@@ -223,7 +204,7 @@ def _cluster(space: Space, count: int) -> Iterator[str]:
 
 
 def _node(space: Space, link: Interface) -> str:
-    return _quoted(f"{space.source.title}/{text_of(link.name)}")
+    return _quoted(f"{_title(space.source)}/{text_of(link.name)}")
 
 
 def _edges(survey: Survey) -> Iterator[str]:

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from netnsfs.jobs import may_block, on_own_thread, restoring_namespace
 from netnsfs.node import ENTRY_TIMEOUT, Caller, Node, gone_error
+from netnsfs.tree.delegation import check_sysctl_value, is_sysctl_delegated
 from netnsfs.tree.kernel_tree import (
     KernelDirectory,
     KernelFile,
@@ -81,11 +82,16 @@ class View(KernelTree):
         """See `KernelTree.is_writable`."""
         return self.writable and bool(mode & 0o222)
 
-    def open(self, path: bytes, flags: int) -> OpenKernelFile:
+    def is_delegated(self, path: bytes) -> bool:
+        """See `KernelTree.is_delegated`."""
+        return is_sysctl_delegated(path)
+
+    def open(self, path: bytes, flags: int, caller: Caller) -> OpenKernelFile:
         """See `KernelTree.open`."""
+        checked_path = path if caller.uid else None
         try:
             file = self.call_inside(open_file, path, flags & (os.O_ACCMODE | os.O_TRUNC))
-            return _OpenProcFile(self, file, flags)
+            return _OpenProcFile(self, file, flags, checked_path)
         except FileNotFoundError:
             # The kernel may have kept the name. At ESTALE it looks it up again, without its
             # cache (fs/namei.c, LOOKUP_REVAL).
@@ -137,10 +143,20 @@ class _ProcDirectory(KernelDirectory):
 
 
 class _OpenProcFile(OpenFile):
-    """A file of procfs that a user has open."""
+    """A file of procfs that a user has open.
 
-    def __init__(self, view: View, file: io.FileIO, flags: int) -> None:
+    Args:
+        view: where it was found.
+        file: the file.
+        flags: of the open(2).
+        checked_path: its path, if what is written is checked (`delegation`); None for root.
+    """
+
+    def __init__(
+        self, view: View, file: io.FileIO, flags: int, checked_path: bytes | None
+    ) -> None:
         super().__init__(view.access.key, view.access.is_reachable, file)
+        self._checked_path = checked_path
         self._append = bool(flags & os.O_APPEND)
         self._unread = True
         self._head = b""
@@ -190,6 +206,9 @@ class _OpenProcFile(OpenFile):
         if not self.file.writable():
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         # The end of a file of procfs, whose size is 0, is its start.
-        written = os.pwrite(self.file.fileno(), data, 0 if self._append else offset)
+        offset = 0 if self._append else offset
+        if self._checked_path:
+            check_sysctl_value(self._checked_path, data, offset)
+        written = os.pwrite(self.file.fileno(), data, offset)
         self.require_not_revoked()
         return written

@@ -27,6 +27,7 @@ SECTIONS = (
     "requests",
     "members",
     "crowd",
+    "locks",
     "stack",
     "links",
     "threads",

@@ -25,6 +25,8 @@ class Scale:
         growth: numbers of namespaces at which single operations are measured.
         clients: numbers of clients.
         idle: seconds without a request.
+        strangers: threads of a crowd that may do nothing.
+        storm: seconds beside each such crowd.
     """
 
     rounds: int = 30
@@ -47,6 +49,8 @@ class Scale:
     growth: tuple[int, ...] = (10, 1000, 5000, 10000)
     clients: tuple[int, ...] = (1, 2, 4, 8, 16)
     idle: float = 60.0
+    strangers: int = 1000
+    storm: float = 5.0
 
 
 QUICK = Scale(
@@ -70,4 +74,6 @@ QUICK = Scale(
     growth=(10, 100),
     clients=(1, 4),
     idle=5.0,
+    strangers=100,
+    storm=1.0,
 )

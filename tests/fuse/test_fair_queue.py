@@ -88,6 +88,25 @@ def test_a_user_leaves_a_worker_to_others() -> None:
     assert [item.number for item in got[1:]] == [2]
 
 
+def test_who_would_wait_is_told_so() -> None:
+    turns: FairQueue[Item] = FairQueue(non_root_limit=3)
+    assert turns.starts_at_once(1)
+    turns.put(Item(ROOT))
+    turns.put(Item(1))
+    assert turns.starts_at_once(1)
+    turns.put(Item(1))
+    assert not turns.starts_at_once(1)
+    assert turns.starts_at_once(2)
+    turns.put(Item(2))
+    assert not turns.starts_at_once(3)
+    assert turns.starts_at_once(ROOT)
+    items = [take(turns) for _ in range(4)]
+    assert not turns.starts_at_once(1)
+    for item in items:
+        turns.finish(item)
+    assert turns.starts_at_once(1)
+
+
 def test_a_worker_ends(turns: FairQueue[Item]) -> None:
     turns.put(Item(1))
     turns.put_stop()

@@ -17,10 +17,11 @@ import trio
 import trio.testing
 
 from netnsfs.fuse import operations as fuse
-from netnsfs.fuse.loop import WAITING_PER_USER, LoopWaiter
-from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.loop import LoopWaiter
+from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import Quota
 from netnsfs.jobs import WouldBlock
+from netnsfs.limits import WAITING_PER_USER
 from netnsfs.node import (
     ENTRY_TIMEOUT,
     Attributes,
@@ -36,8 +37,8 @@ from netnsfs.stats import Stats
 ROOT, NOBODY = 0, 65534
 
 
-def asked_by(user: int) -> pyfuse3.RequestContext:
-    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=0, umask=0))
+def asked_by(user: int, thread: int = 1) -> pyfuse3.RequestContext:
+    return cast(pyfuse3.RequestContext, SimpleNamespace(uid=user, pid=thread, umask=0))
 
 
 CTX = asked_by(ROOT)
@@ -101,6 +102,7 @@ class Numbered(Directory):
 
 class Root(Directory):
     key = "root"
+    writable = True
 
     def __init__(self) -> None:
         self.nodes: dict[bytes, Callable[[], Node]] = {}
@@ -123,12 +125,10 @@ def root() -> Root:
 @pytest.fixture
 async def ops(root: Root) -> AsyncIterator[fuse.Operations]:
     loop = LoopWaiter()
-    locked, read_only, mutating, slow = pools = [Pool("test", 1, 5, 5, loop) for _ in range(4)]
+    pools = Pools(*(Pool("test", 1, 5, 5, loop) for _ in Pools._fields))
     files = Quota(errno.EMFILE, FILES, 2 * FILES)
     texts = Quota(errno.EMFILE, TEXT, 2 * TEXT)
-    yield fuse.Operations(
-        root, locked, read_only, mutating, slow, lambda: None, Stats(), files, texts
-    )
+    yield fuse.Operations(root, pools, lambda: None, Stats(), files, texts)
     for pool in pools:
         pool.close()
     loop.close()
@@ -473,8 +473,8 @@ async def test_a_snapshot_of_what_is_gone(ops: fuse.Operations, root: Root) -> N
     gone = True
     assert await ops.read(info.fh, 2, 99) == b"re"
     assert await code(ops.read(info.fh, 0, 99)) == "ENODEV"
-    assert await code(ops.open(inode, 0, CTX)) == "ENOENT"
     await ops.release(info.fh)
+    assert await code(ops.open(inode, 0, CTX)) == "ENOENT"
 
 
 async def test_what_is_not_open(ops: fuse.Operations, root: Root) -> None:
@@ -524,7 +524,6 @@ async def test_nothing_answers_enosys_but_what_is_meant_to(ops: fuse.Operations)
         if callable(value) and not name.startswith("_") and name not in vars(fuse.Operations)
     }
     assert inherited == {
-        "flush",
         "getxattr",
         "listxattr",
         "removexattr",
@@ -543,32 +542,36 @@ async def test_statfs_is_that_of_cgroup2(ops: fuse.Operations) -> None:
     )
 
 
+async def open_anew(ops: fuse.Operations, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    """As the kernel opens a name that it may not keep."""
+    inode = (await ops.lookup(1, b"a", ctx)).st_ino
+    return await ops.open(inode, 0, ctx)
+
+
 async def test_a_user_has_so_many_open_files(ops: fuse.Operations, root: Root) -> None:
     root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
-    inode = (await ops.lookup(1, b"a", CTX)).st_ino
     nobody = asked_by(65534)
-    opened = [(await ops.open(inode, 0, nobody)).fh for _ in range(FILES)]
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    opened = [(await open_anew(ops, nobody)).fh for _ in range(FILES)]
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
     assert ops.open_files == FILES
     for user in (0, 1000):
-        opened.append((await ops.open(inode, 0, asked_by(user))).fh)
+        opened.append((await open_anew(ops, asked_by(user))).fh)
     for fh in opened:
         await ops.release(fh)
     for _ in range(FILES + 1):
-        await ops.release((await ops.open(inode, 0, nobody)).fh)
+        await ops.release((await open_anew(ops, nobody)).fh)
 
 
 async def test_a_user_keeps_so_much_text(ops: fuse.Operations, root: Root) -> None:
     texts = iter([b"x" * TEXT, b"x", b"x", b"x" * (TEXT - 1), b"x", b"x"])
     root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
-    inode = (await ops.lookup(1, b"a", CTX)).st_ino
     nobody = asked_by(65534)
-    first = (await ops.open(inode, 0, nobody)).fh
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    first = (await open_anew(ops, nobody)).fh
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
     await ops.release(first)
-    opened = [(await ops.open(inode, 0, nobody)).fh for _ in range(2)]
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
-    opened.append((await ops.open(inode, 0, CTX)).fh)
+    opened = [(await open_anew(ops, nobody)).fh for _ in range(2)]
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
+    opened.append((await open_anew(ops, CTX)).fh)
     for fh in opened:
         await ops.release(fh)
 
@@ -581,14 +584,13 @@ async def test_a_text_that_has_grown_counts(ops: fuse.Operations, root: Root) ->
         return next(texts)
 
     root.nodes[b"a"] = lambda: Leaf("a", slow)
-    inode = (await ops.lookup(1, b"a", CTX)).st_ino
     nobody = asked_by(65534)
-    fh = (await ops.open(inode, 0, nobody)).fh
+    fh = (await open_anew(ops, nobody)).fh
     for _ in range(2):
         await ops.read(fh, 0, TEXT)
-    assert await code(ops.open(inode, 0, nobody)) == "EMFILE"
+    assert await code(open_anew(ops, nobody)) == "EMFILE"
     await ops.release(fh)
-    await ops.release((await ops.open(inode, 0, nobody)).fh)
+    await ops.release((await open_anew(ops, nobody)).fh)
 
 
 async def test_a_user_waits_for_so_many(ops: fuse.Operations, root: Root) -> None:
@@ -635,8 +637,9 @@ async def test_readers_do_not_keep_a_directory_locked(ops: fuse.Operations, root
         release.set()
 
 
+@pytest.mark.parametrize("is_slow", [True, False])
 async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
-    ops: fuse.Operations, root: Root
+    ops: fuse.Operations, root: Root, is_slow: bool
 ) -> None:
     release = threading.Event()
 
@@ -645,7 +648,7 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         release.wait()
 
     class Slow(Leaf):
-        slow = True
+        slow = is_slow
 
         def open(self, flags: int, caller: Caller) -> Handle:
             return Snapshot(flags, bytes, run=run)
@@ -660,3 +663,68 @@ async def test_what_takes_long_to_write_keeps_no_other_change_waiting(
         with trio.fail_after(4):
             assert await code(ops.mkdir(1, b"b", 0o755, nobody)) == "EPERM"
         release.set()
+
+
+async def test_open_files_are_different_nodes(ops: fuse.Operations, root: Root) -> None:
+    texts = (b"x" * length for length in range(1, 100))
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
+    other = asked_by(NOBODY, 2)
+
+    async def look_up(ctx: pyfuse3.RequestContext = CTX) -> int:
+        return (await ops.lookup(1, b"a", ctx)).st_ino
+
+    async def size(inode: int) -> int:
+        return (await ops.getattr(inode, CTX)).st_size
+
+    first = await look_up()
+    assert await look_up() == first
+    one = (await ops.open(first, 0, CTX)).fh
+    second = await look_up()
+    assert second != first
+    two = (await ops.open(second, 0, CTX)).fh
+    assert [await size(first), await size(second)] == [1, 2]
+    # What is only looked up is for whoever did.
+    third = await look_up(other)
+    assert third not in (first, second, await look_up())
+    three = (await ops.open(third, 0, other)).fh
+    # All of them show one number.
+    assert {(await ops.getattr(inode, CTX)).st_ino for inode in (first, second, third)} == {
+        first
+    }
+    for fh in (one, two, three):
+        await ops.release(fh)
+
+
+async def test_a_file_whose_name_is_kept_is_looked_up_again(
+    ops: fuse.Operations, root: Root
+) -> None:
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: b"abc")
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    one = (await ops.open(inode, 0, CTX)).fh
+    assert await code(ops.open(inode, os.O_RDONLY, CTX)) == "ESTALE"
+    another = await ops.lookup(1, b"a", CTX)
+    assert another.st_ino != inode
+    # Nobody else finds this one by the name.
+    assert another.entry_timeout == 0
+    two = (await ops.open(another.st_ino, 0, CTX)).fh
+    # What is open already can be opened again: no lookup helps.
+    assert await code(ops.open(inode, os.O_RDONLY, CTX)) == "ESTALE"
+    three = (await ops.open(inode, 0, CTX)).fh
+    for fh in (one, two, three):
+        await ops.release(fh)
+
+
+async def test_what_another_was_told_may_not_have_come_there(
+    ops: fuse.Operations, root: Root
+) -> None:
+    """The kernel could still take that for the size. One that is too large does no harm."""
+    texts = iter([b"abc", b"x" * 100, b"x" * 99])
+    root.nodes[b"a"] = lambda: Leaf("a", lambda: next(texts))
+    inode = (await ops.lookup(1, b"a", CTX)).st_ino
+    assert (await ops.getattr(inode, asked_by(NOBODY, 2))).st_size == 99
+    await ops.release((await ops.open(inode, 0, CTX)).fh)
+    await ops.getattr(inode, asked_by(NOBODY, 2))
+    assert await code(ops.open(inode, 0, CTX)) == "ESTALE"
+    another = (await ops.lookup(1, b"a", CTX)).st_ino
+    assert another != inode
+    await ops.release((await ops.open(another, 0, CTX)).fh)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import trio
+import trio.testing
 from conftest import others_run, wait_for
 
 from netnsfs import jobs as workers
@@ -15,6 +16,7 @@ from netnsfs import linux
 from netnsfs.fuse import loop as loop_module
 from netnsfs.fuse.loop import LoopWaiter
 from netnsfs.fuse.pool import Pool
+from netnsfs.fuse.quotas import ROOT
 
 
 def own() -> str:
@@ -123,6 +125,37 @@ async def test_at_most_limit_at_a_time(pool: Pool) -> None:
         for _ in range(12):
             nursery.start_soon(pool.run, work)
     assert peak == 2
+
+
+async def test_only_root_waits_for_a_worker_where_nobody_else_may(loop: LoopWaiter) -> None:
+    pool = Pool("test", limit=3, seconds=20, queue_seconds=0, loop=loop)
+    release = threading.Event()
+    ended: list[int] = []
+
+    async def work(user: int) -> None:
+        await pool.run_for(user, release.wait)
+        ended.append(user)
+
+    async def is_refused(user: int) -> bool:
+        try:
+            await pool.run_for(user, release.wait, 0)
+        except BlockingIOError:
+            return True
+        return False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await is_refused(1)
+        assert not await is_refused(2)
+        for user in (ROOT, ROOT, ROOT):
+            nursery.start_soon(work, user)
+        await trio.testing.wait_all_tasks_blocked()
+        # All workers are root's, or for root.
+        assert await is_refused(2)
+        release.set()
+    assert sorted(ended) == [ROOT, ROOT, ROOT, 1]
+    pool.close()
 
 
 async def test_a_slow_job_times_out_and_costs_no_place(hasty: Pool) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -112,7 +113,7 @@ def test_keep_devices(start: Start) -> None:
     ip("-n", "a", "link", "add", "link", "v0", "name", "m0", "type", "macvlan")
     os.rename(mounted / "a/links/m0", mounted / "b/links/m1")
     assert error_of(os.rmdir, mounted / "b") == "EBUSY"
-    assert last_error(mounted).endswith("elsewhere first: m1 (EBUSY)\n")
+    assert "elsewhere first: m1 (EBUSY), PID" in last_error(mounted)
     assert names_in("b") == ["lo", "m1", "v1"]
     os.rename(mounted / "b/links/m1", mounted / "a/links/m0")
     (mounted / "b").rmdir()
@@ -196,7 +197,16 @@ def test_nothing_is_replaced(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
         (os.rmdir, (a / "links/nothere",), "ENOENT"),
         (os.rmdir, (a / "links",), "EPERM"),
         (os.rmdir, (a / "links/v0/statistics",), "EPERM"),
-        (os.mkdir, (a / "links/new",), "EPERM"),
+        (os.mkdir, (a / "links/v0",), "EEXIST"),
+        (os.mkdir, (a / "links/per%d",), "EINVAL"),
+        (os.mkdir, (a / "links/sixteen-bytes-ab",), "ENAMETOOLONG"),
+        (os.symlink, ("../lo", a / "links/v0/new"), "EPERM"),
+        (os.symlink, ("lo", a / "links/v0/master"), "ENOTSUP"),
+        (os.symlink, ("../nothere", a / "links/v0/master"), "ENOENT"),
+        (os.symlink, ("b/links/v1", a / "links/v0/master"), "EINVAL"),
+        (os.symlink, ("../../../b/links/v1", a / "links/v0/master"), "EINVAL"),
+        (os.symlink, ("../statistics", a / "links/v0/statistics/master"), "EPERM"),
+        (os.unlink, (a / "links/v0/master",), "ENOENT"),
         (os.mkdir, (a / "links/v0/new",), "EPERM"),
         (os.unlink, (a / "links/v0/up",), "EPERM"),
         (os.unlink, (a / "links/v0/peer",), "EPERM"),
@@ -350,6 +360,133 @@ def test_an_open_file_does_not_keep_a_namespace(
         assert error_of(mtu.write, b"1400") == "ENODEV"
 
 
+def test_addresses_that_cannot_be_used_yet(spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    for space, name in ((a, "v0"), (b, "v1")):
+        (space / "links" / name / "up").write_text("1\n")
+    wait_for(lambda: (a / "links/v0/operstate").read_text() == "up\n")
+    mine, theirs = a / "links/v0/addresses", b / "links/v1/addresses"
+    mine.write_text("+fd00::1/64\n")
+    assert "fd00::1/64 tentative\n" in mine.read_text()
+    wait_for(lambda: "tentative" not in mine.read_text())
+    theirs.write_text("+fd00::1/64 tentative +10.0.0.1/24\n")
+    wait_for(lambda: "fd00::1/64 dadfailed\n" in theirs.read_text())
+    assert error_of(theirs.write_text, "dadfailed\n") == "EINVAL"
+    # What is read can be written, cut at each byte.
+    shown = theirs.read_text()
+    for sign in "-+":
+        command = "".join(f"{sign}{line}\n" for line in shown.splitlines()).encode()
+        at = command.index(b"dadf") + 4
+        fd = os.open(theirs, os.O_WRONLY)
+        assert os.write(fd, command[:at]) + os.write(fd, command[at:]) == len(command)
+        os.close(fd)
+        assert ("fd00::1/64" in theirs.read_text()) == (sign == "+")
+    assert {line.split()[0] for line in theirs.read_text().splitlines()} == {
+        line.split()[0] for line in shown.splitlines()
+    }
+
+
+@pytest.mark.parametrize("target", ["br0", "../br0", "a/links/br0", "{a}/links/br0"])
+def test_a_bridge_and_its_ports(mnt: Mounted, spaces: tuple[Path, Path], target: str) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    (a / "links/br0").mkdir()
+    assert (a / "links/br0/kind").read_text() == "bridge\n"
+    assert (a / "links/br0/up").read_text() == "0\n"
+    run = partial(subprocess.run, cwd=mnt.path, capture_output=True)
+    link = ["ln", "-s", target.format(a=a), "a/links/v0/master"]
+    run(link, check=True)
+    port = next(told for told in told_by_ip("a") if told["ifname"] == "v0")
+    assert port["master"] == "br0"
+    assert os.readlink(a / "links/v0/master") == "../br0"
+    assert os.listdir(a / "links/br0/brif") == ["v0"]
+    # In a shell, what is a link to a directory is that directory.
+    assert run(link, check=False).returncode == 1
+    assert error_of(os.symlink, target.format(a=a), a / "links/v0/master") == "EEXIST"
+    for options in ("-sT", "-sfn", "-sf"):
+        assert run(["ln", options, *link[2:]], check=False).returncode == 1, options
+        assert os.listdir(a / "links/br0/brif") == ["v0"]
+        assert names_in("a") == ["br0", "lo", "v0"]
+    run(["rm", "a/links/v0/master"], check=True)
+    assert os.listdir(a / "links/br0/brif") == []
+    assert error_of(os.readlink, a / "links/v0/master") == "ENOENT"
+    (a / "links/br0").rmdir()
+    assert names_in("a") == ["lo", "v0"]
+
+
+def test_the_kernel_says_why(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, _ = spaces
+    (a / "links/br0").mkdir()
+    (a / "links/br1").mkdir()
+    assert error_of(os.symlink, "br0", a / "links/br1/master") in ("ELOOP", "EINVAL")
+    assert "bridge" in last_error(mnt)
+
+
+def test_the_hardware_address_is_written(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    file = a / "links/v0/address"
+    for text in ("02:00:00:00:00:01", "02:00:00:00:00:0A\n"):
+        file.write_text(text)
+        assert file.read_text() == text.strip().lower() + "\n"
+    assert (a / "links/lo/address").read_text() == "00:00:00:00:00:00\n"
+    before = file.read_text()
+    for bad in ("2:0:0:0:0:1", "02:00:00:00:00", "02:00:00:00:00:01:01", "x", "\n", "02-00"):
+        assert error_of(file.write_text, bad) == "EINVAL", bad
+        assert "hardware address of 6 bytes" in last_error(mnt)
+    assert error_of(file.write_text, "01:00:00:00:00:01") == "EADDRNOTAVAIL"
+    assert file.read_text() == before
+    for at in range(1, 17):
+        fd = os.open(file, os.O_WRONLY)
+        wanted = b"02:00:00:00:01:%02x" % at
+        assert os.write(fd, wanted[:at]) + os.write(fd, wanted[at:]) == 17
+        os.close(fd)
+        assert file.read_bytes() == wanted + b"\n"
+
+
+def test_each_refusal_says_its_rule(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    join(a / "links/v1", a / "links/w1")
+    shell = ["sh", "-c"]
+    for line, reason in (
+        ("mkdir a/sub", "made at the top, and bridges in links"),
+        ("rmdir a/links/v0/queues", "only namespaces at the top and interfaces"),
+        ("mv a b", "not into a directory: see mv -T"),
+        ("mv -f a b", "not into a directory: see mv -T"),
+        ("mv -fT a b", "EEXIST"),
+        ("mv a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -f a/links/v1 b/links/v1", "not into it: see mv -T"),
+        ("mv -T a/links/v1 b/links/v1", "EEXIST"),
+        ("mv a/pids a/x", "only names at the top and interfaces in links are moved"),
+        ("ln -s b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -sf b/links/x a/links/v0", "made at the top, in links and as links/IFACE/master"),
+        ("ln -s ../br0 a/links/v0/up2", "links/IFACE/master"),
+        ("ln a/pids a/x", "no file can be made here"),
+        ("mknod a/x p", "no file can be made here"),
+        ("rmdir a/links/lo", "lo cannot be deleted"),
+        ("echo 1 > a/sysctl/ipv4/ip_forwardd", "the kernel has no such file"),
+        ("echo 1 > a/links/v0/mtuu", "no file can be made here"),
+        ("touch zz", "mkdir makes a namespace"),
+        ("touch a/x", "no file can be made here"),
+        ("touch a/pids", "its times cannot be set"),
+        ("truncate -s 5 a/links/lo/up", "its size cannot be set"),
+        ("rm a/pids", "rmdir removes the whole namespace"),
+        ("rm -r a", "rmdir removes the whole namespace"),
+        ("echo x > a/inode", "the file is read-only"),
+        ("echo x > a/sysctl/ipv4/ip_forward", "write ip_forward: Invalid argument"),
+        ("echo x > a/links/lo/mtu", "write mtu: Invalid argument"),
+        ("chmod 777 a/pids", "its mode and owner cannot be changed"),
+        (f"mkdir {'x' * 256}", "a name has at most 255 bytes"),
+    ):  # fmt: skip
+        done = subprocess.run([*shell, line], check=False, cwd=mnt.path, capture_output=True)
+        assert done.returncode != 0, line
+        assert reason in last_error(mnt), line
+        assert (names_in("a"), names_in("b")) == (["lo", "v0", "v1", "w1"], ["lo", "v1"])
+        assert sorted(os.listdir(mnt.path)) == ["a", "b"]
+
+
 # Who may
 
 TRY = """
@@ -403,6 +540,71 @@ def operations(a: Path, b: Path) -> list[str]:
         f"os.rename('{b}/links/x0', '{a}/links/x0')",
         f"os.rmdir('{b}/links/x1')",
     ]
+
+
+@pytest.mark.machine
+def test_the_name_of_a_peer_in_a_closed_namespace(
+    mnt: Mounted, spaces: tuple[Path, Path]
+) -> None:
+    a, b = spaces
+    join(a / "links/v0", b / "links/v1")
+    b.chmod(0o750)
+    os.chown(b, ALICE, STAFF)
+    ask = f"os.readlink('{a}/links/v0/peer')"
+    whole, without = "../../../b/links/v1", "../../../b/links/unknown"
+    assert as_user(ALICE, ALICE, ask) == as_user(0, 0, ask) == [whole]
+    assert as_user(NOBODY, NOBODY, ask, group=STAFF) == [whole]
+    assert as_user(NOBODY, NOBODY, ask) == [without]
+    bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+    assert as_user(0, 0, ask, prefix=bare) == [without]
+    # A listing hands nodes to the kernel too.
+    listing = (
+        f"len([entry.stat(follow_symlinks=False) for entry in os.scandir('{a}/links/v0')])"
+    )
+    assert as_user(0, 0, listing, ask)[1] == whole
+    assert as_user(NOBODY, NOBODY, listing, ask)[1] == without
+    b.chmod(0o755)
+    assert as_user(NOBODY, NOBODY, ask) == [whole]
+    # What has no name is root's.
+    os.symlink(".netnsfs/init/links/nfs9", a / "links/out")
+    ask = f"os.readlink('{a}/links/out/peer')"
+    assert str(as_user(NOBODY, NOBODY, ask)[0]).endswith("/links/unknown")
+    assert str(as_user(0, 0, ask)[0]).endswith("/links/nfs9")
+    (a / "links/out").rmdir()
+
+
+def operations_inside(a: Path) -> list[str]:
+    """What concerns one namespace: a bridge, its port, and hardware addresses."""
+    return [
+        f"os.mkdir('{a}/links/br9')",
+        f"os.symlink('br9', '{a}/links/w0/master')",
+        f"os.symlink('br9', '{a}/links/w1/master')",
+        f"os.unlink('{a}/links/w0/master')",
+        f"write('{a}/links/w0/address', '02:00:00:00:00:99')",
+        f"write('{a}/links/w0/address', '02:00:00:00:00:98\\n')",
+        f"os.rmdir('{a}/links/br9')",
+    ]
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("who", ["root", "owner", "group", "other", "nobody"])
+def test_who_may_change_what_is_inside(spaces: tuple[Path, Path], who: str) -> None:
+    """By delegation of this namespace, not of another."""
+    a, b = spaces
+    join(a / "links/w0", b / "links/w1")
+    join(a / "links/w1", b / "links/w0")
+    given = b if who == "other" else a
+    os.chown(given, 0 if who == "group" else ALICE, STAFF)
+    given.chmod(0o775 if who == "group" else 0o755)
+    uid = {"root": 0, "nobody": NOBODY}.get(who, ALICE)
+    group = STAFF if who in ("group", "nobody") else 0
+    results = as_user(uid, uid, *operations_inside(a), group=group)
+    if who in ("other", "nobody"):
+        assert results == ["EACCES", "EACCES", "EACCES", "ENOENT", "EACCES", "EACCES", "ENOENT"]
+        assert names_in("a") == ["lo", "w0", "w1"]
+    else:
+        assert results == [""] * 7
+        assert (a / "links/w0/address").read_text() == "02:00:00:00:00:98\n"
 
 
 @pytest.mark.machine
@@ -485,10 +687,13 @@ def test_without_a_name_it_takes_a_capability(mnt: Mounted, foo: Path, spawn: Sp
         f"os.symlink('{foo}/links/x', '{unnamed}/x')",
         f"os.symlink('{unnamed}/x', '{foo}/links/x')",
         f"write('{foo}/links/lo/up', '1')",
+        f"os.mkdir('{unnamed}/br9')",
+        f"os.symlink('br9', '{unnamed}/lo/master')",
     ]
     bare = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
-    assert as_user(0, 0, *lines, prefix=bare) == ["EACCES"] * 8 + [""]
-    assert as_user(0, 0, *lines) == [""] * 2 + ["", "ENOENT", "", "ENOENT", "", "EEXIST", ""]
+    assert as_user(0, 0, *lines, prefix=bare) == ["EACCES"] * 8 + [""] + ["EACCES"] * 2
+    results = [""] * 2 + ["", "ENOENT", "", "ENOENT", "", "EEXIST", "", "", "EINVAL"]
+    assert as_user(0, 0, *lines) == results
 
 
 @pytest.mark.machine
@@ -666,6 +871,177 @@ def test_a_storm_loses_nothing(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
     assert moved[0] > 10
     found = [link["address"] for name in ("a", "b") for link in told_by_ip(name)]
     assert sorted(found) == sorted([*macs, "00:00:00:00:00:00"])
+
+
+def write_there(path: Path, text: str) -> None:
+    """Write what a file of that name is to be told, and make none."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+class Storm:
+    """All that changes interfaces, by files and by ip, in two namespaces at once."""
+
+    EXPECTED = frozenset(
+        {
+            errno.ENOENT,
+            errno.ENODEV,
+            errno.EEXIST,
+            errno.ESTALE,
+            errno.EIO,
+            # An address is there already, or not there; a dump was interrupted too often.
+            errno.EADDRNOTAVAIL,
+            errno.EAGAIN,
+        }
+    )
+
+    def __init__(self, spaces: tuple[Path, Path]) -> None:
+        self.spaces = spaces
+        self.done: Counter[str] = Counter()
+        self.wrong: list[str] = []
+
+    def run(self, seconds: float) -> None:
+        actions = [self.move, self.port, self.address, self.hardware, self.bridge, self.pair]
+        actions += [self.by_ip, self.by_ip, self.read]
+        end = time.monotonic() + seconds
+        threads = [
+            threading.Thread(target=self._repeat, args=(action, seed, end))
+            for seed, action in enumerate(actions)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _repeat(self, action: Callable[[random.Random], object], seed: int, end: float) -> None:
+        choice = random.Random(seed)
+        while time.monotonic() < end:
+            try:
+                action(choice)
+                self.done[action.__name__] += 1
+            except OSError as error:
+                if error.errno not in self.EXPECTED:
+                    self.wrong.append(f"{action.__name__}: {error!r} {error.filename}")
+            except BaseException as error:
+                self.wrong.append(f"{action.__name__}: {error!r}")
+
+    def any_link(self, choice: random.Random) -> Path:
+        name = f"{choice.choice('vwn')}{choice.randrange(3)}"
+        return choice.choice(self.spaces) / "links" / name
+
+    def move(self, choice: random.Random) -> None:
+        os.rename(self.any_link(choice), self.any_link(choice))
+
+    def port(self, choice: random.Random) -> None:
+        link = self.any_link(choice) / "master"
+        if choice.random() < 0.6:
+            os.symlink(f"br{choice.randrange(3)}", link)
+        else:
+            link.unlink()
+
+    def address(self, choice: random.Random) -> None:
+        sign, host = choice.choice("+-"), choice.randrange(1, 9)
+        file = self.any_link(choice) / "addresses"
+        write_there(file, f"{sign}10.0.0.{host}/24 {sign}10.1.0.{host}/24\n")
+
+    def hardware(self, choice: random.Random) -> None:
+        link = self.any_link(choice)
+        write_there(link / "address", f"02:00:00:00:00:{choice.randrange(256):02x}\n")
+        write_there(link / "up", choice.choice("01"))
+
+    def bridge(self, choice: random.Random) -> None:
+        link = choice.choice(self.spaces) / f"links/br{choice.randrange(3)}"
+        choice.choice([os.mkdir, os.rmdir])(link)
+
+    def pair(self, choice: random.Random) -> None:
+        """What comes and goes, with an index and a name that others had."""
+        number = choice.randrange(3)
+        here, there = choice.sample(self.spaces, 2)
+        os.symlink(f"{there.name}/links/q{number}", here / f"links/p{number}")
+        (here / f"links/p{number}").rmdir()
+
+    def by_ip(self, choice: random.Random) -> None:
+        link, bridge = self.any_link(choice), f"br{choice.randrange(3)}"
+        here = ["-n", link.parts[-3], "link"]
+        ip(
+            *choice.choice(
+                [
+                    [*here, "set", link.name, "netns", choice.choice("ab")],
+                    [*here, "set", link.name, "name", self.any_link(choice).name],
+                    [*here, "set", link.name, "master", bridge],
+                    [*here, "set", link.name, "nomaster"],
+                    [*here, "set", link.name, "up"],
+                    [*here, "add", bridge, "type", "bridge"],
+                    [*here, "del", bridge],
+                ]
+            ),
+            check=False,
+        )
+
+    def read(self, choice: random.Random) -> None:
+        links = choice.choice(self.spaces) / "links"
+        for name in os.listdir(links):
+            for file in ("address", "addresses", "up", "kind"):
+                (links / name / file).read_text()
+
+
+def test_a_storm_of_everything_beside_ip(mnt: Mounted, spaces: tuple[Path, Path]) -> None:
+    """Nothing is lost, nothing is doubled, and nobody else's interface is touched."""
+    a, b = spaces
+    for number in range(3):
+        join(a / f"links/v{number}", b / f"links/w{number}")
+        (a / f"links/v{number}/ifalias").write_text(f"v{number}")
+        (b / f"links/w{number}/ifalias").write_text(f"w{number}")
+    # Others', between which the storm goes on.
+    (a / "links/keep").mkdir()
+    join(a / "links/mine", b / "links/other")
+    os.symlink("keep", a / "links/mine/master")
+    (b / "links/other/addresses").write_text("+192.0.2.1/24\n")
+    links = (a / "links/keep", a / "links/mine", b / "links/other")
+    for link in links:
+        (link / "up").write_text("1\n")
+    wait_for(
+        lambda: all(
+            "fe80:" in (text := (link / "addresses").read_text()) and "tentative" not in text
+            for link in links
+        )
+    )
+    untouched = ("keep", "mine", "other")
+
+    def others() -> list[dict[str, Any]]:
+        told = [link for name in "ab" for link in told_by_ip(name)]
+        kept = [link for link in told if link["ifname"] in untouched]
+        # What a bridge tells of its timers is left out.
+        return [{key: link.get(key) for key in OTHERS} for link in kept]
+
+    before = others()
+    storm = Storm(spaces)
+    storm.run(6)
+    assert Counter(storm.wrong) == Counter(), last_error(mnt)
+    assert min(storm.done[name] for name in ("move", "port", "address", "bridge", "pair")) > 3
+    assert others() == before
+    told = [link for name in "ab" for link in told_by_ip(name)]
+    aliases = sorted(link["ifalias"] for link in told if "ifalias" in link)
+    assert aliases == ["v0", "v1", "v2", "w0", "w1", "w2"]
+    kinds = Counter(link.get("linkinfo", {}).get("info_kind", "lo") for link in told)
+    assert kinds["veth"] == 8
+    assert kinds["lo"] == 2
+    assert {link["ifname"] for link in told} <= {
+        *untouched,
+        "lo",
+        *(f"{kind}{number}" for kind in ("v", "w", "n", "br") for number in range(3)),
+    }
+    for one in told:
+        if one["ifname"] not in untouched:
+            found = [at["local"] for at in one["addr_info"] if at["family"] == "inet"]
+            assert len(found) == len({*found})
+            assert all(address.startswith(("10.", "127.")) for address in found)
+
+
+OTHERS = ("ifname", "ifindex", "flags", "mtu", "master", "operstate", "address", "addr_info")
 
 
 def test_the_daemon_keeps_few_descriptors(mnt: Mounted) -> None:

@@ -73,7 +73,7 @@ def test_commands(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
     for text in ("", "\n", "SIG", "NOSUCH", "-9", "65", "9 9", "TERM TERM"):
         # Nothing is written where there is nothing to write.
         assert error_of(write, text) == ("EINVAL" if text else ""), text
-    assert re.fullmatch(r"write kill: neither .* signal \(EINVAL\)\n", last_error(mnt))
+    assert re.fullmatch(r"write kill: neither .* signal \(EINVAL\), PID .*\n", last_error(mnt))
     write("0")
     assert member.poll() is None
     fd = os.open(foo / "kill", os.O_WRONLY | os.O_TRUNC)
@@ -174,5 +174,5 @@ def test_a_second_daemon_that_visits_is_left_alone(
         member = inside(spawn, foo)
         (foo / "kill").write_text("KILL")
         assert member.wait(30) == -signal.SIGKILL
-    assert b'namespace="foo"' in look()
+    assert b'netns="foo"' in look()
     assert second.process.poll() is None

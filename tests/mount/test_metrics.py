@@ -11,6 +11,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
+from users import DROP, as_user
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -66,7 +67,7 @@ def test_members_sockets_and_interfaces_of_each_namespace(
     assert process.stdout
     process.stdout.readline()
     found = scrape(mnt)
-    in_foo, in_bar = {"namespace": "foo"}, {"namespace": "bar"}
+    in_foo, in_bar = {"netns": "foo"}, {"netns": "bar"}
     assert value(found, "member_processes", in_foo) == 1
     assert value(found, "member_processes", in_bar) == 0
     assert value(found, "sockets_in_use", in_foo | {"protocol": "UDP"}) == 3
@@ -100,7 +101,7 @@ def test_a_process_with_threads_in_two_namespaces_counts_in_both(
     process = spawn(sys.executable, "-c", WORKER, RUN / "foo", stdout=subprocess.PIPE)
     assert process.stdout
     process.stdout.readline()
-    assert value(scrape(mnt), "member_processes", {"namespace": "foo"}) == 1
+    assert value(scrape(mnt), "member_processes", {"netns": "foo"}) == 1
     assert (foo / "pids").read_text() == f"{process.pid}\n"
 
 
@@ -121,9 +122,7 @@ def test_names_of_any_bytes_are_told_apart(mnt: Mounted) -> None:
     for name in NAMES:
         os.mkdir(os.path.join(bytes(mnt.path), name))
     labels = {
-        dict(labels)["namespace"]
-        for name, labels in scrape(mnt)
-        if name == "netnsfs_sockets_used"
+        dict(labels)["netns"] for name, labels in scrape(mnt) if name == "netnsfs_sockets_used"
     }
     assert {_name_of(label) for label in labels} == set(NAMES)
     assert len(labels) == len(NAMES)
@@ -159,7 +158,7 @@ def test_the_text_is_as_prometheus_client_writes_it(mnt: Mounted, foo: Path) -> 
     ip("-n", "foo", "link", "set", "lo", "up")
     subprocess.run(["ip", "netns", "exec", "foo", sys.executable, "-c", MANY_BYTES], check=True)
     text = (mnt / ".netnsfs/metrics").read_bytes()
-    assert b'receive_bytes_total{device="lo",namespace="foo"} 1.' in text
+    assert b'receive_bytes_total{device="lo",netns="foo"} 1.' in text
     assert text == generate_latest(Read(text), escaping=ALLOWUTF8)
     odd.rmdir()
 
@@ -196,16 +195,16 @@ def test_stale_names_have_no_counters_and_second_names_have(mnt: Mounted, foo: P
     os.symlink("foo", RUN / "link")
     found = scrape(mnt)
     assert value(found, "names") == 3
-    assert value(found, "sockets_used", {"namespace": "stale"}) is None
-    assert value(found, "sockets_used", {"namespace": "link"}) == 0
+    assert value(found, "sockets_used", {"netns": "stale"}) is None
+    assert value(found, "sockets_used", {"netns": "link"}) == 0
     (mnt / "stale").rmdir()
     (mnt / "link").rmdir()
     assert value(scrape(mnt), "names") == 1
 
 
 def test_the_textfile_collector_finds_it(mnt: Mounted, foo: Path) -> None:
-    files = list((mnt / ".netnsfs").glob("*.prom"))
-    assert files == [mnt / ".netnsfs/metrics.prom"]
+    files = sorted((mnt / ".netnsfs").glob("*.prom"))
+    assert files == [mnt / ".netnsfs/metrics.prom", mnt / ".netnsfs/metrics_all.prom"]
     assert files[0].is_file()
     assert os.path.samefile(files[0], mnt / ".netnsfs/metrics")
     scrape(mnt)
@@ -220,7 +219,7 @@ def test_a_scrape_holds_no_namespace(mnt: Mounted) -> None:
         (mnt / "foo").rmdir()
         assert error_of(os.stat, mnt / f".netnsfs/unnamed/{number}") == "ENOENT"
         file.seek(0)
-        assert b'namespace="foo"' not in file.read()
+        assert b'netns="foo"' not in file.read()
 
 
 def test_state_of_interfaces(mnt: Mounted, foo: Path) -> None:
@@ -232,12 +231,12 @@ def test_state_of_interfaces(mnt: Mounted, foo: Path) -> None:
         "lo": {"up": 1, "carrier": 1, "addresses": 2},
         "here": {"up": 0, "carrier": 0, "addresses": 1},
     }.items():
-        labels = {"namespace": "foo", "device": device}
+        labels = {"netns": "foo", "device": device}
         assert {name: value(before, f"network_{name}", labels) for name in expected} == expected
         assert ("netnsfs_network_speed_bytes", frozenset(labels.items())) not in before
     for end in ("here", "there"):
         ip("-n", "foo", "link", "set", end, "up")
-    labels = {"namespace": "foo", "device": "here"}
+    labels = {"netns": "foo", "device": "here"}
     after = scrape(mnt)
     assert value(after, "network_up", labels) == value(after, "network_carrier", labels) == 1
     speed = int((foo / "links/here/speed").read_text())
@@ -246,7 +245,7 @@ def test_state_of_interfaces(mnt: Mounted, foo: Path) -> None:
 
 def test_connections_that_found_the_queue_full(mnt: Mounted, foo: Path) -> None:
     ip("-n", "foo", "link", "set", "lo", "up")
-    before = value(scrape(mnt), "tcp_listen_overflows_total", {"namespace": "foo"})
+    before = value(scrape(mnt), "tcp_listen_overflows_total", {"netns": "foo"})
     subprocess.run(["ip", "netns", "exec", "foo", sys.executable, "-c", OVERFLOW], check=True)
     series = scrape(mnt)
     assert before == 0
@@ -256,12 +255,12 @@ def test_connections_that_found_the_queue_full(mnt: Mounted, foo: Path) -> None:
         if line.startswith("TcpExt:")
     )
     told = dict(zip(names, numbers, strict=True))
-    overflows = value(series, "tcp_listen_overflows_total", {"namespace": "foo"})
+    overflows = value(series, "tcp_listen_overflows_total", {"netns": "foo"})
     assert overflows is not None
     assert 0 < overflows <= int(told["ListenOverflows"])
     count = foo / "sysctl/netfilter/nf_conntrack_count"
     if count.exists():
-        assert value(series, "conntrack_entries", {"namespace": "foo"}) is not None
+        assert value(series, "conntrack_entries", {"netns": "foo"}) is not None
 
 
 OVERFLOW = """
@@ -272,3 +271,67 @@ for _ in range(5):
     with contextlib.suppress(TimeoutError):
         clients.append(socket.create_connection(("127.0.0.1", 5000), timeout=0.3))
 """
+
+
+def info_of(series: Series, netns: str) -> dict[str, str]:
+    [labels] = (
+        dict(labels)
+        for name, labels in series
+        if name == "netnsfs_namespace_info" and dict(labels)["netns"] == netns
+    )
+    return labels
+
+
+def without_name(spawn: Spawn) -> int:
+    """The number of a namespace without a name, with one process."""
+    process = spawn("unshare", "--net", "sleep", "60")
+    path = f"/proc/{process.pid}/ns/net"
+    wait_for(lambda: os.stat(path).st_ino != os.stat("/proc/self/ns/net").st_ino)
+    return os.stat(path).st_ino
+
+
+def test_every_namespace_is_in_one_scrape(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+    inode = without_name(spawn)
+    (mnt / "closed").mkdir(mode=0o700)
+    found, title = scrape(mnt, "metrics_all"), f".netnsfs/unnamed/{inode}"
+    assert value(found, "member_processes", {"netns": title}) == 1
+    assert value(found, "network_up", {"netns": title, "device": "lo"}) == 0
+    for netns, directory in (("foo", foo), (title, mnt / title)):
+        shown = info_of(found, netns)
+        assert shown.keys() == {"netns", "inode", "id", "cgroup"}
+        for kind in ("inode", "id"):
+            assert shown[kind] == (directory / kind).read_text().strip()
+    assert info_of(found, "foo")["cgroup"] == ""
+    assert info_of(found, title)["cgroup"] in (mnt / title / "cgroups").read_text().split()
+    own = f".netnsfs/unnamed/{os.stat('/proc/self/ns/net').st_ino}"
+    assert info_of(found, own)["cgroup"]
+    named = {dict(labels)["netns"] for name, labels in scrape(mnt) if "namespace_info" in name}
+    assert named == {"foo", "closed"}
+    # A namespace without members: of those with a name, and of all.
+    assert value(scrape(mnt), "namespaces_without_members") == 2
+    assert (value(found, "namespaces_without_members") or 0) >= 2
+    assert set(scrape(mnt, "metrics_all.prom")) >= {
+        (name, labels) for name, labels in found if dict(labels).get("netns") == "foo"
+    }
+    (mnt / "closed").rmdir()
+
+
+def test_it_is_for_those_who_may_see_all(mnt: Mounted, foo: Path) -> None:
+    path = mnt / ".netnsfs/metrics_all"
+    assert os.stat(path).st_mode & 0o777 == 0o400
+    lines = [f"len(read('{path}')) > 0"]
+    assert as_user(65534, 65534, *lines) == ["EACCES"]
+    assert as_user(0, 0, *lines, prefix=DROP) == ["EACCES"]
+    assert as_user(0, 0, *lines) == [True]
+
+
+def test_a_namespace_has_one_series_in_it(mnt: Mounted, foo: Path) -> None:
+    # It has a name that the mount does not show.
+    ip("netns", "add", ".netnsfs")
+    inode = os.stat(RUN / ".netnsfs").st_ino
+    found = scrape(mnt, "metrics_all")
+    titles = {
+        dict(labels)["netns"] for _, labels in found if dict(labels).get("inode") == str(inode)
+    }
+    assert titles == {".netnsfs"}
+    ip("netns", "del", ".netnsfs")

@@ -32,6 +32,7 @@ from netnsfs.config import Config
 from netnsfs.jobs import Abandoned, Job, never_block
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsfs import Namespace
+from netnsfs.node import Directory, File, Node
 from netnsfs.permissions import Owner, Permissions, delegated_owner
 from netnsfs.stats import Stats
 from netnsfs.tree.root import Root
@@ -61,7 +62,7 @@ def test_as_nobody_nothing_can_be_changed(mnt: Mounted, foo: Path) -> None:
         f"os.symlink('/proc/self/ns/net', '{mnt.path}/new')",
         f"os.chmod('{foo}', 0o777)",
         f"os.chown('{foo}', {NOBODY}, {NOBODY})",
-        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/links/lo/up', '1')",
         f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
         f"os.truncate('{foo}/nsid', 0)",
         f"os.utime('{foo}')",
@@ -85,7 +86,7 @@ def test_a_group_may_make_and_remove_and_nothing_else(start: Start) -> None:
         f"os.rmdir('{mounted.path}/away')",
         f"os.symlink('/proc/self/ns/net', '{mounted.path}/mine')",
         f"os.symlink('foo', '{mounted.path}/mine')",
-        f"write('{foo}/nsid', '7')",
+        f"write('{foo}/links/lo/up', '1')",
         f"write('{foo}/sysctl/ipv4/ip_forward', '1')",
         f"os.chmod('{foo}', 0o777)",
         f"read('{foo}/holders')",
@@ -96,7 +97,7 @@ def test_a_group_may_make_and_remove_and_nothing_else(start: Start) -> None:
     assert results[10] in ("EACCES", "ENOENT")
     assert os.listdir(RUN) == ["foo"]
     assert owner(foo) == (0, STAFF, 0o775)
-    assert owner(foo / "nsid") == (0, STAFF, 0o644)
+    assert owner(foo / "links/lo/up") == (0, STAFF, 0o644)
     clear(mounted)
 
 
@@ -107,10 +108,10 @@ def test_a_group_member_cannot_loosen_by_mkdir(start: Start) -> None:
         ALICE,
         STAFF,
         f"(os.umask(0), os.mkdir('{path}', 0o777), os.chmod('{path}', 0o777))",
-        f"write('{path}/nsid', '7')",
+        f"write('{path}/links/lo/up', '1')",
         f"write('{path}/sysctl/ipv4/ip_forward', '1')",
         f"os.mkdir('{path}2', 0o770)",
-        f"write('{path}2/nsid', '7')",
+        f"write('{path}2/links/lo/up', '1')",
         f"write('{path}2/sysctl/ipv4/ip_forward', '1')",
     ) == ["EPERM", "EACCES", "EACCES", "", "EACCES", "EACCES"]
     assert owner(mounted / "foo")[2] & 0o002 == 0
@@ -123,7 +124,7 @@ def test_an_owner_by_option_may_write(start: Start) -> None:
     assert as_user(
         ALICE,
         ALICE,
-        f"write('{mounted.path}/foo/nsid', '7')",
+        f"write('{mounted.path}/foo/links/lo/up', '1')",
         f"write('{mounted.path}/foo/sysctl/ipv4/ip_forward', '1')",
         f"os.symlink('foo', '{mounted.path}/mine')",
         f"read('{mounted.path}/foo/holders')",
@@ -161,10 +162,10 @@ def test_a_namespace_is_given_to_somebody(start: Start) -> None:
         f"read('{foo}/holders')",
     )
     expected = ["", "EACCES", "EACCES", "EACCES", "EACCES"]
-    assert as_user(ALICE, ALICE, f"write('{foo}/nsid', '7')", *lines) == ["", *expected]
-    assert (foo / "nsid").read_text() == "7\n"
+    assert as_user(ALICE, ALICE, f"write('{foo}/links/lo/up', '1')", *lines) == ["", *expected]
+    assert (foo / "links/lo/up").read_text() == "1\n"
     assert owner(foo) == (ALICE, STAFF, 0o755)
-    assert owner(foo / "nsid") == (ALICE, STAFF, 0o644)
+    assert owner(foo / "links/lo/up") == (ALICE, STAFF, 0o644)
     assert owner(foo / "inode") == (0, 0, 0o444)
 
     mounted.kill()
@@ -177,7 +178,7 @@ def test_a_namespace_is_given_to_somebody(start: Start) -> None:
     ip("netns", "add", "foo")
     for name in ("foo", "bar"):
         assert owner(mounted / name) == (0, 0, 0o755)
-        assert owner(mounted / name / "nsid") == (0, 0, 0o644)
+        assert owner(mounted / name / "links/lo/up") == (0, 0, 0o644)
     clear(mounted)
 
 
@@ -189,9 +190,9 @@ def test_mode_of_a_namespace(mnt: Mounted) -> None:
     os.chmod(foo, 0o775)
     os.chown(foo, -1, STAFF)
     assert owner(foo) == (0, STAFF, 0o775)
-    assert owner(foo / "nsid") == (0, STAFF, 0o664)
-    assert as_user(ALICE, STAFF, f"write('{foo}/nsid', '9')") == [""]
-    assert as_user(NOBODY, NOBODY, f"write('{foo}/nsid', '9')") == ["EACCES"]
+    assert owner(foo / "links/lo/up") == (0, STAFF, 0o664)
+    assert as_user(ALICE, STAFF, f"write('{foo}/links/lo/up', '1')") == [""]
+    assert as_user(NOBODY, NOBODY, f"write('{foo}/links/lo/up', '1')") == ["EACCES"]
     for mode in (0o1775, 0o2775, 0o4775):
         assert error_of(os.chmod, foo, mode) == "EPERM"
     assert owner(foo) == (0, STAFF, 0o775)
@@ -225,7 +226,7 @@ def test_another_daemon_sees_it_at_once(start: Start) -> None:
         one, other = (first, second) if number % 2 else (second, first)
         os.chown(one / "foo", number, -1)
         assert (other / "foo").stat().st_uid == number
-        assert (other / "foo/nsid").stat().st_uid == number
+        assert (other / "foo/links/lo/up").stat().st_uid == number
     os.rename(second / "foo", second / "bar")
     assert owner(first / "bar")[0] == 29
     (first / "bar").rmdir()
@@ -919,11 +920,11 @@ while True:
 def test_who_changes_the_group_lets_nobody_else_write(mnt: Mounted, foo: Path) -> None:
     os.chown(foo, ALICE, STAFF)
     foo.chmod(0o775)
-    assert owner(foo / "nsid") == (ALICE, STAFF, 0o664)
+    assert owner(foo / "links/lo/up") == (ALICE, STAFF, 0o664)
     change = f"os.chown('{foo}', -1, {ALICE})"
     assert as_user(ALICE, ALICE, change) == [""]
     assert owner(foo) == (ALICE, ALICE, 0o755)
-    assert owner(foo / "nsid") == (ALICE, ALICE, 0o644)
+    assert owner(foo / "links/lo/up") == (ALICE, ALICE, 0o644)
     assert as_user(ALICE, ALICE, f"os.chmod('{foo}', 0o775)") == [""]
     assert owner(foo / "sysctl/ipv4/ip_forward") == (ALICE, ALICE, 0o644)
 
@@ -1008,3 +1009,44 @@ def test_what_nobody_can_read_is_closed_until_root_says_whose(
     os.chmod(mnt / "foo", 0o755)
     assert owner(mnt / "foo") == (0, 0, 0o755)
     (mnt / "foo").rmdir()
+
+
+def test_a_former_owner_changes_nothing_whatever_the_kernel_believes(
+    mnt: Mounted, foo: Path, spawn: Spawn
+) -> None:
+    """The kernel may let a caller in by attributes that it asked for before a chown(2)."""
+    root = Root(NamedNamespaces(bytes(RUN)), Stats(), Config(bytes(MNT)))
+    drop = ("--reuid=4711", "--regid=4711", "--clear-groups", "--bounding-set=-all")
+    asking = spawn("setpriv", *drop, "sleep", "60")
+    wait_for(lambda: os.stat(f"/proc/{asking.pid}").st_uid == ALICE)
+    alice = _Caller(asking.pid, ALICE)
+
+    def find(path: str) -> Node:
+        node: Node = root
+        for name in path.encode().split(b"/"):
+            assert isinstance(node, Directory)
+            node = node.lookup(name, alice)
+        return node
+
+    def outcomes() -> set[str]:
+        def write(file: Node) -> None:
+            assert isinstance(file, File)
+            file.open(os.O_WRONLY, alice).close()
+
+        files = ("nsid", "sysctl/ipv4/ip_forward", "links/lo/up", "links/lo/mtu")
+        found = {error_of(write, find(f"foo/{file}")) for file in files}
+        links = find("foo/links")
+        assert isinstance(links, Directory)
+        found.add(error_of(links.rmdir, b"none", alice))
+        found.add(error_of(links.rename, b"none", links, b"x", alice))
+        return found
+
+    os.chown(foo, ALICE, ALICE)
+    assert outcomes() == {"", "ENOENT"}
+    os.chown(foo, STAFF, STAFF)
+    assert outcomes() == {"EACCES"}
+    foo.chmod(0o777)
+    assert outcomes() == {"", "ENOENT"}
+    os.chown(foo, 0, STAFF)
+    foo.chmod(0o775)
+    assert outcomes() == {"EACCES"}

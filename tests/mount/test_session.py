@@ -46,6 +46,7 @@ def test_tree_of_a_namespace(foo: Path) -> None:
     modes = {name: stat.filemode(os.lstat(foo / name).st_mode) for name in os.listdir(foo)}
     assert modes == {
         "cgroups": "-r--r--r--",
+        "exec": "lrwxrwxrwx",
         "holders": "-r--------",
         "id": "-r--r--r--",
         "inode": "-r--r--r--",

@@ -48,10 +48,8 @@ for interface in sorted(os.listdir(sys.argv[1])):
 json.dump(found, sys.stdout)
 """
 
-OURS = {"kind", "up", "addresses", "peer"}
-
-
-OURS = {"kind", "up", "addresses", "peer"}
+# `address` is writable here, with the same content.
+OURS = {"kind", "up", "address", "addresses", "peer"}
 
 
 def test_every_file_is_as_sysfs_has_it(spaces: tuple[Path, Path]) -> None:
@@ -73,6 +71,8 @@ def test_every_file_is_as_sysfs_has_it(spaces: tuple[Path, Path]) -> None:
     )
     assert shown.keys() == looks[1].keys()
     ours = {path: found for path, found in shown.items() if path.split("/")[1] not in OURS}
+    for path in [path for path in before if path.split("/")[1:] == ["address"]]:
+        assert shown[path] == [0o644, before.pop(path)[1]]
     assert ours.keys() == before.keys()
     for path, found in before.items():
         if found != after[path]:
@@ -149,7 +149,8 @@ def test_sysfs_files_are_written(spaces: tuple[Path, Path]) -> None:
     assert (told["mtu"], told["ifalias"], told["txqlen"]) == (1400, "to b", 10)
     assert error_of((a / "links/v0/mtu").write_text, "1") == "EINVAL"
     assert error_of((a / "links/v0/mtu").write_text, "many") == "EINVAL"
-    assert error_of((a / "links/v0/address").write_text, "x") == "EACCES"
+    assert error_of((a / "links/v0/address").write_text, "x") == "EINVAL"
+    assert error_of((a / "links/v0/addr_len").write_text, "x") == "EACCES"
 
 
 def test_a_held_file_follows_no_other_interface(spaces: tuple[Path, Path]) -> None:

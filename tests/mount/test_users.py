@@ -4,6 +4,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tracing
 from conftest import (
     LONG,
     MNT,
@@ -34,6 +36,8 @@ from netnsfs.tree.root import Root
 
 STORM_SECONDS = 60 if LONG else 0
 FEWEST = 7
+
+Spawn = Callable[..., subprocess.Popen[bytes]]
 
 SLOWFS = Path(__file__).parent.parent / "slowfs.py"
 
@@ -203,6 +207,106 @@ def test_listings_share_their_names(mnt: Mounted) -> None:
         assert resident(mnt.process.pid) - before < 40 << 10
     for path in RUN.iterdir():
         path.unlink()
+
+
+def test_a_link_is_found_without_a_worker(mnt: Mounted, foo: Path, spawn: Spawn) -> None:
+    """The kernel keeps the directory locked meanwhile, for whoever may not even make a name."""
+    worker = tracing.workers(mnt)["locked"]
+    process = spawn("nsenter", f"--net={foo}/ns", "sleep", "60")
+    wait_for((foo / "pids").read_bytes)
+    (RUN / "task").symlink_to(f"/proc/{process.pid}/ns/net")
+    (RUN / "name").symlink_to("foo")
+    (RUN / "ended").symlink_to("/proc/2147483647/ns/net")
+
+    def ask() -> None:
+        for name in ("task", "name", "ended"):
+            assert error_of((mnt / name).mkdir) == "EEXIST"
+            assert bool((mnt / name).stat().st_mode & 0o777) == (name != "ended")
+
+    ask()
+    # At the end of each job, a worker wakes the event loop, in one of two ways.
+    ends = [call for call in tracing.calls(worker, ask) if call.name in ("write", "sendto")]
+    assert ends == []
+    # What it leads to is looked at each time.
+    inside = (mnt / "task/inode").read_text()
+    assert inside == (foo / "inode").read_text()
+    process.kill()
+    process.wait()
+    assert (mnt / "task").stat().st_mode & 0o777 == 0
+    assert error_of((mnt / "task/inode").read_text) == "ENOENT"
+    for name in ("task", "name", "ended"):
+        (mnt / name).rmdir()
+
+
+OWNER = """
+import os, sys, threading, time
+mine, words = sys.argv[1], " ".join(f"+20.1.{n >> 8}.{n & 255}/32" for n in range(5500))
+os.setgroups([]), os.setgid(4711), os.setuid(4711)
+def write(number):
+    while True:
+        for sign in "+-":
+            fd = os.open(f"{mine}/links/d{number}/addresses", os.O_WRONLY)
+            try:
+                os.write(fd, words.replace("+", sign).encode())
+            except OSError:
+                time.sleep(0.01)
+            os.close(fd)
+def make(number):
+    while True:
+        for call in os.mkdir, os.rmdir:
+            try:
+                call(f"{mine}/../own{number}")
+            except OSError:
+                time.sleep(0.001)
+for number in range(4):
+    threading.Thread(target=write, args=(number,), daemon=True).start()
+for number in range(5):
+    threading.Thread(target=make, args=(number,), daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_long_writes_of_an_owner_keep_root_from_nothing(start: Start) -> None:
+    """Root's ls and mkdir waited for a minute and more."""
+    mnt = start("-o", "gid=4711,dmask=002")
+    (mnt / "mine").mkdir()
+    os.chown(mnt / "mine", 4711, 4711)
+    for number in range(4):
+        ip("-n", "mine", "link", "add", f"d{number}", "type", "veth", "peer", f"e{number}")
+    command = [sys.executable, "-c", OWNER, str(mnt / "mine")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        assert owner.stdout.readline() == b"ready\n"
+        time.sleep(2)
+        taken = times_of_root(mnt, mnt / "mine")
+        taken["chown"] = [seconds(lambda: os.chown(mnt / "mine", 4711, 4712))]
+        owner.kill()
+    for name in ("mine", *(f"own{number}" for number in range(5))):
+        if (mnt / name).exists():
+            (mnt / name).rmdir()
+    # Loose, for a machine that does other work too.
+    assert max(max(them) for them in taken.values()) < 10
+
+
+def test_who_writes_waits_for_no_other_writer(mnt: Mounted, foo: Path) -> None:
+    """Root's signal waited for an owner's: the kernel lets one write to a node at a time."""
+    words = " ".join(f"+20.1.{n >> 8}.{n & 255}/32" for n in range(5500))
+    fds = [os.open(foo / "links/lo/addresses", os.O_WRONLY) for _ in range(2)]
+    ended: list[str] = []
+
+    def write(fd: int, text: str) -> None:
+        os.write(fd, text.encode())
+        ended.append(text)
+
+    first = threading.Thread(target=write, args=(fds[0], words))
+    first.start()
+    wait_for((foo / "links/lo/addresses").read_bytes)
+    write(fds[1], "+10.9.9.9/32")
+    first.join()
+    assert ended == ["+10.9.9.9/32", words]
+    for fd in fds:
+        os.close(fd)
 
 
 def test_a_user_fills_no_log(start: Start) -> None:

@@ -1,8 +1,8 @@
 """Network namespaces without FUSE, with ip-netns(8) and lsns(8) as the other side.
 
 Without a file of their own name:
-- `scanner`, `bpf_scanner`, `proc_scanner`: test_tasks.py, which makes the same tests with both
-  passes, and compares them. More are in tests/mount/test_names.py.
+- `scanner`, `bpf_scanner`, `proc_scanner`, `mount_holders`: test_tasks.py, which makes the same
+  tests with both scanners, and compares them. More are in tests/mount/test_names.py.
 - `route_text` and `route_words`: test_routes.py, with the kernel's own routes.
 - `owners`: tests/mount/test_permissions.py. An owner matters where somebody is refused.
 """
@@ -22,11 +22,12 @@ from netnsfs.netns.scanner import Scanner
 
 
 class ScannerBefore67(BpfScanner):
-    """As before Linux 6.7, without an iterator that goes through the tasks by itself."""
+    """As before Linux 6.7: no program goes through tasks or mounts by itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._iterators.run_open_coded = lambda variables: None  # type: ignore[method-assign]
+        self._iterators.run_open_coded = lambda *_: None  # type: ignore[method-assign]
+        self._mounts = None
 
 
 @pytest.fixture(
@@ -41,7 +42,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(tasks._chosen, "_scanner", made)
     yield made
     if isinstance(made, BpfScanner):
-        made._iterators.close()
+        made.close()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import errno
 import random
 import threading
 import time
+from functools import partial
+from typing import Any
 
 import pytest
 from conftest import error_of, ip, wait_for
@@ -11,7 +13,17 @@ from ip_link import index_of, names_in, shown, texts
 
 from netnsfs.netns import interface_changes
 from netnsfs.netns.addresses import change_addresses
-from netnsfs.netns.interface_changes import create_veth_pair, delete, move, rename, set_up
+from netnsfs.netns.interface_changes import (
+    create_bridge,
+    create_veth_pair,
+    delete,
+    leave_master,
+    move,
+    rename,
+    set_address,
+    set_master,
+    set_up,
+)
 from netnsfs.netns.interfaces import find_interface, rtnetlink
 
 
@@ -188,3 +200,57 @@ def test_a_storm_of_moves_loses_nothing(spaces: tuple[int, int]) -> None:
     assert done[0] > 10
     found = [str(link["address"]) for name in ("a", "b") for link in shown(name, "link")]
     assert sorted(found) == sorted([*macs, "00:00:00:00:00:00"])
+
+
+def masters(name: str) -> dict[object, object]:
+    return {link["ifname"]: link.get("master") for link in shown(name, "link")}
+
+
+def test_ports_of_bridges(spaces: tuple[int, int]) -> None:
+    create_veth_pair(spaces[0], b"v0", spaces[1], b"v1")
+    for bridge in (b"br0", b"br1"):
+        create_bridge(spaces[0], bridge)
+        assert error_of(create_bridge, spaces[0], bridge) == "EEXIST"
+    index = index_of(spaces[0], b"v0")
+    assert error_of(leave_master, spaces[0], b"v0", index) == "ENOENT"
+    set_master(spaces[0], b"v0", index, b"br0")
+    assert error_of(set_master, spaces[0], b"v0", index, b"br1") == "EEXIST"
+    assert masters("a")["v0"] == "br0"
+    for function in (partial(set_master, master=b"br1"), leave_master):
+        assert error_of(function, spaces[0], b"v0", index + 100) == "ENODEV"
+        assert error_of(function, spaces[0], b"other", index) == "ENODEV"
+    leave_master(spaces[0], b"v0", index)
+    assert masters("a")["v0"] is None
+    assert error_of(set_master, spaces[0], b"v0", index, b"lo") == "ENOTSUP"
+    assert error_of(set_master, spaces[0], b"v0", index, b"nothere") == "ENOENT"
+
+
+@pytest.mark.parametrize("renamed", ["v0", "br0"])
+def test_a_port_goes_back_if_another_was_hit(
+    spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch, renamed: str
+) -> None:
+    """At the last moment, the port or the bridge got another name."""
+    create_veth_pair(spaces[0], b"v0", spaces[1], b"v1")
+    create_bridge(spaces[0], b"br0")
+    index = index_of(spaces[0], b"v0")
+    change = interface_changes._change_master
+
+    def too_late(*arguments: Any) -> None:
+        if arguments[2]:
+            ip("-n", "a", "link", "set", renamed, "name", "innocent")
+        change(*arguments)
+
+    monkeypatch.setattr(interface_changes, "_change_master", too_late)
+    assert error_of(set_master, spaces[0], b"v0", index, b"br0") == "ENODEV"
+    assert set(masters("a").values()) == {None}
+
+
+def test_a_hardware_address(spaces: tuple[int, int]) -> None:
+    create_veth_pair(spaces[0], b"v0", spaces[1], b"v1")
+    index = index_of(spaces[0], b"v0")
+    set_address(spaces[0], b"v0", index, b"02:00:00:00:00:0a\n")
+    assert shown("a", "link", "show", "v0")[0]["address"] == "02:00:00:00:00:0a"
+    for text in (b"02:00:00:00:00", b"02:00:00:00:00:0b:0c", b"0200:00:00:00:0b", b""):
+        assert error_of(set_address, spaces[0], b"v0", index, text) == "EINVAL"
+    assert error_of(set_address, spaces[0], b"v0", index + 9, b"02:00:00:00:00:0b") == "ENODEV"
+    assert shown("a", "link", "show", "v0")[0]["address"] == "02:00:00:00:00:0a"

@@ -162,7 +162,7 @@ def test_those_that_move_in_meanwhile(foo: Path) -> None:
 
 @kills_forks
 def test_it_ends_where_new_ones_keep_coming(foo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "SECONDS", 0.5)
+    monkeypatch.setattr(signals, "SIGNAL_SECONDS", 0.5)
     with forkers(foo, "breeding", "10", "outside", "5"):
         wait_for(lambda: len(members(foo)) > 10)
         began = time.monotonic()
@@ -176,7 +176,7 @@ def test_it_ends_where_new_ones_keep_coming(foo: Path, monkeypatch: pytest.Monke
 def test_it_tells_when_there_was_no_time(
     foo: Path, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "SECONDS", 0)
+    monkeypatch.setattr(signals, "SIGNAL_SECONDS", 0)
     inside = sleeper(spawn, foo)
     with pytest.raises(TimeoutError, match="1 were sent the signal"):
         send(foo, b"TERM")

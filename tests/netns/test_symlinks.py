@@ -4,12 +4,14 @@ import os
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RUN, error_of
+from conftest import RUN, apart, bound, error_of
 
 from netnsfs import linux
+from netnsfs.jobs import never_block
 from netnsfs.netns import symlinks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.symlinks import SymlinkFollower
@@ -79,3 +81,56 @@ def test_a_link_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
         assert threading.active_count() == threads
         go_on.set()
     path.unlink()
+
+
+def test_where_a_link_leads_is_told_by_what_is_in_the_cache(mnt_bound: Path) -> None:
+    links, own = SymlinkFollower(bytes(RUN)), os.stat("/proc/self/ns/net").st_ino
+
+    def peek(target: str | Path) -> int | None:
+        (RUN / "lnk").unlink(missing_ok=True)
+        (RUN / "lnk").symlink_to(target)
+        # A walk that may wait brings it there.
+        os.path.exists(RUN / "lnk")
+        return links.peek(b"lnk")
+
+    assert peek("/proc/self/ns/net") == own
+    assert peek("../../proc/self/ns/net") == own
+    assert peek(mnt_bound) == own
+    (RUN / "other").symlink_to(mnt_bound)
+    assert peek("other") == own
+    assert peek("/proc/self/ns/pid") is None
+    assert peek("/proc/self/exe") is None
+    assert error_of(peek, "/nowhere") in ("", "ENOENT")
+    assert peek("lnk") is None
+    (RUN / "lnk").unlink()
+    (RUN / "lnk").touch()
+    assert links.peek(b"lnk") is None
+    (RUN / "lnk").unlink()
+    (RUN / "other").unlink()
+
+
+@pytest.fixture
+def mnt_bound() -> Iterator[Path]:
+    """The own namespace's file, mounted elsewhere."""
+    path = Path("/mnt/bound")
+    path.touch()
+    with bound(Path("/proc/self/ns/net"), path):
+        yield path
+    path.unlink()
+
+
+def test_a_task_that_is_gone_is_known_to_be_gone() -> None:
+    names = NamedNamespaces(bytes(RUN))
+    process = subprocess.Popen(["sleep", "60"])
+    (RUN / "lnk").symlink_to(f"/proc/{process.pid}/ns/net")
+    assert names.identify(b"lnk") is not None
+    process.kill()
+    process.wait()
+
+    def identify() -> object:
+        # Without a worker, which this thread would have to ask.
+        never_block()
+        return names.identify(b"lnk")
+
+    assert apart(identify) is None
+    (RUN / "lnk").unlink()

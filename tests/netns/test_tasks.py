@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from netnsfs import linux
 from netnsfs.bpf_objects import are_built
-from netnsfs.netns import proc_scanner, tasks
+from netnsfs.netns import bpf_scanner, mount_holders, proc_scanner, tasks
+from netnsfs.netns.bpf_scanner import BpfScanner
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.proc_scanner import ProcScanner
 from netnsfs.netns.scanner import Scanner
@@ -112,20 +113,6 @@ def test_zombies_are_no_members(spawn: Spawn) -> None:
     ip("netns", "del", "a")
 
 
-def test_control_groups_are_those_that_proc_tells(spawn: Spawn) -> None:
-    ip("netns", "add", "a")
-    inside = {spawn("ip", "netns", "exec", "a", "sleep", "60").pid for _ in range(3)}
-    wait_for(lambda: set(tasks.pids(inode_of("a"))) == inside)
-    told = "".join(Path(f"/proc/{pid}/cgroup").read_text() for pid in inside).splitlines()
-    paths = {line.split(":", 2)[2] for line in told}
-    assert tasks.control_groups(inside).decode().splitlines() == sorted(paths)
-    # Another, which has ended, is none.
-    gone = spawn("true")
-    gone.wait()
-    assert tasks.control_groups([gone.pid]) == b""
-    ip("netns", "del", "a")
-
-
 def status(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as file:
         return file.read()
@@ -206,13 +193,12 @@ def seen(way: Scanner, inode: int, processes: set[int]) -> tuple[Any, ...]:
     of_all = sorted(task for task in way.tasks() if {2, *processes} & {task[0]})
     threads = {tid for pid, tid, _ in of_all} - {2}
     mounts = sorted(found for found in way.mount_namespaces() if found[0] in threads)
-    held = sorted((d.kind, d.task, d.fd, d.inode) for d in way.descriptors(inode))
-    others = sorted(
-        (d.kind, d.task, d.fd, d.inode)
-        for d in way.descriptors()
-        if d.task in processes | threads
-    )
-    return inside, of_all, mounts, held, others
+    files = [*way.descriptors(inode), *way.mappings(inode)]
+    held = sorted((d.kind, d.task, d.fd, d.inode) for d in files)
+    # Of all, some of each namespace are told.
+    is_held = any(d.inode == inode for d in way.descriptors())
+    assert not any(d.inode == inode for d in way.descriptors(without={inode}))
+    return inside, of_all, mounts, held, is_held
 
 
 def has_pidfds_of_threads() -> bool:
@@ -268,6 +254,89 @@ def held(inode: int) -> dict[str, list[str]]:
 
 
 KINDS = ("thread", "fd", "mount", "socket", "tun")
+
+
+@pytest.mark.machine
+def test_copies_of_a_file_are_listed_once(way: Scanner) -> None:
+    """They may be millions, and cost a list of millions of lines."""
+    ip("netns", "add", "a")
+    inode = inode_of("a")
+    with odd("copies", "descriptor") as (pid,):
+        lines = tasks.listing(inode).splitlines()
+        assert len([line for line in lines if line.startswith(b"socket %d " % pid)]) == 1
+        if not linux.share_descriptors(os.getpid(), pid):
+            # A socket stands between the file and its copies. Then it is opened once more.
+            assert len([line for line in lines if line.startswith(b"fd %d " % pid)]) == 3
+        assert inode in {found.inode for found in way.descriptors()}
+    ip("netns", "del", "a")
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
+def test_of_what_holds_any_namespace_a_few_are_enough(
+    way: Scanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ip("netns", "add", "a")
+    inode = inode_of("a")
+    with odd(*["descriptor", "sockets"] * 9) as (pid,):
+        told = [found for found in way.descriptors() if found.task == pid]
+        assert len([found for found in told if found.inode == inode]) == 1
+        assert inode not in {found.inode for found in way.descriptors(without={inode})}
+        monkeypatch.setattr(bpf_scanner, "MAX_OF_ONE", 10)
+        lines = tasks.listing(inode).splitlines()
+        assert sum(line.startswith((b"fd", b"socket")) for line in lines) == 10
+        (omitted,) = (line for line in lines if line.startswith(b"omitted"))
+        assert omitted.startswith(b"omitted descriptors ")
+    ip("netns", "del", "a")
+
+
+@pytest.mark.machine
+def test_a_mapping_of_a_closed_socket(way: Scanner) -> None:
+    ip("netns", "add", "a")
+    inode = inode_of("a")
+    with odd("mapped") as (pid,):
+        (line,) = (x for x in tasks.listing(inode).splitlines() if x.startswith(b"map"))
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        (mapped,) = (text for text in maps if "socket:[" in text)
+        assert line == b"map %d %b" % (pid, mapped.partition("-")[0].encode())
+        ip("netns", "del", "a")
+        if isinstance(way, BpfScanner) and opens_by_id():
+            (holder,) = tasks.holders_of(inode)
+            assert holder in tasks.one_of_each(())
+            with linux.closing_fd(holder.open(())) as fd:
+                assert os.fstat(fd).st_ino == inode
+    wait_for(lambda: tasks.holders_of(inode) == [])
+
+
+def opens_by_id() -> bool:
+    with linux.closing_fd(os.open("/proc/self/ns/net", os.O_RDONLY)) as fd:
+        number, inode = linux.namespace_id(fd), os.fstat(fd).st_ino
+    return number is not None and not error_of(
+        lambda: os.close(linux.open_namespace_by_id(number, inode))
+    )
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
+def test_whoever_locks_what_they_have_mapped_makes_nobody_wait(
+    way: BpfScanner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ip("netns", "add", "a")
+    inode = inode_of("a")
+    before = tasks.listing(inode)
+    assert way._mappings._iterators
+    run, unlocked = way._mappings._iterators.run, threading.Event()
+
+    def wait(*arguments: Any) -> bytes:
+        unlocked.wait()
+        return run(*arguments)
+
+    monkeypatch.setattr(way._mappings._iterators, "run", wait)
+    for _ in range(3):
+        assert tasks.listing(inode) == before + b"omitted mappings 1\n"
+    unlocked.set()
+    wait_for(lambda: tasks.listing(inode) == before)
+    ip("netns", "del", "a")
 
 
 @pytest.mark.machine
@@ -396,11 +465,22 @@ for _ in jails:
 
 
 @pytest.mark.machine
-@pytest.mark.parametrize(("roots", "expected"), [(1, 1), (3, 3), (20, 8)])
+@pytest.mark.parametrize(
+    ("roots", "expected", "text"), [(1, 1, True), (3, 3, True), (20, 8, True), (20, 20, False)]
+)
 def test_chrooted_tasks_are_looked_at_by_their_roots(
-    spawn: Spawn, tmp_path: Path, roots: int, expected: int
+    spawn: Spawn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    roots: int,
+    expected: int,
+    text: bool,
 ) -> None:
-    """Not one by one: each look goes through all mounts."""
+    """Not one by one: each look goes through all mounts, unless statmount(2) is there."""
+    if text:
+        monkeypatch.setattr(linux, "namespace_mounts_in", refuse_statmount)
+    elif error_of(lambda: list(linux.namespace_mounts_in(own_mount_namespace()))):
+        pytest.skip("this kernel has no statmount(2)")
     ip("netns", "add", "a")
     words = [str(RUN / "a"), str(tmp_path), *sys.path]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
@@ -421,6 +501,83 @@ def test_chrooted_tasks_are_looked_at_by_their_roots(
     assert all(re.fullmatch(rb"mount (/proc/\d+/root/ns|/run/netns/a)", line) for line in lines)
 
 
+def refuse_statmount(*arguments: object) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def own_mount_namespace() -> int:
+    return linux.mount_namespace_id(os.getpid())
+
+
+STRANGER = """
+import os, sys, time
+sys.path[:0] = sys.argv[3:]
+from netnsfs import linux
+linux.unshare(0x20000)
+linux.mount(None, b"/", linux.MS_REC | linux.MS_PRIVATE)
+held = os.open(sys.argv[1], os.O_RDONLY)
+linux.umount(b"/run", linux.MNT_DETACH)
+deep = sys.argv[2]
+for number in range(10):
+    deep += "/" + "x" * 200
+    os.mkdir(deep)
+for _ in range(300):
+    linux.mount(b"/proc", deep.encode(), linux.MS_BIND)
+file = sys.argv[2] + "/a file"
+open(file, "w").close()
+linux.mount(b"/proc/self/fd/%d" % held, file.encode(), linux.MS_BIND)
+os.close(held)
+print(flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def stranger(spawn: Spawn, tmp_path: Path) -> bytes:
+    """The path from here of a mount of `a`, which somebody has beside many others."""
+    words = [str(RUN / "a"), str(tmp_path), *sys.path]
+    process = spawn(sys.executable, "-c", STRANGER, *words, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    return b"/proc/%d/root%b/a\\040file" % (process.pid, bytes(tmp_path))
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("text", [True, False])
+def test_a_mount_of_a_stranger(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, text: bool
+) -> None:
+    """Found by all ways; if there is no time for it, that is said, and all else is listed."""
+    ip("netns", "add", "a")
+    path, inode = request.getfixturevalue("stranger"), inode_of("a")
+    if text:
+        monkeypatch.setattr(linux, "namespace_mounts_in", refuse_statmount)
+    lines = tasks.listing(inode).splitlines()
+    assert sorted(lines) == [b"mount " + path, b"mount /run/netns/a"]
+    monkeypatch.setattr(mount_holders, "_SECONDS", -1)
+    own, *omitted = tasks.listing(inode).splitlines()
+    assert own == b"mount /run/netns/a"
+    assert omitted
+    assert all(line.startswith(b"omitted mounts ") for line in omitted)
+    ip("netns", "del", "a")
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("way", [IN_KERNEL], indirect=True)
+def test_a_mount_namespace_without_such_mounts_costs_nothing(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, way: BpfScanner
+) -> None:
+    if way._mounts is None:
+        pytest.skip("this kernel does not run the program (Linux 6.2)")
+    for name in "ab":
+        ip("netns", "add", name)
+    request.getfixturevalue("stranger")
+    monkeypatch.setattr(mount_holders, "_SECONDS", -1)
+    assert tasks.listing(inode_of("b")) == b"mount /run/netns/b\n"
+    for name in "ab":
+        ip("netns", "del", name)
+
+
 def error_number(function: Callable[..., object], *arguments: object) -> int | None:
     with pytest.raises(OSError) as raised:  # noqa: PT011
         function(*arguments)
@@ -436,3 +593,21 @@ def test_out_of_sight_is_not_absent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tasks.is_busy(inode_of("a"))
     assert not tasks.is_busy(inode_of("a"))
     ip("netns", "del", "a")
+
+
+def test_the_namespace_of_a_socket(way: Scanner, spaces: tuple[int, int], spawn: Spawn) -> None:
+    script = (
+        "import os, socket, time; held = [socket.socket() for _ in range(2)];"
+        "copies = [os.dup(held[0].fileno()) for _ in range(3)];"
+        "print(*(os.fstat(each.fileno()).st_ino for each in held), flush=True); time.sleep(60)"
+    )
+    command = ("ip", "netns", "exec", "a", sys.executable, "-c", script)
+    process = spawn(*command, stdout=subprocess.PIPE)
+    assert process.stdout
+    numbers = [int(word) for word in process.stdout.readline().split()]
+    assert [way.namespace_of_socket(number) for number in numbers] == [inode_of("a")] * 2
+    pipe = os.fstat(process.stdout.fileno()).st_ino
+    assert tasks.namespace_of_socket(pipe) is None
+    process.kill()
+    process.wait()
+    wait_for(lambda: tasks.namespace_of_socket(numbers[0]) is None)

@@ -2,6 +2,7 @@
 
 Without a file of their own name:
 - `node`: tests/fuse/test_operations.py asks a tree made of it.
+- `limits`: test_man.py compares the page with it.
 - `permissions`: tests/mount/test_permissions.py has its table beside what it leads to.
 - `daemon`, `logs`: tests/mount/test_life.py, tests/system/test_program.py and test_systemd.py.
   They are what becomes of the process, and that takes one.

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from netnsfs import cli
+from netnsfs import cli, limits
 from netnsfs.config import Config
-from netnsfs.fuse import listings, loop, session
 from netnsfs.netns import names as netns
-from netnsfs.netns import signals
 from netnsfs.stats import Stats
 from netnsfs.tree import ctldir as corner_module
 from netnsfs.tree import interfaces, metrics, refs, root
@@ -52,7 +50,9 @@ def test_the_page_tells_every_file() -> None:
 
 
 def test_the_page_tells_every_counter() -> None:
-    families = metrics.render(netns.NamedNamespaces(b"/nowhere"), Stats(), None).decode()
+    families = metrics.render(
+        netns.NamedNamespaces(b"/nowhere"), Stats(), metrics.Scope()
+    ).decode()
     names = re.findall(r"^# TYPE (\w+)", families, re.MULTILINE)
     assert "netnsfs_member_processes" in names
     for name in names:
@@ -81,11 +81,11 @@ def test_the_page_tells_the_limits() -> None:
     _, _, after = TEXT.partition(".Sh LIMITS\n")
     section, _, _ = after.replace("\n", " ").partition(".Sh ")
     for limit in (
-        f"{loop.WAITING_PER_USER:,} a user, {loop.WAITING_TOTAL:,} in total",
-        f"Open files: {session.FILES_PER_USER:,} a user",
-        f"{listings.LISTINGS_PER_USER:,} a user, {listings.LISTINGS_TOTAL:,} in total",
-        f"{session.TEXT_PER_USER >> 20} MiB a user, {session.TEXT_TOTAL >> 20} MiB in total",
-        f"a burst of {signals.SECONDS:.0f} seconds of work, "
-        f"refilled at {files.SIGNALLING_RATE} seconds a second",
+        f"{limits.WAITING_PER_USER:,} a user, {limits.WAITING_TOTAL:,} in total",
+        f"Open files: {limits.FILES_PER_USER:,} a user",
+        f"{limits.LISTINGS_PER_USER:,} a user, {limits.LISTINGS_TOTAL:,} in total",
+        f"{limits.TEXT_PER_USER >> 20} MiB a user, {limits.TEXT_TOTAL >> 20} MiB in total",
+        f"a burst of {limits.SIGNAL_SECONDS:.0f} seconds of work, "
+        f"refilled at {limits.SIGNAL_RATE} seconds a second",
     ):
         assert limit in section

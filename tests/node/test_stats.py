@@ -1,6 +1,7 @@
 """What the file system remembers of itself."""
 
 import errno
+import re
 
 import pytest
 
@@ -23,15 +24,17 @@ def test_errors_are_counted_by_request_and_name() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "told"),
     [
-        (b"x", OSError(errno.EEXIST, "it is there"), b"mkdir x: it is there (EEXIST)\n"),
-        (b"a\nb", OSError(errno.EPERM, "no"), b"mkdir a\\nb: no (EPERM)\n"),
-        (b"\xff'", OSError(errno.EPERM, "no"), b"mkdir \\xff': no (EPERM)\n"),
-        (b"x", OSError("no errno"), b"mkdir x: None (EIO)\n"),
+        (b"x", OSError(errno.EEXIST, "it is there"), b"mkdir x: it is there (EEXIST)"),
+        (b"a\nb", OSError(errno.EPERM, "no"), b"mkdir a\\nb: no (EPERM)"),
+        (b"\xff'", OSError(errno.EPERM, "no"), b"mkdir \\xff': no (EPERM)"),
+        (b"x", OSError("no errno"), b"mkdir x: None (EIO)"),
     ],
 )
 def test_the_last_refusal_is_one_line(name: bytes, error: OSError, told: bytes) -> None:
     stats = Stats()
     assert stats.last == b"ok\n"
     stats.remember_refusal("rmdir", b"other", OSError(errno.EBUSY, "busy"))
-    stats.remember_refusal("mkdir", name, error)
-    assert stats.last == told
+    stats.remember_refusal("mkdir", name, error, pid=17)
+    assert re.fullmatch(
+        re.escape(told) + rb", PID 17, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}\n", stats.last
+    )

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_everything_that_ip_netns_does(mnt: Mounted) -> None:
 
 
 def test_the_readme_tells_every_file(mnt: Mounted) -> None:
-    for name in [*files.NAMESPACE, *files.VIEWS, b"ns"]:
+    for name in [*files.NAMESPACE, *files.VIEWS, b"ns", files.EXEC]:
         assert f"NAME/{name.decode()}" in TREE
     for name in [*interfaces.FILES, b"peer"]:
         assert f"NAME/links/IFACE/{name.decode()}" in TREE
@@ -45,6 +46,7 @@ def test_the_readme_tells_every_file(mnt: Mounted) -> None:
 def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
     (mnt.path / "foo").mkdir()
     (mnt.path / "foo/links/v0").symlink_to("foo/links/v1")
+    (mnt.path / "foo/links/v0/addresses").write_text("+198.51.100.7/24")
     (mnt.path / "foo/nsid").write_text("auto")
     standing = {
         "NAME": "foo",
@@ -52,13 +54,16 @@ def test_the_readme_tells_no_other_file(mnt: Mounted) -> None:
         "INODE": (mnt.path / ".netnsfs/pid/self").readlink().name,
         "NSID": (mnt.path / "foo/nsid").read_text().strip(),
         "PID": "self",
+        "ADDR": "198.51.100.7",
         "ID": (mnt.path / "foo/id").read_text().strip(),
     }
     # Without root it is not to be seen which one that is.
     hidden = set() if linux.in_initial_user_namespace() else {".netnsfs/init"}
-    for line in {*TREE} - hidden:
-        name = re.sub("[A-Z]+", lambda found: standing[found[0]], line)
-        assert os.path.lexists(mnt.path / name)
+    with socket.socket() as opened:
+        standing["SOCKET"] = str(os.fstat(opened.fileno()).st_ino)
+        for line in {*TREE} - hidden:
+            name = re.sub("[A-Z]+", lambda found: standing[found[0]], line)
+            assert os.path.lexists(mnt.path / name), name
     (mnt.path / "foo").rmdir()
 
 

@@ -56,7 +56,7 @@ OPERATIONS: dict[str, tuple[Callable[[], object], set[str]]] = {
 """What is done, and the names that there are then; "old" is what there is before."""
 
 
-@pytest.fixture(params=["loop", "mutate", "locked", "read"])
+@pytest.fixture(params=["loop", *tracing.WORK])
 def thread(mnt: Mounted, request: pytest.FixtureRequest) -> int:
     return tracing.workers(mnt).get(request.param, mnt.process.pid)
 

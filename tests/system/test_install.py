@@ -20,6 +20,9 @@ PLACES = (Path("/opt"), Path("/usr/local"), Path("/var/cache/man"))
 
 MOUNT_COMMAND = ("mount", "-t", "fuse.netnsfs", "netnsfs", MNT)
 
+# Below /opt/netnsfs, and nowhere else: a capability is given to one file.
+PROGRAM = "lib/netnsfs/netns-exec"
+
 SHARED = {
     "lib/systemd/system/netns@.service",
     "lib/systemd/system/netnsfs.service",
@@ -85,7 +88,7 @@ def files_below(path: Path) -> set[str]:
 
 
 def test_the_wheel_is_complete(dist: Path, shared: Path) -> None:
-    assert files_below(shared) == SHARED
+    assert files_below(shared) == {*SHARED, PROGRAM}
     package = DATA.parent
     modules = {str(module.relative_to(package.parent)) for module in package.rglob("*.py")}
     with zipfile.ZipFile(wheel(dist)) as archive:
@@ -173,12 +176,15 @@ def test_install_and_uninstall(dist: Path, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(name, str(Path(sys.prefix, "releases")))
     run(CHECKOUT / "scripts/install", wheel(dist))
     assert all(Path("/usr/local", path).exists() for path in SHARED)
+    # Whether anybody but root gets in by it, the administrator decides.
+    assert run("getcap", Path("/opt/netnsfs", PROGRAM)) == ""
     assert "namespaces as directories" in run("man", "-k", "netnsfs")
     run("systemd-analyze", "verify", "--man=no", "netnsfs.service", DATA / "mnt-netnsfs.mount")
 
     # By /usr/local/sbin/netnsfs, and by nothing else.
     run("env", f"PATH={os.defpath}:/usr/local/sbin:/usr/sbin", *MOUNT_COMMAND)
     os.mkdir(MNT / "foo")
+    assert run(MNT / "foo/exec", "ls", "/sys/class/net") == "lo\n"
     run("umount", MNT)
     wait_for(lambda: not _users(Path("/opt/netnsfs")))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG, MNT, RUN, Mounted, agree, ip, nsfs_mounts, settled, wait_for
+from hostile import INTERFACES
 from usage import MAX_THREADS, Usage, descriptors
 
 from netnsfs.tree.sysfs import MAX_MOUNTS
@@ -67,6 +68,10 @@ class Crowd:
 @contextmanager
 def hostile_users(users: Sequence[int], seconds: float) -> Iterator[None]:
     """Some users who do their worst until the block ends."""
+    if users:
+        (RUN / "link").symlink_to("/proc/1/ns/net")
+    for user in users:
+        give_namespaces(user)
     command = [sys.executable, str(HOSTILE)]
     processes = [
         subprocess.Popen([*command, str(user), str(seconds)], stdout=subprocess.PIPE, text=True)
@@ -76,9 +81,20 @@ def hostile_users(users: Sequence[int], seconds: float) -> Iterator[None]:
         yield
     finally:
         told = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+        (RUN / "link").unlink(missing_ok=True)
     for user in told:
         print(f"a hostile user: {user['done']}")
         assert user["unexpected"] == {}
+
+
+def give_namespaces(user: int) -> None:
+    mine, yours = f"mine-{user}", f"yours-{user}"
+    for name in (mine, yours):
+        (MNT / name).mkdir()
+        os.chown(MNT / name, user, user)
+    for interface in ("moving", *(f"long{number}" for number in range(INTERFACES))):
+        command = ["link", "add", interface, "type", "veth", "peer", f"{interface}-peer"]
+        ip("-n", mine, *command)
 
 
 def remove_all() -> None:
