@@ -7,10 +7,12 @@ one loop. Constants are those of linux/netlink.h and linux/rtnetlink.h.
 """
 
 import errno
+import math
 import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple, Self, TypeVar
@@ -129,9 +131,13 @@ class RouteSocket:
 
     Args:
         groups: bit mask of the groups whose notifications it receives.
+
+    Attributes:
+        until: when a dump must end (time.monotonic).
     """
 
     def __init__(self, groups: int = 0) -> None:
+        self.until = math.inf
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         try:
@@ -205,7 +211,8 @@ class RouteSocket:
             take: makes of a message's body what is wanted.
 
         Raises:
-            OSError: the kernel's answer; EAGAIN if it keeps changing.
+            OSError: the kernel's answer; EAGAIN if it keeps changing; ETIMEDOUT if it takes
+                longer than `until`.
         """
         for _ in range(_MAX_DUMPS):
             self._send(kind, _NLM_F_DUMP, body)
@@ -213,6 +220,8 @@ class RouteSocket:
             for message in self._answers():
                 # The kernel sets it if what it lists has changed between two datagrams.
                 interrupted |= message.flags & _NLM_F_DUMP_INTR
+                if time.monotonic() > self.until:
+                    raise TimeoutError(errno.ETIMEDOUT, "there is too much to list")
                 if message.kind != _NLMSG_DONE:
                     found.append(take(message.body))
             if not interrupted:

@@ -6,6 +6,7 @@
     spares                      namespaces made in advance
     tasks                       members and holders, from one pass of a `scanner`: in the kernel
                                 (`bpf_scanner`) or through /proc (`proc_scanner`)
+    mount_holders               mounts that hold a namespace, in all mount namespaces
     populated_events            when the first member comes and the last one goes
     signals                     signals to all members
     interfaces                  interfaces as rtnetlink(7) shows them; `interface_changes` and

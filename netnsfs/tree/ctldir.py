@@ -30,7 +30,7 @@ from netnsfs.node import (
 )
 from netnsfs.permissions import ROOT, Permissions
 from netnsfs.stats import Stats
-from netnsfs.tree import metrics, topology
+from netnsfs.tree import graphviz, metrics, topology
 from netnsfs.tree.callers import (
     CAP_DAC_READ_SEARCH,
     CAP_SYS_PTRACE,
@@ -369,12 +369,49 @@ class AllMetrics(Metrics):
 
 
 class Topology(SharedText):
-    """`.netnsfs/topology.dot`."""
+    """`.netnsfs/topology.dot`, and what is connected with one namespace."""
 
     key = label = b"topology.dot"
 
+    def __init__(self, names: NamedNamespaces, permissions: Permissions) -> None:
+        super().__init__(names, permissions)
+        self._surveys: dict[bool, FreshCache[topology.Topology]] = {
+            sees_all: FreshCache() for sees_all in (True, False)
+        }
+
     def render(self, shown: Callable[[bytes], bool] | None) -> bytes:
-        return topology.render(self._names, RESERVED, shown)
+        return graphviz.draw(self._survey(shown))
+
+    def _survey(self, shown: Callable[[bytes], bool] | None) -> topology.Topology:
+        survey = partial(topology.survey, self._names, RESERVED, shown)
+        return self._surveys[shown is None].get_since_asked(survey)
+
+    def draw_around(self, caller: Caller) -> Callable[[bytes, int], bytes]:
+        """What draws what is connected with a namespace.
+
+        Args:
+            caller: who may look into that namespace, and sees only others that are open to
+                all, unless they may look into anything.
+
+        Returns:
+            It takes the name and the inode number of the namespace.
+        """
+        may_block()
+        sees_all = has_capability(caller, CAP_DAC_READ_SEARCH)
+        return partial(self._draw_around, sees_all)
+
+    def _draw_around(self, sees_all: bool, name: bytes, inode: int) -> bytes:
+        if sees_all:
+            seen = self._survey(None)
+        elif self._is_open_to_all(name):
+            seen = self._survey(self._is_open_to_all)
+        else:
+            seen = topology.survey(
+                self._names,
+                RESERVED,
+                lambda other: other == name or self._is_open_to_all(other),
+            )
+        return graphviz.draw(seen, inode)
 
 
 class ControlDirectory(Directory):

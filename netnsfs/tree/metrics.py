@@ -25,7 +25,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import each_on_own_thread, may_block, restoring_namespace
+from netnsfs.jobs import may_block, restoring_namespace
 from netnsfs.linux.netlink import RouteSocket
 from netnsfs.netns import control_groups, interfaces, tasks
 from netnsfs.netns.names import NamedNamespaces
@@ -33,6 +33,7 @@ from netnsfs.netns.nsfs import namespace_of
 from netnsfs.netns.sources import Source, each_source
 from netnsfs.netns.spares import Spares
 from netnsfs.stats import Stats
+from netnsfs.tree.coverage import Coverage
 from netnsfs.tree.refs import RESERVED, UNNAMED
 
 # /proc/net is that of the first thread, which never leaves the daemon's namespace.
@@ -172,8 +173,15 @@ def _label(name: str, value: str) -> str:
 def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterator[Family]:
     yield from _own_families(stats)
     listed = names.list_names()
-    readings = _all_readings(names, listed, scope)
+    coverage = Coverage()
+    readings = _all_readings(names, listed, scope, coverage)
     yield Family("gauge", "netnsfs_names", "Names.", [("", len(listed))])
+    yield Family(
+        "gauge",
+        "netnsfs_namespaces_omitted",
+        "Namespaces that could not be read, or not in time.",
+        [("", coverage.omitted)],
+    )
     yield from _spare_families(names.spares)
     yield from _member_families(readings, scope)
     yield Family(
@@ -212,11 +220,10 @@ def _all_families(names: NamedNamespaces, stats: Stats, scope: Scope) -> Iterato
 
 
 def _all_readings(
-    names: NamedNamespaces, listed: Sequence[bytes], scope: Scope
+    names: NamedNamespaces, listed: Sequence[bytes], scope: Scope, coverage: Coverage
 ) -> list[Reading]:
     seen = listed if scope.shown is None else filter(scope.shown, listed)
-    found = each_on_own_thread(partial(_read_namespace, names), seen)
-    readings = [reading for reading in found if reading]
+    readings = coverage.visit_each(partial(_read_namespace, names, coverage), seen)
     if not scope.unnamed:
         return readings
     named = {reading.inode for reading in readings}
@@ -225,8 +232,7 @@ def _all_readings(
         for source in each_source(names, RESERVED)
         if source.name is None and source.inode not in named
     )
-    found = each_on_own_thread(_read_unnamed, others)
-    return [*readings, *(reading for reading in found if reading)]
+    return [*readings, *coverage.visit_each(partial(_read_unnamed, coverage), others)]
 
 
 def _member_families(readings: Sequence[Reading], scope: Scope) -> Iterator[Family]:
@@ -324,25 +330,18 @@ def _spare_families(spares: Spares) -> Iterator[Family]:
     yield Family("counter", "netnsfs_spares_taken", "Namespaces wanted of them.", taken)
 
 
-def _read_namespace(names: NamedNamespaces, name: bytes) -> Reading | None:
-    """What is in a namespace; None for a stale name, or one that was removed meanwhile."""
-    try:
-        return names.inspect(name, partial(_read_inside, name))[1]
-    except FileNotFoundError:
-        return None
+def _read_namespace(names: NamedNamespaces, coverage: Coverage, name: bytes) -> Reading | None:
+    """What is in a namespace; None for a stale name."""
+    return names.inspect(name, partial(_read_inside, name, coverage))[1]
 
 
-def _read_unnamed(source: Source) -> Reading | None:
-    # It may have ended meanwhile, or have been given a name.
-    try:
-        with linux.closing_fd(source.open()) as fd:
-            return _read_inside(b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode), fd)
-    except OSError as error:
-        linux.reraise_if_resource(error)
-        return None
+def _read_unnamed(coverage: Coverage, source: Source) -> Reading:
+    with linux.closing_fd(source.open()) as fd:
+        path = b"%b/%b/%d" % (RESERVED, UNNAMED, source.inode)
+        return _read_inside(path, coverage, fd)
 
 
-def _read_inside(name: bytes, fd: int) -> Reading:
+def _read_inside(name: bytes, coverage: Coverage, fd: int) -> Reading:
     namespace = namespace_of(fd)
     # Entered only now: the thread that follows a link starts in the namespace of this one.
     with restoring_namespace():
@@ -353,6 +352,7 @@ def _read_inside(name: bytes, fd: int) -> Reading:
         # The socket stays in the namespace when the thread has left it.
         route = RouteSocket()
     label = _label("netns", _label_text(name))
+    route.until = coverage.until
     with route:
         states = [
             (f"{_label('device', _label_text(state.name))},{label}", state)

@@ -50,6 +50,8 @@ from netnsfs.tree.token_bucket import TokenBucket, charged
 
 Show = Callable[[Namespace, int], bytes]
 Command = Callable[[int, bytes], None]
+# From the name and the inode number of a namespace.
+ShowAround = Callable[[bytes, int], bytes]
 
 
 def _one_a_line(numbers: list[int]) -> bytes:
@@ -73,7 +75,9 @@ def _sender(caller: Caller) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceFileSpec:
-    """A file of a namespace's directory. One of `fixed`, `live` and `tasks` makes its content.
+    """A file of a namespace's directory.
+
+    One of `fixed`, `live`, `tasks` and `around` makes its content.
 
     Attributes:
         name: of the file.
@@ -83,6 +87,8 @@ class NamespaceFileSpec:
         tasks: the tasks that the content is about, from the namespace's inode number. On a
             worker.
         format: the content, from those of these tasks that the reader may see.
+        around: what the mount tells of the namespace and others, from what is the same for all
+            and the caller who opens the file.
         bound: an upper bound of the length, for stat(2). Without one, stat(2) makes the content
             to know its length.
         store: from the caller who opens the file, a function that carries out a command: it
@@ -99,6 +105,7 @@ class NamespaceFileSpec:
     live: Show | None = None
     tasks: Callable[[int], list[int]] | None = None
     format: Callable[[list[int]], bytes] = _one_a_line
+    around: Callable[["MountContext", Caller], ShowAround] | None = None
     bound: Callable[[], int] | None = None
     store: Callable[[Caller], Command] | None = None
     syntax: Syntax = ANY_WORDS
@@ -146,6 +153,12 @@ NAMESPACE = {
             slow=True,
         ),
         NamespaceFileSpec(
+            b"topology.dot",
+            around=lambda context, caller: context.draw_around(caller),
+            bound=lambda: USUAL_SIZE,
+            slow=True,
+        ),
+        NamespaceFileSpec(
             b"kill",
             mode=0o200,
             live=lambda ns, fd: b"",
@@ -187,6 +200,7 @@ class MountContext:
         views: names and paths of the views that each directory has.
         permissions: to whom it belongs unless it was given to somebody.
         opened: the open files of all views and `links`, and lists that somebody waits for.
+        draw_around: from a caller, what draws for them what is connected with a namespace.
         links: what all `links` have in common; None if there are none.
         populated_events: tells when members come and go.
         program: the path that `exec` leads to; empty if there is none.
@@ -195,6 +209,7 @@ class MountContext:
     views: Mapping[bytes, bytes]
     permissions: Permissions
     opened: OpenFiles
+    draw_around: Callable[[Caller], ShowAround]
     links: LinksContext | None = None
     populated_events: PopulatedEvents = field(default_factory=PopulatedEvents)
     program: bytes = b""
@@ -209,6 +224,7 @@ class NamespaceDirectory(NamespaceAccess, Directory):
     """The directory of a live namespace.
 
     Attributes:
+        context: what is the same for all namespaces of the mount.
         name_key: tells the directories of one namespace apart.
     """
 
@@ -221,7 +237,7 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         context: MountContext,
         name_key: bytes,
     ) -> None:
-        self._context = context
+        self.context = context
         self.name_key = name_key
         # A number is that of one node. The other directories of the namespace get any.
         self.number = namespace.inode if name_key == FIRST else 0
@@ -239,7 +255,7 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         """What stat(2) shows if an owner has it."""
         ns = self.namespace
         # A directory has a link for itself, one for its name, and one for each directory in it.
-        below = len(self._context.views) + bool(self._context.links)
+        below = len(self.context.views) + bool(self.context.links)
         mode, links = stat.S_IFDIR | owner.mode, 2 + below
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
         # For a second only: a user whose current directory this is makes no lookup, and so
@@ -269,12 +285,12 @@ class NamespaceDirectory(NamespaceAccess, Directory):
             return NamespaceFile(self, NAMESPACE[name])
         if name == _LINK:
             return NamespaceLink(self)
-        if name == EXEC and self._context.program:
-            return FixedLink((self.key, EXEC), self._context.program)
-        if name == LINKS and self._context.links:
-            return LinksDirectory(self, self._context.links)
-        if name in self._context.views:
-            return self._make_view(name).find_node(self._context.views[name])
+        if name == EXEC and self.context.program:
+            return FixedLink((self.key, EXEC), self.context.program)
+        if name == LINKS and self.context.links:
+            return LinksDirectory(self, self.context.links)
+        if name in self.context.views:
+            return self._make_view(name).find_node(self.context.views[name])
         return super().lookup(name, caller)
 
     def _make_view(self, name: bytes) -> views.View:
@@ -282,9 +298,9 @@ class NamespaceDirectory(NamespaceAccess, Directory):
 
     def readdir(self) -> list[bytes]:
         self.require_present()
-        links = [LINKS] if self._context.links else []
-        program = [EXEC] if self._context.program else []
-        return [*NAMESPACE, _LINK, *program, *self._context.views, *links]
+        links = [LINKS] if self.context.links else []
+        program = [EXEC] if self.context.program else []
+        return [*NAMESPACE, _LINK, *program, *self.context.views, *links]
 
     def show_content(self, row: NamespaceFileSpec) -> bytes:
         """The content of one of the files.
@@ -300,6 +316,16 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         # While it is held, its inode number cannot become another's.
         with self.held_open() as fd:
             return row.live(self.namespace, fd)
+
+    def show_around(self, show: ShowAround) -> bytes:
+        """What the mount tells of the namespace and others.
+
+        Raises:
+            OSError: ENOENT if the namespace cannot be found any more.
+        """
+        may_block()
+        with self.held_open():
+            return show(self.ref.name, self.namespace.inode)
 
     def list_tasks(self, row: NamespaceFileSpec, viewer: Viewer) -> tuple[bytes, bool]:
         """The content of one of the files that tell of tasks, for somebody.
@@ -348,7 +374,7 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         Returns:
             None if this machine cannot tell.
         """
-        watch = self._context.populated_events.watch(self.namespace.inode, wake)
+        watch = self.context.populated_events.watch(self.namespace.inode, wake)
         if watch:
             self.opened.keep(file)
         return watch
@@ -473,6 +499,10 @@ class NamespaceFile(File):
         if self._row.tasks:
             may_block()
             return TaskList(flags, directory, self._row, Viewer(caller))
+        if self._row.around:
+            show = self._row.around(directory.context, caller)
+            take = partial(directory.show_around, show)
+            return Snapshot(flags, take, directory.require_present)
         take = partial(directory.show_content, self._row)
         if not self._row.store or not writes:
             return Snapshot(flags, take, directory.require_present)

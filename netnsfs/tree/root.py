@@ -102,10 +102,12 @@ class Root(NamesDirectory):
         shown = VIEWS if config.views else {}
         self._opened = OpenFiles()
         links = self._links_context(config, stats) if config.views else None
+        self._topology = Topology(names, config.permissions)
         context = MountContext(
             shown,
             config.permissions,
             self._opened,
+            self._topology.draw_around,
             links,
             program=config.exec_path or program.installed(),
         )
@@ -119,7 +121,7 @@ class Root(NamesDirectory):
             Metrics(names, stats, permissions),
             AllMetrics(names, stats, permissions),
         )
-        last_error, graph = LastError(stats, permissions), Topology(names, permissions)
+        last_error = LastError(stats, permissions)
         nodes: dict[bytes, Node] = {
             UNNAMED: self._unnamed,
             PID: PidDirectory(names),
@@ -129,7 +131,7 @@ class Root(NamesDirectory):
             last_error.key: last_error,
             **{file.key: file for file in counters},
             **{file.key + b".prom": file for file in counters},
-            graph.key: graph,
+            self._topology.key: self._topology,
         }
         # It leads to interfaces, which are only where the views are.
         if config.views:

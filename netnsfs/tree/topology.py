@@ -1,90 +1,95 @@
-"""Namespaces, interfaces and what connects them, as a graph in the language of graphviz.
+"""Which namespaces there are, which interfaces they have, and what connects them.
 
 Each namespace is visited once, for its interfaces and addresses. In which namespace the other
 end of a veth is, is guessed and then asked (`nsid.ask_nsid`): each end tells the other's index,
 and the kernel tells the other's name and address. What has no such end, as a macvlan whose
 lower interface is elsewhere, is looked for in all namespaces in the end.
 
-Everything is sorted by names, so that two graphs can be compared. Names are written as in
-`metrics`; what cannot be printed is written as in Python.
+`graphviz` draws it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.config import one_line
-from netnsfs.jobs import each_on_own_thread, may_block
+from netnsfs.jobs import may_block
 from netnsfs.linux.netlink import RouteSocket
-from netnsfs.netns import tasks
-from netnsfs.netns.addresses import list_addresses
+from netnsfs.netns.addresses import Address, list_addresses
 from netnsfs.netns.interfaces import Interface, link_peer, list_interfaces, rtnetlink
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.nsid import ask_nsid
 from netnsfs.netns.sources import Source, each_source
+from netnsfs.tree.coverage import Coverage
 
 
-class Space(NamedTuple):
+class SurveyedNamespace(NamedTuple):
     """What was seen in a namespace."""
 
     source: Source
     links: dict[int, Interface]
-    addresses: dict[int, list[str]]
+    addresses: dict[int, list[Address]]
 
 
-class Survey:
+class End(NamedTuple):
+    """An interface, and the position of its namespace."""
+
+    number: int
+    link: Interface
+
+
+class TopologyBuilder:
     """What was seen in all namespaces, and which of them know which by what number.
 
     Attributes:
-        spaces: in the order in which they were seen.
-        neighbours: from the position of a namespace and a number (nsid) to the position of the
+        coverage: the visits to all namespaces.
+        namespaces: in the order in which they were seen.
+        by_nsid: from the position of a namespace and a number (nsid) to the position of the
             one that has that number there.
     """
 
     def __init__(self) -> None:
-        self.spaces: list[Space] = []
-        self.neighbours: dict[tuple[int, int], int] = {}
+        self.coverage = Coverage()
+        self.namespaces: list[SurveyedNamespace] = []
+        self.by_nsid: dict[tuple[int, int], int] = {}
         # The namespaces that were told of such an other end: its index, the index that it is
         # tied to, its name and its address.
         self._ends: dict[tuple[int, int, bytes, bytes], list[int]] = defaultdict(list)
 
     def visit(self, source: Source) -> None:
-        """Look into a namespace, unless it has ended meanwhile: then it is not in the picture.
+        """Look into a namespace.
 
         Raises:
-            OSError: the machine lacks what it takes to look.
+            OSError: it has ended, cannot be looked into, or takes too long.
         """
-        try:
-            with linux.closing_fd(source.open()) as fd, rtnetlink(fd) as route:
-                self._look(source, route)
-        except OSError as error:
-            linux.reraise_if_resource(error)
+        with linux.closing_fd(source.open()) as fd, rtnetlink(fd) as route:
+            route.until = self.coverage.until
+            self._survey(source, route)
 
-    def _look(self, source: Source, route: RouteSocket) -> None:
+    def _survey(self, source: Source, route: RouteSocket) -> None:
         found = {link.ifindex: link for link in list_interfaces(route)}
-        addresses: dict[int, list[str]] = defaultdict(list)
+        addresses: dict[int, list[Address]] = defaultdict(list)
         for address in list_addresses(route):
-            addresses[address.ifindex].append(address.text.decode())
-        self.spaces.append(Space(source, found, addresses))
-        number = len(self.spaces) - 1
+            addresses[address.ifindex].append(address)
+        self.namespaces.append(SurveyedNamespace(source, found, addresses))
+        number = len(self.namespaces) - 1
         for link in found.values():
             if link.link_nsid is not None:
                 self._match_end(route, number, link, link.link_nsid)
 
     def _match_end(self, route: RouteSocket, number: int, link: Interface, nsid: int) -> None:
-        if (number, nsid) in self.neighbours:
+        if (number, nsid) in self.by_nsid:
             return
-        # Names and addresses can be alike in many namespaces, but this costs nothing. The
-        # kernel is asked last, with an open namespace (`_has_number`).
+        # Names and addresses can be alike in many namesurveyeds, but this costs nothing. The
+        # kernel is asked last, with an open namesurveyed (`_has_number`).
         for other in self._ends.get((link.ifindex, link.link, link.name, link.address), ()):
             if self._has_number(route, other, nsid):
-                # What the other end calls this namespace is known with that, and need not be
+                # What the other end calls this namesurveyed is known with that, and need not be
                 # asked.
-                back = self.spaces[other].links[link.link].link_nsid
-                self.neighbours[number, nsid] = other
+                back = self.namespaces[other].links[link.link].link_nsid
+                self.by_nsid[number, nsid] = other
                 if back is not None:
-                    self.neighbours[other, back] = number
+                    self.by_nsid[other, back] = number
                 return
         # Its other end is still to be seen, if it is seen at all.
         far = link_peer(route, link)
@@ -92,33 +97,32 @@ class Survey:
             self._ends[far.ifindex, link.ifindex, far.name, far.address].append(number)
 
     def _is_there(self, number: int, far: Interface | None) -> bool:
-        """Whether a namespace has an interface that looks like that one."""
-        found = self.spaces[number].links.get(far.ifindex) if far else None
+        """Whether a namesurveyed has an interface that looks like that one."""
+        found = self.namespaces[number].links.get(far.ifindex) if far else None
         if far is None or found is None:
             return False
         return (found.name, found.address) == (far.name, far.address)
 
     def _has_number(self, route: RouteSocket, other: int, nsid: int) -> bool:
         try:
-            with linux.closing_fd(self.spaces[other].source.open()) as fd:
+            with linux.closing_fd(self.namespaces[other].source.open()) as fd:
                 return ask_nsid(route, fd) == nsid
         except OSError as error:
             linux.reraise_if_resource(error)
             return False
 
     def ask_about_the_rest(self) -> None:
-        """Find the namespaces of the numbers that are still unknown."""
-        for number, space in enumerate(self.spaces):
+        """Find the namesurveyeds of the numbers that are still unknown."""
+        for number, surveyed in enumerate(self.namespaces):
             missing = {
                 link.link_nsid: link
-                for link in space.links.values()
-                if link.link_nsid is not None
-                and (number, link.link_nsid) not in self.neighbours
+                for link in surveyed.links.values()
+                if link.link_nsid is not None and (number, link.link_nsid) not in self.by_nsid
             }
-            if not missing:
+            if not missing or self.coverage.is_over():
                 continue
             try:
-                with linux.closing_fd(space.source.open()) as fd, rtnetlink(fd) as route:
+                with linux.closing_fd(surveyed.source.open()) as fd, rtnetlink(fd) as route:
                     self._ask(route, number, missing)
             except OSError as error:
                 linux.reraise_if_resource(error)
@@ -126,25 +130,107 @@ class Survey:
     def _ask(self, route: RouteSocket, number: int, missing: dict[int, Interface]) -> None:
         for nsid, link in missing.items():
             far = link_peer(route, link)
-            for other in range(len(self.spaces)):
+            for other in range(len(self.namespaces)):
                 if self._is_there(other, far) and self._has_number(route, other, nsid):
-                    self.neighbours[number, nsid] = other
+                    self.by_nsid[number, nsid] = other
                     break
 
-    def tied_to(self, number: int, link: Interface) -> tuple[int, Interface] | None:
-        """The namespace and the interface that an interface is tied to, if it was seen."""
-        if link.link_nsid is None:
-            other: int | None = number
-        else:
-            other = self.neighbours.get((number, link.link_nsid))
-        found = None if other is None else self.spaces[other].links.get(link.link)
-        return None if other is None or found is None else (other, found)
+    def tied_to(self, number: int, link: Interface) -> End | None:
+        """What an interface is tied to, if that was seen."""
+        if not link.link:
+            return None
+        other = number if link.link_nsid is None else self.by_nsid.get((number, link.link_nsid))
+        found = None if other is None else self.namespaces[other].links.get(link.link)
+        return None if other is None or found is None else End(other, found)
 
 
-def render(
+class Edge(NamedTuple):
+    """Two interfaces that are tied together.
+
+    Attributes:
+        one: an end of a veth pair, or what stands on another interface.
+        other: the other end, or that interface.
+    """
+
+    one: End
+    other: End
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """The positions of their namespaces."""
+        return self.one.number, self.other.number
+
+
+class Topology:
+    """What is drawn.
+
+    Args:
+        builder: what was seen.
+
+    Attributes:
+        namespaces: what was seen, in order.
+        edges: what connects them.
+        omitted: how many namespaces could not be looked into in time.
+    """
+
+    def __init__(self, builder: TopologyBuilder) -> None:
+        self.namespaces = builder.namespaces
+        self.omitted = builder.coverage.omitted
+        self.edges = [*_edges(builder)]
+
+    def select(self, around: int | None = None) -> set[int]:
+        """The positions of the namespaces to draw: those with a name, and what these lead to.
+
+        A machine has many without a name, of services and containers. Only one that something
+        named is tied to is drawn.
+
+        Args:
+            around: inode number of a namespace; only what is connected with that is drawn.
+        """
+        pairs = [edge.numbers for edge in self.edges]
+        first = {
+            number
+            for number, surveyed in enumerate(self.namespaces)
+            if surveyed.source.name is not None or surveyed.source.inode == around
+        }
+        drawn = first | {end for pair in pairs if first.intersection(pair) for end in pair}
+        if around is None:
+            return drawn
+        start = {number for number in drawn if self.namespaces[number].source.inode == around}
+        return _connected(start, [pair for pair in pairs if drawn.issuperset(pair)])
+
+
+def _connected(start: set[int], pairs: Iterable[tuple[int, int]]) -> set[int]:
+    neighbours: dict[int, set[int]] = defaultdict(set)
+    for one, other in pairs:
+        neighbours[one].add(other)
+        neighbours[other].add(one)
+    found, left = set(start), [*start]
+    while left:
+        new = neighbours[left.pop()] - found
+        found |= new
+        left += new
+    return found
+
+
+def _edges(builder: TopologyBuilder) -> Iterator[Edge]:
+    known: set[frozenset[tuple[int, int]]] = set()
+    for number, surveyed in enumerate(builder.namespaces):
+        for link in surveyed.links.values():
+            other = builder.tied_to(number, link)
+            if other is None:
+                continue
+            # Each end of a veth tells of the same edge.
+            ends = frozenset({(number, link.ifindex), (other.number, other.link.ifindex)})
+            if ends not in known:
+                known.add(ends)
+                yield Edge(End(number, link), other)
+
+
+def survey(
     names: NamedNamespaces, reserved: bytes, shown: Callable[[bytes], bool] | None
-) -> bytes:
-    """The graph.
+) -> Topology:
+    """Look into all namespaces.
 
     Args:
         names: the run directory.
@@ -155,71 +241,7 @@ def render(
         OSError: the machine lacks what it takes to look.
     """
     may_block()
-    survey = Survey()
-    each_on_own_thread(survey.visit, each_source(names, reserved, shown))
-    survey.ask_about_the_rest()
-    return "".join(_graph(survey)).encode()
-
-
-def _title(source: Source) -> str:
-    if source.name is None:
-        return f".netnsfs/unnamed/{source.inode}"
-    return text_of(source.name)
-
-
-def text_of(name: bytes) -> str:
-    """A name as text, such that no two are the same."""
-    text = name.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else one_line(text)
-
-
-def _quoted(text: str) -> str:
-    """A string of the language, in which a backslash and an ampersand begin an escape."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("&", "&amp;")
-    return '"' + text.replace("\n", "\\n") + '"'
-
-
-def _graph(survey: Survey) -> Iterator[str]:
-    inside = tasks.counts()
-    yield "graph netnsfs {\n    node [shape=box];\n"
-    for space in survey.spaces:
-        yield from _cluster(space, inside[space.source.inode])
-    # Each end of a veth tells of the same edge.
-    yield from sorted(set(_edges(survey)))
-    yield "}\n"
-
-
-def _cluster(space: Space, count: int) -> Iterator[str]:
-    title = _title(space.source)
-    members_inside = f"{count} member" if count == 1 else f"{count} members"
-    label = f"{title}\ninode {space.source.inode}, {members_inside}"
-    yield f"    subgraph {_quoted('cluster_' + title)} {{\n        label={_quoted(label)};\n"
-    for link in sorted(space.links.values(), key=lambda link: link.name):
-        state = f"{link.kind.decode()}, {'up' if link.up else 'down'}"
-        lines = [text_of(link.name), state, *space.addresses.get(link.ifindex, ())]
-        label = _quoted("\n".join(lines))
-        color = "" if link.up else " color=gray"
-        yield f"        {_node(space, link)} [label={label}{color}];\n"
-    yield "    }\n"
-
-
-def _node(space: Space, link: Interface) -> str:
-    return _quoted(f"{_title(space.source)}/{text_of(link.name)}")
-
-
-def _edges(survey: Survey) -> Iterator[str]:
-    for number, space in enumerate(survey.spaces):
-        for link in space.links.values():
-            here = _node(space, link)
-            master = space.links.get(link.master)
-            if master:
-                yield f'    {here} -- {_node(space, master)} [style=dashed label="master"];\n'
-            tied = survey.tied_to(number, link) if link.link else None
-            if not tied:
-                continue
-            there = _node(survey.spaces[tied[0]], tied[1])
-            if link.kind == b"veth":
-                first, second = sorted((here, there))
-                yield f"    {first} -- {second};\n"
-            else:
-                yield f'    {here} -- {there} [style=dotted label="lower"];\n'
+    builder = TopologyBuilder()
+    builder.coverage.visit_each(builder.visit, each_source(names, reserved, shown))
+    builder.ask_about_the_rest()
+    return Topology(builder)

@@ -19,6 +19,7 @@ class Scale:
         asked: namespaces that are asked for one after another.
         threads, sockets, duplicates, mounts: of a crowd of each.
         scraped: namespaces to read all counters of.
+        contained: namespaces without a name to do the same with.
         sizes: numbers of namespaces to list.
         bursts: rounds of bursts.
         listings: rounds at each size.
@@ -43,6 +44,7 @@ class Scale:
     duplicates: int = 19_900
     mounts: int = 30_000
     scraped: int = 200
+    contained: int = 1000
     sizes: tuple[int, ...] = (10, 1000, 5000)
     bursts: int = 12
     listings: int = 10
@@ -68,6 +70,7 @@ QUICK = Scale(
     duplicates=1000,
     mounts=1000,
     scraped=20,
+    contained=20,
     sizes=(10, 200),
     bursts=3,
     listings=4,

@@ -9,5 +9,6 @@ Of the others,
 - `open_files`: test_views.py
 - `access`: test_permissions.py
 - `kernel_tree`: test_views.py, test_sysfs.py
+- `graphviz`: test_topology.py
 - `nsid_resolver`: test_interfaces.py
 """

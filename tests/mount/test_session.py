@@ -59,6 +59,7 @@ def test_tree_of_a_namespace(foo: Path) -> None:
         "routes": "-rw-r--r--",
         "sysctl": "dr-xr-xr-x",
         "tids": "-r--r--r--",
+        "topology.dot": "-r--r--r--",
     }
     assert stat.filemode(os.stat(foo).st_mode) == "drwxr-xr-x"
 
