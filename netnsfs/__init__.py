@@ -69,6 +69,8 @@ the event loop's have a name:
     netnsfs-spares      makes spares
     netnsfs-probe       at the start, asks whether what is at the mount point answers
     netnsfs-revoke         closes what is open in a namespace whose last name was removed
+    netnsfs-scanner     at the start, loads the BPF programs
+    netnsfs-maps        reads what processes have mapped, which they can make take long
     netnsfs-members     wakes whoever polls a list of members
     netnsfs-last       in a user's own mount namespace, waits until no other process is in it
     netnsfs-replay      starts the *replayer*, and starts it again if it ends

@@ -102,6 +102,7 @@ def pytest_configure() -> None:
     MNT.mkdir()
     # What it keeps open is not a test's.
     tasks.counts()
+    list(tasks.one_of_each(()))
     callers.proc_hides_tasks()
     # Gone with the mount namespace.
     set_hypothesis_home_dir("/run/hypothesis")

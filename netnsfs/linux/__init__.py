@@ -32,7 +32,6 @@ from netnsfs.linux.events import (
 from netnsfs.linux.files import (
     FOLLOW,
     LOCAL_FILESYSTEMS,
-    PROC_SUPER_MAGIC,
     CrossedMountError,
     Stat,
     device_of,

@@ -35,7 +35,7 @@ On one that comes from another machine or from a server, others change files unh
 done to the layers below an overlay, while that is mounted, is undefined
 (Documentation/filesystems/overlayfs.rst).
 """
-PROC_SUPER_MAGIC = 0x9FA0
+_PROC_SUPER_MAGIC = 0x9FA0
 # On these, make a call that may wait instead. EAGAIN: it is not in the cache. ENOSYS
 # and EPERM: what filters of system calls in containers answer to an openat2(2) unknown to them.
 _NOT_AT_HAND = RESOURCE_ERRNOS | {errno.ENOSYS, errno.EPERM}
@@ -255,7 +255,7 @@ def open_no_xdev(path: bytes, avoid: Container[int], pid: int) -> int:
             target = _link_target(name, at)
             if target is None:
                 step = os.open(name, _OPATH_NOFOLLOW | os.O_NOFOLLOW, dir_fd=at)
-            elif filesystem_magic(at) == PROC_SUPER_MAGIC:
+            elif filesystem_magic(at) == _PROC_SUPER_MAGIC:
                 # It adds no components, so it need not be counted.
                 step = _jump(name, at, pid)
             else:

@@ -61,38 +61,58 @@ class SymlinkFollower:
     def __init__(self, directory: bytes) -> None:
         self._directory = directory
         self._hanging: dict[linux.Stat, threading.Thread] = {}
+        # Of the run directory, and of /proc.
+        self._device = self._proc_device = -1
         self.avoid: Collection[int] = ()
 
-    def peek(self, name: bytes) -> int | None:
-        """The inode number of the namespace that a link leads to, without waiting for anything.
-
-        Of a link of procfs the kernel tells the number, and follows it only where it may wait.
-        So the namespace of that number may be another than before.
+    def read_cached(self, name: bytes) -> bytes | None:
+        """The path that a link in the run directory leads to, without waiting for anything.
 
         Args:
-            name: the link's name in the run directory.
+            name: of the link. The run directory must be local.
 
         Returns:
-            None if it is no link, or all of its way is not in the kernel's cache.
+            None if it is no link, or not in the kernel's cache.
 
         Raises:
             OSError: as open(2) does.
         """
-        path = os.path.join(self._directory, name)
-        for step in range(_MAX_STEPS):
+        fd = linux.open_cached(os.path.join(self._directory, name))
+        if fd is None:
+            return None
+        with linux.closing_fd(fd):
+            found = linux.statx(b"", fd)
+            self._device = found.dev
+            if not stat.S_ISLNK(found.mode):
+                return None
+            return os.path.join(self._directory, os.readlink(b"", dir_fd=fd))
+
+    def peek(self, path: bytes) -> int | None:
+        """The inode number of the namespace at a path, without waiting for anything.
+
+        Of a link of procfs the kernel tells the number, and follows it only where it may wait.
+        So the namespace of that number may be another than before.
+
+        Returns:
+            None if there is no namespace, or all of the way is not in the kernel's cache, or a
+            link on the way may be on a server.
+
+        Raises:
+            OSError: as open(2) does.
+        """
+        for _ in range(_MAX_STEPS):
             fd = linux.open_cached(path)
             if fd is None:
                 return None
             with linux.closing_fd(fd):
                 found = linux.statx(b"", fd)
                 if not stat.S_ISLNK(found.mode):
-                    return found.ino if step and found.dev == nsfs_device() else None
-                magic = linux.filesystem_magic(fd)
-                if magic not in linux.LOCAL_FILESYSTEMS | {linux.PROC_SUPER_MAGIC}:
+                    return found.ino if found.dev == nsfs_device() else None
+                if found.dev not in (self._proc_device, self._device):
                     return None
                 text = os.readlink(b"", dir_fd=fd)
-            if text.startswith(_NAMESPACE):
-                return number_in(text) if magic == linux.PROC_SUPER_MAGIC else None
+            if found.dev == self._proc_device:
+                return number_in(text) if text.startswith(_NAMESPACE) else None
             path = os.path.join(os.path.dirname(path), text)
         return None
 
@@ -111,6 +131,7 @@ class SymlinkFollower:
         path = os.path.join(self._directory, os.readlink(b"", dir_fd=link))
         _require_task(path)
         may_block()
+        self._proc_device = linux.statx(b"/proc").dev
         return self._follow_bounded(path, identity)
 
     def _follow_bounded(self, path: bytes, identity: linux.Stat) -> int:

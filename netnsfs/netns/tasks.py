@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class _Chosen:
-    """The scanner: it is found out at the first use, which may take 50 ms."""
+    """The scanner: it is found out once, which may take 100 ms."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,6 +75,11 @@ def _best() -> Scanner:
         )
         log.info(message, error.strerror)
         return ProcScanner()
+
+
+def prepare() -> None:
+    """Find out now how to look for members and holders: loading programs takes a while."""
+    _chosen.scanner()
 
 
 def is_cheap() -> bool:

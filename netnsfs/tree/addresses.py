@@ -19,7 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 from netnsfs import linux
-from netnsfs.jobs import each_on_own_thread, may_block
+from netnsfs.jobs import may_block
 from netnsfs.netns.addresses import list_addresses
 from netnsfs.netns.interfaces import list_interfaces, rtnetlink
 from netnsfs.netns.names import NamedNamespaces
@@ -27,6 +27,7 @@ from netnsfs.netns.sources import Source, each_source
 from netnsfs.node import Attributes, Caller, Directory, FixedLink, Node
 from netnsfs.permissions import Permissions
 from netnsfs.tree.callers import CAP_DAC_READ_SEARCH, has_capability, may_search
+from netnsfs.tree.coverage import Coverage
 from netnsfs.tree.ctldir import absent_error, path_from_ctldir
 from netnsfs.tree.interfaces import LINKS
 from netnsfs.tree.refs import RESERVED
@@ -155,19 +156,16 @@ class AddressSearch:
         packed: bytes,
         may_know: Callable[[bytes], bool] | None,
     ) -> list[Found]:
-        seen: list[tuple[Source, bytes]] = []
+        coverage = Coverage()
 
-        def visit(source: Source) -> None:
-            # It may have ended meanwhile. EAGAIN: its addresses change all the time, which must
-            # not hide what is elsewhere.
-            try:
-                with linux.closing_fd(source.open()) as fd:
-                    seen.extend((source, name) for name in interfaces_with(fd, packed))
-            except OSError as error:
-                if error.errno != errno.EAGAIN:
-                    linux.reraise_if_resource(error)
+        def visit(source: Source) -> list[tuple[Source, bytes]]:
+            with linux.closing_fd(source.open()) as fd:
+                names = interfaces_with(fd, packed, coverage.until)
+            return [(source, name) for name in names]
 
-        each_on_own_thread(visit, sources)
+        seen = [pair for pairs in coverage.visit_each(visit, sources) for pair in pairs]
+        if not seen and coverage.is_over():
+            raise TimeoutError(errno.ETIMEDOUT, "to ask all namespaces takes too long")
         # By now: a name may be another than it was when the namespace was opened.
         named = self._names.names_by_inode(without=RESERVED) if seen else {}
         found = [Found(source, named.get(source.inode), link) for source, link in seen]
@@ -178,17 +176,19 @@ class AddressSearch:
         return may_search(owner or self._permissions.default_owner(), caller)
 
 
-def interfaces_with(fd: int, packed: bytes) -> list[bytes]:
+def interfaces_with(fd: int, packed: bytes, until: float) -> list[bytes]:
     """The names of the interfaces of a namespace that have an address, by index.
 
     Args:
         fd: a descriptor of the namespace.
         packed: the address, as on the wire.
+        until: when the kernel must have told all (time.monotonic).
 
     Raises:
         OSError: the kernel's answer.
     """
     with rtnetlink(fd) as route:
+        route.until = until
         having = {found.ifindex for found in list_addresses(route) if found.packed == packed}
         if not having:
             return []

@@ -465,23 +465,23 @@ class NamespaceFile(File):
         self.label = row.name
         self.writable = row.store is not None
         self.slow = row.slow
-        self.constant = row.fixed is not None
-        # To look its name up takes as long as to make its content.
-        self.keeps_name = self.constant or row.bound is None
+        self.constant = self.keeps_name = row.fixed is not None
 
     def getattr_cached(self) -> Attributes:
         mode, uid, gid = self._directory.file_attributes(self._row.mode, self._row.delegated)
         mode |= stat.S_IFREG
         if self._row.fixed:
             return Attributes(mode, len(self._row.fixed(self._directory.namespace)))
-        bound = self._row.bound or (lambda: len(self._directory.show_content(self._row)))
-        return Attributes(mode, bound(), attr_timeout=0, uid=uid, gid=gid)
+        size = self._row.bound() if self._row.bound else USUAL_SIZE
+        return Attributes(mode, size, attr_timeout=0, uid=uid, gid=gid)
 
     def getattr(self) -> Attributes:
         shown = self.getattr_cached()
-        if not self._row.tasks:
-            return shown
-        return shown._replace(size=self._exact_size(shown.size))
+        if self._row.tasks:
+            return shown._replace(size=self._exact_size(shown.size))
+        if self._row.live and not self._row.bound:
+            return shown._replace(size=len(self._directory.show_content(self._row)))
+        return shown
 
     def _exact_size(self, bound: int) -> int:
         """The length of a list of tasks if that takes one cheap pass, or else a bound of it."""

@@ -95,6 +95,9 @@ class NameRef:
         self.identity = identity
         self._packed = b""
         self._stamp: object = None
+        # Of a link: what it leads to, and since when that is known.
+        self._target: bytes | None = None
+        self._target_cookie: object = None
 
     def is_unchanged(self) -> bool:
         """Whether the same namespace file is still mounted there.
@@ -133,11 +136,23 @@ class NameRef:
         if self._mounted:
             return self.is_unchanged()
         try:
-            return self._names.links.peek(self.name) == namespace.inode
+            target = self._link_target()
+            return target is not None and self._names.links.peek(target) == namespace.inode
         except OSError as error:
             linux.reraise_if_resource(error)
             # It is there, and leads to nothing, or it is not there.
             return False
+
+    def _link_target(self) -> bytes | None:
+        """Where the link leads, if that is at hand."""
+        # Taken first, as in `is_unchanged`. Without one, the run directory may be on a server.
+        change_cookie = self._directory.change_cookie()
+        if change_cookie is None:
+            return None
+        if change_cookie is not self._target_cookie:
+            self._target = self._names.links.read_cached(self.name)
+            self._target_cookie = change_cookie
+        return self._target
 
     def require_present(self, namespace: Namespace) -> None:
         """See `NamespaceRef.require_present`."""

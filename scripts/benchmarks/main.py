@@ -31,6 +31,7 @@ SECTIONS = (
     "locks",
     "stack",
     "links",
+    "exec",
     "containers",
     "threads",
     "list",

@@ -1,17 +1,27 @@
 """`.netnsfs/metrics`, read back with prometheus_client's own parser."""
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from conftest import RUN, Mounted, error_of, ip, wait_for
+import pytest
+from conftest import RUN, Mounted, error_of, ip, shortage_gives, wait_for
 from prometheus_client import Metric, generate_latest
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from users import DROP, as_user
+
+from netnsfs.linux.netlink import RouteSocket
+from netnsfs.netns import interfaces
+from netnsfs.netns.names import NamedNamespaces
+from netnsfs.stats import Stats
+from netnsfs.tree import metrics
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -336,3 +346,37 @@ def test_a_namespace_has_one_series_in_it(mnt: Mounted, foo: Path) -> None:
     }
     assert titles == {".netnsfs"}
     ip("netns", "del", ".netnsfs")
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EPERM, errno.ETIMEDOUT])
+def test_one_namespace_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    names = NamedNamespaces(bytes(RUN))
+    names.create(b"changing")
+    names.create(b"still")
+    states = interfaces.states
+    failing = [True]
+
+    def change(route: RouteSocket) -> list[interfaces.State]:
+        # As the kernel answers where interfaces come and go all the time.
+        if failing.pop():
+            raise OSError(code, os.strerror(code))
+        failing.append(False)
+        return states(route)
+
+    failing.insert(0, False)
+    monkeypatch.setattr(interfaces, "states", change)
+    text = metrics.render(names, Stats(), metrics.Scope()).decode()
+    assert "netnsfs_namespaces_omitted 1.0\n" in text
+    assert len(re.findall(r"^netnsfs_sockets_used\{", text, re.MULTILINE)) == 1
+    for name in (b"changing", b"still"):
+        names.remove(name)
+
+
+def test_a_shortage_of_the_machine_is_told() -> None:
+    names = NamedNamespaces(bytes(RUN))
+    names.create(b"foo")
+    render = partial(metrics.render, names, Stats(), metrics.Scope())
+    assert shortage_gives(render) == {"EMFILE", ""}
+    names.remove(b"foo")
