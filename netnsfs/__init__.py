@@ -12,6 +12,7 @@ which rules hold.
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
+    commands                    files whose writes are commands, which may come in pieces
     tree/                       what the mount shows, and to whom (`token_bucket`: a rate limit
                                 for each user)
     netns/                      what network namespaces are: names, owners, members, holders
