@@ -434,21 +434,6 @@ static void enter(long namespace, long directory)
 	CALL(close, namespace);
 }
 
-/* From here on in the order of netns_switch() in iproute2 (lib/namespace.c). */
-static void mount_sys(const char *name)
-{
-	struct statfs sys;
-	long flags = 0;
-
-	must(CALL(unshare, CLONE_NEWNS), "unshare");
-	must(CALL(mount, "", "/", "none", MS_SLAVE | MS_REC, 0), "make / a slave mount");
-	/* In a user namespace it cannot be taken away. What hides it may not be writable then. */
-	if (CALL(umount2, "/sys", MNT_DETACH) < 0 && CALL(statfs, "/sys", &sys) == 0 &&
-	    sys.f_flags & MS_RDONLY)
-		flags = MS_RDONLY;
-	must(CALL(mount, name ? name : "none", "/sys", "sysfs", flags, 0), "/sys");
-}
-
 /* Whether nobody but root can change what is in a directory. */
 static int is_roots(const char *path)
 {
@@ -456,6 +441,24 @@ static int is_roots(const char *path)
 
 	inspect(AT_FDCWD, path, &found);
 	return found.stx_uid == 0 && !(found.stx_mode & 022);
+}
+
+/* From here on in the order of netns_switch() in iproute2 (lib/namespace.c). */
+static void mount_sys(const char *name)
+{
+	struct statfs sys;
+	long flags = 0;
+
+	/* In a root of their own (chroot(2)), users choose where a link called sys leads. */
+	if (CALL(getuid) != 0 && !is_roots("/"))
+		refuse("/", "others than root can write it");
+	must(CALL(unshare, CLONE_NEWNS), "unshare");
+	must(CALL(mount, "", "/", "none", MS_SLAVE | MS_REC, 0), "make / a slave mount");
+	/* In a user namespace it cannot be taken away. What hides it may not be writable then. */
+	if (CALL(umount2, "/sys", MNT_DETACH) < 0 && CALL(statfs, "/sys", &sys) == 0 &&
+	    sys.f_flags & MS_RDONLY)
+		flags = MS_RDONLY;
+	must(CALL(mount, name ? name : "none", "/sys", "sysfs", flags, 0), "/sys");
 }
 
 struct entry {
@@ -499,8 +502,8 @@ static void bind_files(const char *name)
 	must(directory, path);
 	/* By the descriptor: a link in the path can lead nowhere else meanwhile. */
 	join(opened, sizeof(opened), "/proc/self/fd/", decimal(directory, digits), (char *)0);
-	if (CALL(getuid) != 0 && !(is_roots("/") && is_roots("/etc") && is_roots("/etc/netns") &&
-				   is_roots(opened)))
+	if (CALL(getuid) != 0 &&
+	    !(is_roots("/etc") && is_roots("/etc/netns") && is_roots(opened)))
 		refuse(path, "others than root can write it");
 	while ((size = must(CALL(getdents64, directory, entries, sizeof(entries)), path)))
 		for (long at = 0; at < size; at += entry->size) {
@@ -523,12 +526,15 @@ static long execute(const char *path, char **arguments, char **variables)
 	return CALL(execve, "/bin/sh", arguments, variables);
 }
 
-/* execvp(3), of all arguments but the first. The error. */
+/*
+ * execvp(3), of all arguments but the first. The error: as in shells, a directory that is closed is
+ * no program that is.
+ */
 static long search(char **arguments, char **variables)
 {
 	const char *program = arguments[1], *directories = "/bin:/usr/bin", *found;
 	char path[2 * PATH_MAX];
-	long error = -ENOENT, denied = 0;
+	long error, denied = 0;
 	unsigned long size;
 
 	if (last(arguments[1], '/') || !*program)
@@ -547,14 +553,14 @@ static long search(char **arguments, char **variables)
 			join(path, size + 1, directories, (char *)0);
 			join(path + size, sizeof(path) - size, size ? "/" : "", program, (char *)0);
 			error = execute(path, arguments, variables);
-			if (error == -EACCES)
+			if (error == -EACCES && CALL(faccessat, AT_FDCWD, path, F_OK) == 0)
 				denied = error;
-			else if (error != -ENOENT && error != -ENOTDIR && error != -ESTALE &&
-				 error != -ENODEV && error != -ETIMEDOUT)
+			else if (error != -EACCES && error != -ENOENT && error != -ENOTDIR &&
+				 error != -ESTALE && error != -ENODEV && error != -ETIMEDOUT)
 				return error;
 		}
 		if (!*end)
-			return denied ? denied : error;
+			return denied ? denied : -ENOENT;
 	}
 }
 

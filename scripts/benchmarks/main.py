@@ -31,6 +31,8 @@ SECTIONS = (
     "locks",
     "stack",
     "links",
+    "labs",
+    "exec",
     "containers",
     "threads",
     "list",

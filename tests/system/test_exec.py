@@ -1,18 +1,22 @@
 """NAME/exec (netnsfs/data/netns-exec.c): beside `ip netns exec`, and beside attackers."""
 
+import ctypes
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MNT, RUN, Mounted, Start, bound, ip, wait_for
+from conftest import MNT, RUN, Mounted, Start, bound, ip, no_more_mounts, wait_for
 
 from netnsfs.tree import program as programs
 
@@ -515,7 +519,6 @@ def held_up(program: Path, **options: Any) -> Iterator[int]:
     try:
         status = Path(f"/proc/{process.pid}/status")
         wait_for(lambda: "CapPrm:\t0000000000200000\n" in status.read_text())
-        wait_for(lambda: "pipe" in Path(f"/proc/{process.pid}/wchan").read_text())
         yield process.pid
     finally:
         process.kill()
@@ -565,29 +568,52 @@ def test_a_kill_at_any_moment_leaves_nothing(blue: Path) -> None:
 # What changes meanwhile.
 
 
-def delayed(call: str, number: int) -> tuple[str, ...]:
-    """A command line before that of the program: it waits before its Nth call."""
-    inject = f"{call}:delay_enter=2000000:when={number}"
-    return ("strace", "-o", "/dev/null", "-e", f"inject={inject}")
+PTRACE_DETACH, PTRACE_SYSCALL, PTRACE_SETOPTIONS, PTRACE_GET_SYSCALL_INFO = (
+    17,
+    24,
+    0x4200,
+    0x420E,
+)
+PTRACE_O_TRACESYSGOOD = ctypes.c_long(1)
+CALLS = {
+    "x86_64": {"openat": 257, "readlinkat": 267, "setns": 308},
+    "aarch64": {"openat": 56, "readlinkat": 78, "setns": 268},
+}
+_libc = ctypes.CDLL(None)
 
 
 @contextmanager
-def waiting(blue: Path, call: str, number: int) -> Iterator[subprocess.Popen[str]]:
-    """The program, started by root, while it waits."""
-    command: list[str | Path] = [*delayed(call, number), blue / "exec", *WHERE]
+def waiting(blue: Path, call: str, count: int) -> Iterator[subprocess.Popen[str]]:
+    """The program, started by root, as it is stopped before its Nth call of a kind."""
+    traced = as_other("import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)")
+    command: list[str | Path] = [*traced, blue / "exec", *WHERE]
     process = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
-    wait_for(lambda: _is_delayed(process.pid))
+    assert os.WIFSTOPPED(os.waitpid(process.pid, 0)[1])
+    # Without it, nothing tells a stop before a call from others.
+    _ptrace(PTRACE_SETOPTIONS, process.pid, 0, PTRACE_O_TRACESYSGOOD)
+    number = CALLS[os.uname().machine][call]
+    while count:
+        _ptrace(PTRACE_SYSCALL, process.pid)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, 0)[1])
+        count -= _call_entered(process.pid) == number
     yield process
 
 
-def _is_delayed(pid: int) -> bool:
-    """Whether it has opened the directory, the first thing that it opens."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    opened = [f"/proc/{child}/fd/3" for child in children]
-    return any(os.path.exists(path) and "/blue" in os.readlink(path) for path in opened)
+def _ptrace(request: int, pid: int, size: int = 0, data: object = None) -> None:
+    arguments = (ctypes.c_long(request), ctypes.c_long(pid), ctypes.c_long(size), data)
+    assert _libc.ptrace(*arguments) >= 0
+
+
+def _call_entered(pid: int) -> int:
+    """The number of the call that a stopped process is about to make, if it is."""
+    found = ctypes.create_string_buffer(88)
+    _ptrace(PTRACE_GET_SYSCALL_INFO, pid, 88, found)
+    # struct ptrace_syscall_info, linux/ptrace.h: 1 for an entry, and the number.
+    return int.from_bytes(found.raw[24:32], sys.byteorder) if found.raw[0] == 1 else -1
 
 
 def end_of(process: subprocess.Popen[str]) -> Done:
+    _ptrace(PTRACE_DETACH, process.pid)
     out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -711,3 +737,298 @@ def test_a_setuid_program_gains_nothing(blue: Path, program: Path) -> None:
 def test_root_keeps_what_it_has(blue: Path) -> None:
     status = ("grep", "-E", "Cap|NoNew|Seccomp:|^Sig", "/proc/self/status")
     assert run(blue / "exec", *status, uid=0).stdout == run(*status, uid=0).stdout
+
+
+# The files of /etc/netns.
+
+
+@pytest.fixture
+def files(blue: Path) -> Iterator[Path]:
+    """/etc/netns/blue, in an /etc of the test's own."""
+    above = Path("/mnt/above")
+    for name in ("upper", "work"):
+        (above / name).mkdir(parents=True)
+    options = f"lowerdir=/etc,upperdir={above}/upper,workdir={above}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", "/etc"], check=True)
+    path = Path("/etc/netns/blue")
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "hosts").write_text("10.0.0.1 blue\n")
+    yield path
+    subprocess.run(["umount", "--lazy", "/etc"], check=True)
+    shutil.rmtree(above)
+
+
+HOSTS = ("cat", "/etc/hosts")
+
+
+def test_files_are_bound(blue: Path, red: Path, files: Path) -> None:
+    (files / "nowhere").touch()
+    done = run(blue / "exec", *HOSTS)
+    assert done.stdout == "10.0.0.1 blue\n"
+    assert done.stderr == "exec: /etc/nowhere: cannot be bound: No such file or directory\n"
+    assert run(red / "exec", *HOSTS, uid=0).stdout == Path("/etc/hosts").read_text()
+
+
+def test_a_link_that_root_has_made_is_followed(blue: Path, files: Path) -> None:
+    (files.parent / "common").write_text("10.0.0.2 common\n")
+    (files / "hosts").unlink()
+    (files / "hosts").symlink_to("../common")
+    assert run(blue / "exec", *HOSTS).stdout == "10.0.0.2 common\n"
+    files.rename(files.with_name("red"))
+    files.symlink_to("red")
+    assert run(blue / "exec", *HOSTS).stdout == "10.0.0.2 common\n"
+
+
+@pytest.mark.parametrize("at", ["/etc/netns/blue", "/etc/netns", "/etc"])
+def test_files_that_others_can_change(blue: Path, files: Path, at: str) -> None:
+    """A passwd(5) or a sudoers(5) of the user's own would be theirs to write."""
+    mode = os.stat(at).st_mode & 0o7777
+    os.chmod(at, mode | 0o020)
+    is_refused(run(blue / "exec", *HOSTS), "/etc/netns/blue: others than root can write it")
+    assert run(blue / "exec", *HOSTS, uid=0).stdout == "10.0.0.1 blue\n"
+    os.chmod(at, mode)
+    os.chown(at, USER, USER)
+    is_refused(run(blue / "exec", *HOSTS), "/etc/netns/blue: others than root can write it")
+    os.chown(at, 0, 0)
+    assert run(blue / "exec", *HOSTS).stdout == "10.0.0.1 blue\n"
+
+
+def test_a_link_to_a_directory_of_the_users(blue: Path, files: Path, home: Path) -> None:
+    files.rename(files.with_name("other"))
+    files.symlink_to(home)
+    is_refused(run(blue / "exec", *HOSTS), "others than root can write it")
+
+
+def test_files_that_cannot_be_read(blue: Path, files: Path) -> None:
+    """Without them, a program would ask another name server than root wants it to."""
+    files.chmod(0o700)
+    is_refused(run(blue / "exec", *HOSTS), "/etc/netns/blue: Permission denied")
+
+
+def test_a_namespace_without_a_name_has_no_files(blue: Path, files: Path) -> None:
+    inode = (blue / "inode").read_text().strip()
+    (files.parent / inode).mkdir()
+    (files.parent / inode / "hosts").write_text("10.0.0.3 other\n")
+    with subprocess.Popen([blue / "exec", "cat"], stdin=-1, stdout=-1) as inside:
+        wait_until_started(inside)
+        ip("netns", "del", "blue")
+        done = run(MNT / f".netnsfs/unnamed/{inode}/exec", *HOSTS, uid=0)
+        inside.communicate()
+    assert done.stdout == Path("/etc/hosts").read_text()
+
+
+def test_a_root_directory_of_the_users(blue: Path, home: Path) -> None:
+    """There, a link called /sys would lead where they like."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"uid={USER}", "tmpfs", home], check=True)
+    for path in (MNT, RUN, Path("/proc")):
+        place = home / path.relative_to("/")
+        place.mkdir(parents=True)
+        subprocess.run(["mount", "--rbind", path, place], check=True)
+    (home / "mnt/bin").mkdir()
+    shutil.copy(blue / "exec", home / "mnt/bin/netns-exec")
+    subprocess.run(["setcap", "cap_sys_admin=p", home / "mnt/bin/netns-exec"], check=True)
+    (home / "sys").symlink_to("mnt")
+    user = ("chroot", f"--userspec={USER}:{USER}", "--groups=", home)
+    is_refused(run(*user, blue / "exec", *WHERE, uid=0), ": /: others than root can write it")
+    subprocess.run(["umount", "--recursive", "--lazy", home], check=True)
+
+
+# Ways to a directory.
+
+
+@pytest.mark.parametrize("path", ["./exec", "exec", "../blue/exec", "net/../exec", ".//exec"])
+def test_relative_paths(blue: Path, path: str) -> None:
+    is_inside(run(*as_other(""), path, *WHERE, cwd=blue), blue)
+
+
+def test_links_that_lead_to_the_directory(blue: Path, home: Path) -> None:
+    (home / "link").symlink_to(blue)
+    is_inside(run(home / "link/exec", *WHERE), blue)
+    number = (blue / "id").read_text().strip()
+    is_inside(run(MNT / ".netnsfs/id" / number / "exec", *WHERE), blue)
+
+
+def test_a_bind_mount_of_the_directory(blue: Path, red: Path, home: Path) -> None:
+    with bound(blue, home):
+        is_inside(run(home / "exec", *WHERE), blue)
+        subprocess.run(["mount", "-o", "remount,bind,ro", home], check=True)
+        is_refused(run(home / "exec", *WHERE), "Read-only file system")
+    with bound(red, home):
+        is_refused(run(home / "exec", *WHERE), "/red: Permission denied")
+
+
+@pytest.mark.parametrize("name", ["a b", "back\\slash", "tab\tand\nline", "#", "-", "n" * 255])
+def test_odd_names(blue: Path, home: Path, name: str) -> None:
+    odd = blue.rename(blue.with_name(name))
+    is_inside(run(odd / "exec", *WHERE), odd)
+    mount = home / name
+    mount.mkdir()
+    with bound(MNT, mount):
+        is_inside(run(mount / name / "exec", *WHERE), odd)
+    with bound(odd, mount):
+        is_inside(run(mount / "exec", *WHERE), odd)
+
+
+def test_a_read_only_mount(start: Start, program: Path) -> None:
+    ip("netns", "add", "blue")
+    mounted = start("-o", f"ro,execpath={program}")
+    is_refused(run(mounted / "blue/exec", *WHERE, uid=0), "/blue: Read-only file system")
+    ip("netns", "del", "blue")
+
+
+def test_many_mounts(blue: Path) -> None:
+    """The list of mounts is longer than what is read of it at once."""
+    with no_more_mounts():
+        is_inside(run(blue / "exec", *WHERE), blue)
+
+
+def test_without_the_program_there_is_no_link(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = Path("/mnt/none")
+    path.touch()
+    with bound(path, Path(os.fsdecode(programs.installed()))):
+        mounted = start()
+    with namespaces(mounted):
+        assert "exec" not in os.listdir(mounted / "blue")
+        assert not os.path.lexists(mounted / "blue/exec")
+    path.unlink()
+
+
+# Beside `ip netns exec`.
+
+SCRIPT = "import os, socket, sys; print(socket.if_nameindex(), os.getcwd(), sys.argv)"
+PROGRAMS = (
+    ("ip", "addr"),
+    ("ip", "-6", "route", "show", "table", "all"),
+    ("ip", "rule"),
+    ("ip", "-s", "-d", "link"),
+    ("ip", "netns", "identify"),
+    ("ss", "-tulpn"),
+    ("ping", "-c1", "-W1", "10.0.0.9"),
+    ("curl", "-sS", "http://127.0.0.1:1/"),
+    ("nstat", "-az"),
+    ("tc", "qdisc"),
+    ("ls", "-l", "/sys/class/net"),
+    ("sh", "-c", "cat /sys/class/net/*/mtu; ls /sys"),
+    ("grep", " /sys ", "/proc/self/mounts"),
+    ("cat", "/etc/hosts"),
+    ("cat", "/proc/net/dev", "/proc/net/snmp"),
+    ("sysctl", "net.ipv4"),
+    ("env",),
+    ("id",),
+    ("pwd",),
+    ("ls", "-l", "/proc/self/fd"),
+    ("grep", "-E", "^(Uid|Gid|Groups|Sig|Cap|NoNewPrivs|Seccomp|Umask)", "/proc/self/status"),
+    ("/usr/bin/python3", "-Ic", SCRIPT, "", "a b"),
+    ("bash", "-c", "ulimit -a; trap; tty; exit 9"),
+    ("sh", "-c", "kill -TERM $$"),
+)
+PID = re.compile(r"\d\d:\d\d|pipe:\[\d+\]|/proc/\d+|pts/\d+")
+
+
+@pytest.mark.parametrize("command", PROGRAMS, ids=lambda command: " ".join(command)[:20])
+def test_the_same_as_ip_netns_exec(blue: Path, files: Path, command: tuple[str, ...]) -> None:
+    (blue / "links/v0").symlink_to("red/links/v1")
+    (blue / "links/lo/up").write_text("1")
+    (blue / "links/v0/addresses").write_text("+10.0.0.1/24")
+    ours = run(blue / "exec", *command, uid=0)
+    theirs = run("ip", "netns", "exec", "blue", *command, uid=0)
+    assert "failed: No such file" not in ours.stderr
+    assert PID.sub("", ours.stdout) == PID.sub("", theirs.stdout)
+    assert ours.stderr == theirs.stderr
+    assert ours.returncode == theirs.returncode
+
+
+def _has_members(directory: Path, count: int) -> bool:
+    return len((directory / "pids").read_text().split()) == count
+
+
+def test_an_interactive_shell(blue: Path) -> None:
+    """Job control, and the terminal's signals, as in any shell."""
+    pid, terminal = os.forkpty()
+    if not pid:
+        os.execv(blue / "exec", ["exec", "bash", "--norc", "-i"])
+    for line, inside in ((b"sleep 100\n", 2), (b"\x03", 1), (b"echo st=$?; sleep 99 &\n", 2)):
+        os.write(terminal, line)
+        wait_for(partial(_has_members, blue, inside))
+    os.write(terminal, b"kill %1; wait; readlink /proc/self/ns/net; exit 5\n")
+    shown = b""
+    with suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    assert b"no job control" not in shown
+    assert b"st=130" in shown
+    assert f"net:[{(blue / 'inode').read_text().strip()}]".encode() in shown
+
+
+def test_what_cannot_be_run(blue: Path, home: Path) -> None:
+    done = run(blue / "exec", "no-such-program")
+    assert done.returncode == 127
+    assert done.stderr == "exec: no-such-program: No such file or directory\n"
+    assert run(blue / "exec", "").returncode == 127
+    # A directory that is closed to the user is no program that is closed to them.
+    (home / "closed").mkdir(mode=0)
+    assert run(blue / "exec", "id", env={"PATH": f"{home}/closed"}).returncode == 127
+    is_refused(run(blue / "exec", "/etc/passwd"), "/etc/passwd: Permission denied")
+    is_refused(run(blue / "exec", home), "Permission denied")
+
+
+def test_how_a_program_is_searched_for(blue: Path, home: Path) -> None:
+    """As execvp(3) does it, whose text begins with this."""
+    for name in ("closed", "open"):
+        (home / name).mkdir()
+        (home / name / "tool").write_text("echo $0 $1 $#\n")
+    (home / "open/tool").chmod(0o755)
+    path = {"PATH": f"/none:{home}/closed:{home}/open"}
+    done = run(blue / "exec", "tool", "x", env=path)
+    assert done.stdout == f"{home}/open/tool x 1\n"
+    here = run(blue / "exec", "tool", "y", env={"PATH": "/none:"}, cwd=home / "open")
+    assert here.stdout == "tool y 1\n"
+    is_refused(run(blue / "exec", "tool", env={"PATH": f"{home}/closed:/none"}), "denied")
+    assert run(blue / "exec", "id", "-u", env={}).stdout == f"{USER}\n"
+
+
+# As a user works to whom root has given two namespaces.
+
+LAB = """
+set -e
+cd "$1"
+ln -s green/links/eth0 blue/links/eth0
+echo +10.0.0.1/24 > blue/links/eth0/addresses
+echo +10.0.0.2/24 > green/links/eth0/addresses
+for up in blue/links/*/up green/links/*/up; do echo 1 > $up; done
+echo +default via 10.0.0.1 > green/routes
+cat green/routes
+echo 0 2147483647 > blue/sysctl/ipv4/ping_group_range
+blue/exec ping -q -c1 10.0.0.2 | grep received
+green/exec /usr/bin/python3 -Im http.server --directory /proc/self/ns 8000 2>/dev/null &
+until blue/exec curl -sSf -o /dev/null http://10.0.0.2:8000/ 2>/dev/null; do sleep 0.1; done
+blue/exec curl -sS http://10.0.0.2:8000/ | grep -c net
+green/exec ss -tln | grep -c :8000
+[ "$(cat green/pids)" = $! ]
+echo TERM > green/kill
+wait $! || echo killed $?
+! red/exec id
+! echo +10.0.0.3/24 > red/links/lo/addresses
+! echo TERM > red/kill
+! ln -s red/links/eth1 blue/links/eth1
+"""
+
+
+def test_a_lab_without_sudo(blue: Path, tmp_path: Path) -> None:
+    green = blue.with_name("green")
+    green.mkdir()
+    os.chown(green, USER, USER)
+    done = run("sh", "-c", LAB, "sh", MNT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "default via 10.0.0.1 dev eth0",
+        "10.0.0.0/24 dev eth0 proto kernel scope link src 10.0.0.2",
+        "1 packets transmitted, 1 received, 0% packet loss, time 0ms",
+        "1",
+        "1",
+        "killed 143",
+    ]
