@@ -24,7 +24,7 @@ from netnsfs.fuse.replay import ReportedNames
 from netnsfs.fuse.replayer import keep_replaying
 from netnsfs.fuse.replayer_child import ReplayTarget
 from netnsfs.jobs import start_thread
-from netnsfs.netns import spares
+from netnsfs.netns import spares, tasks
 from netnsfs.netns.names import NamedNamespaces
 from netnsfs.netns.rundir import ChangeWaiter
 from netnsfs.netns.spares import Spares
@@ -117,6 +117,8 @@ def _mount_and_serve(config: Config, ready: Callable[[], None]) -> None:
         ready()
         names.spares.start()
         start_thread(revoke, "netnsfs-revoke")
+        # The first who asks for members or holders would wait for it.
+        start_thread(tasks.prepare, "netnsfs-scanner")
         _start_replaying(config, ours[0], reported)
         _end_when_last(config)
         tell_manager("READY=1")

@@ -5,15 +5,15 @@ send its workers into another namespace than its leader's. `ip netns pids` and l
 leaders only.
 
 The kernel keeps a namespace as long as a task is in it, a descriptor of its nsfs file, of a
-socket, a tun device or a file of /proc/net in it is open, or its nsfs file is bind-mounted, in
-any mount namespace. lsns(8) looks at leaders, descriptors, sockets (from util-linux 2.41 on)
-and its own mounts; here it is all of them.
+socket, a tun device or a file of /proc/net in it is open, a socket in it is mapped, or its nsfs
+file is bind-mounted, in any mount namespace. lsns(8) looks at leaders, descriptors, sockets
+(from util-linux 2.41 on) and its own mounts; here it is all of them.
 
 Not found are descriptors that are in flight in a unix socket or registered in an io_uring,
-mounts of a mount namespace that no task is in, some of those of one whose tasks are all
-chrooted, to more than a few directories, and what belongs to processes that the kernel does
-not let us look at. The daemon's own descriptors are left out: it keeps none. So are the spares
-of any netnsfs: nobody has made them yet.
+mounts of a mount namespace that no task is in, those that no task of theirs can see below its
+root, and what belongs to processes that the kernel does not let us look at. The daemon's own
+descriptors are left out: it keeps none. So are the spares of any netnsfs: nobody has made them
+yet.
 
 A process may swap its descriptors while they are looked at. So nothing is opened that has not
 been seen, through an O_PATH descriptor, to be a namespace's file; all else is for a child
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class _Chosen:
-    """The scanner: it is found out at the first use, which may take 50 ms."""
+    """The scanner: it is found out once, which may take 100 ms."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,6 +75,11 @@ def _best() -> Scanner:
         )
         log.info(message, error.strerror)
         return ProcScanner()
+
+
+def prepare() -> None:
+    """Find out now how to look for members and holders: loading programs takes a while."""
+    _chosen.scanner()
 
 
 def is_cheap() -> bool:

@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 SECONDS = 6.0
 """So long a text may be made. It is less than the limit of a request."""
-# So that a namespace of usual size is not left out when there are thousands.
-_MIN_SHARE = 0.05
+# So that no namespace of usual size is left out, however many there are and however busy the
+# machine is.
+_MIN_SHARE = 0.5
 # The process or the machine lacks something. EAGAIN is not among them: the kernel says so of a
 # namespace that keeps changing.
 _FATAL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
