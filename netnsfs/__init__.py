@@ -12,6 +12,7 @@ which rules hold.
     fuse/                       the protocol: requests, node IDs, the mount, worker threads, and
                                 how much of each a user may have
     node                        what both of these know: Directory, File, Link, Handle
+    commands                    files whose writes are commands, which may come in pieces
     tree/                       what the mount shows, and to whom (`token_bucket`: a rate limit
                                 for each user)
     netns/                      what network namespaces are: names, owners, members, holders
@@ -26,7 +27,7 @@ imports nothing of netnsfs. (tests/node/test_law.py checks this.)
 
 **What happens to a request**, `mkdir /mnt/netnsfs/blue`:
 
-1. The kernel checks permissions by the modes that it was told (default_permissions). It queues
+1. The kernel checks permissions by the modes that it knows (default_permissions). It queues
    a LOOKUP, which finds nothing, and a MKDIR at /dev/fuse. pyfuse3 reads them and calls the
    handlers of `fuse.operations`, on the event loop.
 2. The handler finds the node of the parent (`fuse.nodes`): the root of the tree. A change is
@@ -49,17 +50,26 @@ before `may_block()` runs twice**, and must do no harm when it does. (The kernel
 the same way: first without locks, and again with them when that ends in -ECHILD.) Changes go to
 a worker at once.
 
-The client waits up to 30 s for a free worker, and up to 10 s for the job. Then it gets
-ETIMEDOUT, and the job ends at its next `commit()`: the point before anything that others can
-see. There it undoes what it has begun. A job that is past its `commit()` gets 10 s more.
+A job that waits is in one of three states (`fuse.pool`; the times are in `limits`):
+
+    state       at most     what ends it
+    queued      30 s        a worker is free; else ETIMEDOUT, and the job is never started. A
+                            change of a directory by anyone but root is never queued: EAGAIN
+    running     10 s        the job ends; else ETIMEDOUT, and the job is abandoned: it ends at
+                            its next `commit()`, the point before anything that others can see,
+                            and undoes what it has begun
+    committed   10 s more   the job ends; else ETIMEDOUT, and the job goes on alone
+
+A signal ends no state. A client that is killed while it waits is gone when the answer comes,
+and its job is carried out: only a time limit abandons a job.
 
 **Threads.** The *event loop* runs all handlers. It waits for requests and results only: what
 the kernel has at hand is fine, a lock that others may hold is not. *Workers* make the calls
-that may wait. They are in five pools, so that none waits for work of another kind: for looks
-into a directory that can be changed, which the kernel may keep locked meanwhile, for other
-looks, for changes of directories, for writes to files, and for files that take long to make or
-to write. A change of a directory by anyone but root starts at once or fails. All threads but
-the event loop's have a name:
+that may wait. They are in five pools, so that none waits for work of another kind: lookups and
+listings, during which the kernel may hold a directory's lock (locked); other reading (read);
+changes of directories (mutate); writes to files (write); and the files of which a specification
+says `slow` (`kill`, `routes`, `metrics`, `metrics_all`, both kinds of `topology.dot`), for
+reading and writing (slow). All threads but the event loop's have a name:
 
     netnsfs-locked, netnsfs-read, netnsfs-mutate, netnsfs-write, netnsfs-slow
                         workers: a job at a time; may enter a namespace, but inside
@@ -68,11 +78,11 @@ the event loop's have a name:
     netnsfs-link        follows a symbolic link of the run directory
     netnsfs-spares      makes spares
     netnsfs-probe       at the start, asks whether what is at the mount point answers
-    netnsfs-revoke         closes what is open in a namespace whose last name was removed
+    netnsfs-revoke      closes what is open in a namespace whose last name was removed
     netnsfs-scanner     at the start, loads the BPF programs
     netnsfs-maps        reads what processes have mapped, which they can make take long
-    netnsfs-members     wakes whoever polls a list of members
-    netnsfs-last       in a user's own mount namespace, waits until no other process is in it
+    netnsfs-members     wakes the clients that poll a list of members
+    netnsfs-last        in a user's own mount namespace, waits until no other process is in it
     netnsfs-replay      starts the *replayer*, and starts it again if it ends
 
 The replayer is a process (`fuse.replayer_child`). It repeats in the mount what others do with
@@ -97,7 +107,7 @@ its own mount. Each lookup shows what is true when it starts.
 - *identity*: tells what stands under a name at one moment. *Change cookie*: an object that
   stays the same for as long as nothing in the run directory changes, for comparison only.
 - *reference*: where a namespace is found: a name, or a holder.
-- *member*: a process with a thread inside. *Holder*: whatever keeps a namespace alive.
+- *member*: a process with a thread inside. *Holder*: anything that keeps a namespace alive.
 - *owner*: user, group and modes that a name was given. *Caller*: the thread that asks.
 - *node*: anything with a name in the mount. *Handle*: an open file of it.
 - *view*: a directory of procfs, as a thread inside of the namespace sees it: `net`, `sysctl`.

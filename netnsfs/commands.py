@@ -23,13 +23,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from netnsfs.jobs import may_block
+from netnsfs.limits import MAX_COMMAND
 from netnsfs.node import Snapshot, gone_error
 
 WHITE_SPACE = (b" ", b"\n", b"\t", b"\r", b"\v", b"\f")
 NEWLINE = (b"\n",)
-
-MAX_COMMAND = 1 << 20
-"""How many bytes of a command may wait for its end."""
 
 
 class Syntax(NamedTuple):

@@ -58,6 +58,9 @@ TEXT_PER_USER = 64 << 20
 TEXT_TOTAL = 256 << 20
 """How many bytes of text a user's open files and directories may keep. Beyond: EMFILE."""
 
+MAX_COMMAND = 1 << 20
+"""How many bytes of a command may wait for its end in an open file. Beyond: E2BIG."""
+
 SHARED_TEXTS_PER_USER = 16
 """How many open files of a text that many share, such as `metrics`. Beyond: EMFILE."""
 

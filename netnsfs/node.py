@@ -77,12 +77,15 @@ class Node:
         represents: what it shows, if another thing can have the same name: equal for all
             nodes of one thing.
         label: what to call it in a message.
+        at_birth: what it was made with, for the answer to its mkdir alone, so that nothing is
+            read back. Others may have changed it since: valid for no time.
     """
 
     key: Hashable
     number = 0
     generation = 0
     represents: Hashable = None
+    at_birth: Attributes | None = None
 
     @property
     def change_cookie(self) -> Hashable:

@@ -53,7 +53,16 @@ from netnsfs.fuse.pool import Pool, Pools
 from netnsfs.fuse.quotas import ROOT, Quota
 from netnsfs.jobs import WouldBlock
 from netnsfs.limits import LISTING_SECONDS, MAX_RETRYING
-from netnsfs.node import Directory, File, Handle, Link, Node, Pollable, opened_for_writing
+from netnsfs.node import (
+    Attributes,
+    Directory,
+    File,
+    Handle,
+    Link,
+    Node,
+    Pollable,
+    opened_for_writing,
+)
 from netnsfs.stats import Stats
 
 P = ParamSpec("P")
@@ -256,7 +265,12 @@ class Operations(pyfuse3.Operations):
             raise
 
     async def _insert(
-        self, user: int, caller: int, node: Node, directory: Directory
+        self,
+        user: int,
+        caller: int,
+        node: Node,
+        directory: Directory,
+        taken: Attributes | None = None,
     ) -> NodeEntry:
         """The table's entry for a node that was just found, with attributes as they are now.
 
@@ -267,6 +281,7 @@ class Operations(pyfuse3.Operations):
             caller: the thread that asks.
             node: what was found.
             directory: where.
+            taken: its attributes, if they need not be asked for.
         """
         known = self._by_key.get(node.key)
         change_cookie = node.change_cookie
@@ -278,7 +293,8 @@ class Operations(pyfuse3.Operations):
         ):
             return known
         pool = self._pool_for(directory)
-        taken = await self._call_tree(pool, user, node.getattr_cached)
+        if taken is None:
+            taken = await self._call_tree(pool, user, node.getattr_cached)
         known = self._by_key.get(node.key)
         if known is None or (known.exclusive and not known.is_for(caller)):
             known = self.nodes.insert(node, self._entry_timeout(caller, node, directory))
@@ -348,7 +364,7 @@ class Operations(pyfuse3.Operations):
         node = await self._make_change(
             self._pools.mutating, ctx, name, directory.mkdir, name, mode & 0o777, ctx
         )
-        return await self.introduce(directory, node, ctx)
+        return await self.introduce(directory, node, ctx, node.at_birth)
 
     @_translate_errors
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -415,10 +431,21 @@ class Operations(pyfuse3.Operations):
         return error
 
     async def introduce(
-        self, directory: Directory, node: Node, ctx: RequestContext
+        self,
+        directory: Directory,
+        node: Node,
+        ctx: RequestContext,
+        taken: Attributes | None = None,
     ) -> EntryAttributes:
-        """The answer that tells the kernel of a node, below a directory."""
-        known = await self._insert(ctx.uid, ctx.pid, node, directory)
+        """The answer that tells the kernel of a node, below a directory.
+
+        Args:
+            directory: where.
+            node: what.
+            ctx: who asks.
+            taken: its attributes, if they need not be asked for.
+        """
+        known = await self._insert(ctx.uid, ctx.pid, node, directory, taken)
         known.lookup_count += 1
         return known.attributes
 

@@ -9,7 +9,8 @@ then reports the change as any other. (Invalidations of the kernel's cache are n
 No change is reported twice, because the answer is decided here, between two changes: the
 kernel locks the directory from before the lookup of a name until the change is reported. For
 the same reason, names are reported in the order of these answers. The replayer is sent what
-was reported, so that it seldom asks in vain.
+was reported, so that it seldom asks in vain. What its socket has no room for waits here, by
+name: the thread that started the replayer sends it when there is room.
 
 - For the replayer, a name that was reported exists, so that mkdir(2) fails (EEXIST). If it was
   deleted, or stands for something else by now, the replayer finds a directory that is made for
@@ -20,12 +21,13 @@ was reported, so that it seldom asks in vain.
 """
 
 import errno
+import itertools
 import os
 import secrets
 import socket
 import stat
 import threading
-from collections.abc import Coroutine, Hashable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -34,8 +36,14 @@ from pyfuse3 import EntryAttributes, RequestContext
 
 from netnsfs.fuse.nodes import NodeEntry
 from netnsfs.fuse.operations import Operations, _translate_errors
+from netnsfs.fuse.replayer_child import MAX_MESSAGE
 from netnsfs.node import Attributes, Directory, Node
 
+MAX_UNSENT = 65_536
+"""Names of which a report may wait for the replayer. With more, it is stopped, not slow."""
+
+# With a sign and a NUL each (linux/limits.h).
+_MAX_IN_MESSAGE = MAX_MESSAGE // (1 + 255 + 1)
 _NOBODY = -1
 
 
@@ -67,24 +75,46 @@ class ReportedNames:
         self._deleted = b""
         self._lock = threading.Lock()
         self._channel: socket.socket | None = None
+        self._on_full: Callable[[], object] = bool
+        # Those of which was reported what is not sent yet.
+        self._unsent: dict[bytes, None] = {}
         self.replayer = _NOBODY
         self.password = secrets.token_hex().encode()
 
     # For the thread that starts the replayer
 
-    def send_to(self, channel: socket.socket | None) -> list[bytes]:
-        """Send what is reported to watchers from now on: a sign, + or -, and the name.
+    def start_sending(
+        self, channel: socket.socket, on_full: Callable[[], object]
+    ) -> list[bytes]:
+        """Send what is reported to watchers from now on: + or -, the name, and a NUL.
+
+        Of a name that is reported again before it could be sent, the last report counts.
 
         Args:
-            channel: where to; it never blocks. None to send no longer.
+            channel: where to; nothing waits until it has room.
+            on_full: called when it has no room. From then on, it is for `send_unsent` to send.
 
         Returns:
             The names that watchers know. Some of them may be sent once more.
         """
         with self._lock:
-            self._channel = channel
+            self._channel, self._on_full = channel, on_full
+            self._unsent.clear()
         # One call in C, so no other thread comes in between.
         return list(self._subjects)
+
+    def send_unsent(self) -> bool:
+        """Send what the channel had no room for. Returns whether it had room for all of it."""
+        with self._lock:
+            while self._unsent:
+                if not self._send_some():
+                    return False
+            return True
+
+    def stop_sending(self) -> None:
+        """Send no longer."""
+        with self._lock:
+            self._channel = None
 
     def admit_replayer(self, process: int) -> None:
         """Answer a process as the replayer from now on."""
@@ -99,23 +129,47 @@ class ReportedNames:
     def note_created(self, name: bytes, subject: Hashable) -> None:
         """Take note that the kernel is about to report a new name."""
         self._subjects[name] = subject
-        self._send(b"+" + name)
+        self._send(name)
 
     def note_deleted(self, name: bytes) -> Hashable:
         """Take note that the kernel is about to report that a name was deleted."""
         subject = self._subjects.pop(name, None)
-        self._send(b"-" + name)
+        self._send(name)
         return subject
 
-    def _send(self, message: bytes) -> None:
+    def _send(self, name: bytes) -> None:
         with self._lock:
+            if self._channel is None:
+                return
+            self._unsent[name] = None
+            if len(self._unsent) == 1 and not self._send_some():
+                self._on_full()
+            elif len(self._unsent) > MAX_UNSENT:
+                self._give_up(self._channel)
+
+    def _send_some(self) -> bool:
+        names = list(itertools.islice(self._unsent, _MAX_IN_MESSAGE))
+        signs = (b"+" if name in self._subjects else b"-" for name in names)
+        message = b"".join(b"%b%b\0" % report for report in zip(signs, names, strict=True))
+        try:
             if self._channel:
-                try:
-                    self._channel.send(message)
-                except OSError:
-                    # It does not listen in time. The next replayer begins anew.
-                    with suppress(OSError):
-                        self._channel.shutdown(socket.SHUT_RDWR)
+                self._channel.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The replayer has ended. The next one begins anew.
+            self._unsent.clear()
+            return True
+        for name in names:
+            del self._unsent[name]
+        return True
+
+    def _give_up(self, channel: socket.socket) -> None:
+        """End a replayer that reads nothing: the next one begins anew."""
+        with suppress(OSError):
+            channel.shutdown(socket.SHUT_RDWR)
+        self._channel = None
+        self._unsent.clear()
 
     # What the replayer asks
 

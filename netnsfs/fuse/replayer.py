@@ -14,10 +14,12 @@ It works alone. Nobody waits for it, and what it misses it finds out when it is 
 
 import logging
 import os
+import select
 import socket
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 
 import netnsfs
 from netnsfs import linux
@@ -32,9 +34,12 @@ _PROGRAM = (
 )
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(netnsfs.__file__)))
 _NULL = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_RDWR, 0)]
-# Before another is started, and the most where each one fails.
+# Before another is started, and the most where each one fails. No replayer ends because many
+# names change: what it has no time to read waits for it.
 _PAUSE_SECONDS = 0.5
 _MAX_PAUSE_SECONDS = 60.0
+
+_MISSED = "watchers of the mount may have missed names that were created and deleted again"
 
 log = logging.getLogger(__name__)
 
@@ -56,22 +61,25 @@ def keep_replaying(target: ReplayTarget, reported: ReportedNames) -> None:
         except OSError as error:
             # The machine is short of something (processes, descriptors, memory), for now.
             log.warning("watchers of the mount hear of changes late: %s", error.strerror)
-        lasted = time.monotonic() - started > _MAX_PAUSE_SECONDS
-        pause = _PAUSE_SECONDS if lasted else min(2 * pause, _MAX_PAUSE_SECONDS)
+        if time.monotonic() - started > _MAX_PAUSE_SECONDS:
+            pause = _PAUSE_SECONDS
         time.sleep(pause)
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        log.warning("%s while its replayer was restarted", _MISSED)
 
 
 def _run_replayer(target: ReplayTarget, reported: ReportedNames) -> int:
     """Start a replayer and wait for its end. Returns its exit status."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        ours.setblocking(False)
+    full = os.eventfd(0, os.EFD_CLOEXEC)
+    with ours, linux.closing_fd(full):
+        known = reported.start_sending(ours, partial(os.eventfd_write, full, 1))
         try:
-            with theirs, linux.closing_fd(_written(reported.send_to(ours))) as names:
+            with theirs, linux.closing_fd(_written(known)) as names:
                 process = _start(target, reported.password, theirs.fileno(), names)
-            return _serve(process, ours, reported)
+            return _serve(process, ours, full, reported)
         finally:
-            reported.send_to(None)
+            reported.stop_sending()
 
 
 def _written(names: list[bytes]) -> int:
@@ -82,16 +90,33 @@ def _written(names: list[bytes]) -> int:
     return fd
 
 
-def _serve(process: int, channel: socket.socket, reported: ReportedNames) -> int:
+def _serve(process: int, channel: socket.socket, full: int, reported: ReportedNames) -> int:
     reported.admit_replayer(process)
     try:
         with suppress(OSError):
             channel.send(replayer_child.BEGIN)
+            _serve_channel(channel, full, reported)
         # Its process ID is given to another only after waitpid(2).
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
     finally:
         reported.dismiss_replayer()
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _serve_channel(channel: socket.socket, full: int, reported: ReportedNames) -> None:
+    """Send what the channel had no room for, when it has, until the replayer has ended."""
+    poll = select.poll()
+    poll.register(full, select.POLLIN)
+    while True:
+        poll.register(channel, select.POLLIN | select.POLLOUT * (not reported.send_unsent()))
+        ready = dict(poll.poll())
+        events = ready.get(channel.fileno(), 0)
+        if events & select.POLLHUP:
+            return
+        if events & select.POLLIN and channel.recv(1) == replayer_child.MISSED:
+            log.warning("%s when too many changed at once", _MISSED)
+        if full in ready:
+            os.eventfd_read(full)
 
 
 def _start(target: ReplayTarget, password: bytes, channel: int, names: int) -> int:

@@ -14,12 +14,13 @@ it over a socket, its standard input. When the daemon has ended, so does this.
 """
 
 import errno
+import itertools
 import os
 import select
 import stat
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
@@ -40,8 +41,8 @@ _BUSY_TOGETHER_SECONDS = 0.004
 _BUSY_SECONDS = 0.01
 _AGAIN_SECONDS = 0.02
 
-# A sign, and a name (linux/limits.h).
-_LONGEST_REPORT = 1 + 255
+# Names that are replayed before events are read again: their queue has an end.
+_MAX_TOGETHER = 500
 
 _CREATED = linux.IN_CREATE | linux.IN_MOVED_TO
 _DELETED = linux.IN_DELETE | linux.IN_MOVED_FROM
@@ -51,6 +52,13 @@ DAEMON = 0
 NAMES = 1
 BEGIN = b"!"
 """What the daemon sends when it knows this process by its process ID."""
+
+
+MAX_MESSAGE = 65_536
+"""Bytes in a message of the daemon's."""
+
+MISSED = b"?"
+"""What this process sends when it may have missed a name that came and went."""
 
 
 class _UnsureError(Exception):
@@ -112,7 +120,7 @@ class ReplayTarget(NamedTuple):
 
 
 class _PendingNames:
-    """The names in the run directory, and which of them are to be looked at.
+    """The names in the run directory that may have changed since they were looked at.
 
     Args:
         path: the directory. It need not exist.
@@ -123,8 +131,10 @@ class _PendingNames:
         self._path = path
         self._reserved = reserved
         self._nsfs = linux.statx(b"/proc/self/ns/net", flags=linux.FOLLOW).dev
+        # Whether each was deleted at least once.
+        self._changed: dict[bytes, bool] = {}
         # Names that are files as yet, and since when.
-        self._pending: dict[bytes, float] = {}
+        self._bare: dict[bytes, float] = {}
         self._again: dict[bytes, bool] = {}
         self._waited = 0.0
         self._watch = linux.Inotify()
@@ -143,38 +153,52 @@ class _PendingNames:
         self._watch.close()
         self._close_mounts()
 
-    def compare(self, reported: Collection[bytes]) -> dict[bytes, bool]:
-        """What differs from the names that were reported, as `wait` has it."""
+    def add(self, names: Iterable[bytes]) -> None:
+        """Look at some names once more."""
+        for name in names:
+            self._changed.setdefault(name, False)
+
+    def compare(self, reported: Collection[bytes]) -> None:
+        """Look at whatever differs from the names that were reported."""
         try:
             listed = {*os.listdir(self._path)} - {self._reserved}
         except FileNotFoundError:
             listed = set()
-        return {name: name not in listed for name in listed.symmetric_difference(reported)}
+        for name in listed.symmetric_difference(reported):
+            self._changed[name] = name not in listed
 
-    def wait(self) -> dict[bytes, bool]:
-        """Wait for changes.
-
-        Returns:
-            The names that have changed, and whether each was deleted at least once.
+    def wait(self) -> None:
+        """Wait for changes, unless there are some.
 
         Raises:
             _UnsureError: the directory is another now, or events were lost.
         """
-        self._poll.poll(self._milliseconds())
-        busy = time.monotonic() < self._waited + _BUSY_SECONDS
-        time.sleep(_BUSY_TOGETHER_SECONDS if busy else _TOGETHER_SECONDS)
-        self._waited = time.monotonic()
-        # A change of mounts that comes after this look is heard of once more.
-        changed = dict.fromkeys(self._pending, False) | self._again
-        self._again = {}
-        for mask, name in self._watch.read_events():
-            if not mask & (_CREATED | _DELETED):
-                raise _UnsureError
-            changed[name] = changed.get(name, False) or bool(mask & _DELETED)
+        if not self._changed:
+            self._poll.poll(self._milliseconds())
+            busy = time.monotonic() < self._waited + _BUSY_SECONDS
+            time.sleep(_BUSY_TOGETHER_SECONDS if busy else _TOGETHER_SECONDS)
+            self._waited = time.monotonic()
+            # A change of mounts that comes after this look is heard of once more.
+            self._changed = dict.fromkeys(self._bare, False) | self._again
+            self._again = {}
+        self._read_events()
         if self._identity() != self._directory:
             raise _UnsureError
-        changed.pop(self._reserved, None)
-        return changed
+
+    def take(self) -> dict[bytes, bool]:
+        """Some of the names, and whether each was deleted at least once."""
+        names = list(itertools.islice(self._changed, _MAX_TOGETHER))
+        return {name: self._changed.pop(name) for name in names}
+
+    def _read_events(self) -> None:
+        for mask, name in self._watch.read_events():
+            if mask & linux.IN_Q_OVERFLOW:
+                with suppress(OSError):
+                    os.write(DAEMON, MISSED)
+            if not mask & (_CREATED | _DELETED):
+                raise _UnsureError
+            self._changed[name] = self._changed.get(name, False) or bool(mask & _DELETED)
+        self._changed.pop(self._reserved, None)
 
     def exists(self, name: bytes, existed: bool) -> bool:
         """Whether a name exists, and is not about to become a namespace.
@@ -186,27 +210,27 @@ class _PendingNames:
         try:
             found = linux.statx(b"%b/%b" % (self._path, name))
         except FileNotFoundError:
-            self._pending.pop(name, None)
+            self._bare.pop(name, None)
             return False
         now = time.monotonic()
-        since = self._pending.setdefault(name, now)
+        since = self._bare.setdefault(name, now)
         bare = found.dev != self._nsfs and not stat.S_ISLNK(found.mode)
         if bare and not existed and now < since + SETTLE_SECONDS:
             return False
-        del self._pending[name]
+        del self._bare[name]
         return True
 
     def look_again(self, name: bytes, deleted: bool) -> None:
-        """Return a name from `wait` once more, in a moment."""
+        """Look at a name once more, in a moment."""
         self._again[name] = deleted
 
     def _milliseconds(self) -> float | None:
         """How long to wait at most."""
         if self._again:
             return _AGAIN_SECONDS * 1000
-        if not self._pending:
+        if not self._bare:
             return None
-        settled = min(self._pending.values()) + SETTLE_SECONDS
+        settled = min(self._bare.values()) + SETTLE_SECONDS
         return max(0, settled - time.monotonic()) * 1000 + 1
 
     def _identity(self) -> tuple[int, int] | None:
@@ -228,8 +252,8 @@ class _ReportedNames:
         with open(NAMES, "rb") as file:
             file.seek(0)
             self.names = {*file.read().split(b"\0")[:-1]}
-        while (report := os.read(DAEMON, _LONGEST_REPORT)) not in (BEGIN, b""):
-            self._take(report)
+        while (message := os.read(DAEMON, MAX_MESSAGE)) not in (BEGIN, b""):
+            self._take(message)
         os.set_blocking(DAEMON, False)
 
     def catch_up(self) -> list[bytes]:
@@ -240,18 +264,19 @@ class _ReportedNames:
         """
         found = []
         with suppress(BlockingIOError):
-            while report := os.read(DAEMON, _LONGEST_REPORT):
-                found.append(self._take(report))
+            while message := os.read(DAEMON, MAX_MESSAGE):
+                found += self._take(message)
             sys.exit()
         return found
 
-    def _take(self, report: bytes) -> bytes:
-        name = report[1:]
-        if report.startswith(b"+"):
-            self.names.add(name)
-        else:
-            self.names.discard(name)
-        return name
+    def _take(self, message: bytes) -> list[bytes]:
+        reports = message.split(b"\0")[:-1]
+        for report in reports:
+            if report.startswith(b"+"):
+                self.names.add(report[1:])
+            else:
+                self.names.discard(report[1:])
+        return [report[1:] for report in reports]
 
 
 def main(password: str, *target: str) -> None:
@@ -289,26 +314,18 @@ class _Replayer:
     def _replay_all(self, pending: _PendingNames) -> None:
         """Replay changes, until one may have been missed."""
         self._reported.catch_up()
-        changed = pending.compare(self._reported.names)
-        while self._replay(pending, changed):
-            changed = pending.wait()
-            for name in self._reported.catch_up():
-                changed.setdefault(name, False)
+        pending.compare(self._reported.names)
+        while self._replay(pending):
+            pending.wait()
+            pending.add(self._reported.catch_up())
         while not self._target.is_there():
             pending.wait()
+            pending.take()
             self._reported.catch_up()
 
-    def _replay(self, pending: _PendingNames, changed: Mapping[bytes, bool]) -> bool:
-        """Replay changes. False if the mount cannot be reached."""
-        changes = []
-        reported = self._reported.names
-        for name, deleted in changed.items():
-            exists = pending.exists(name, existed=name in reported and not deleted)
-            # What was deleted and exists may be another thing by now: then both are replayed.
-            goes = name in reported and (deleted or not exists)
-            comes = exists and (deleted or name not in reported)
-            if goes or comes:
-                changes.append((name, goes, comes))
+    def _replay(self, pending: _PendingNames) -> bool:
+        """Replay some changes. False if the mount cannot be reached."""
+        changes = list(self._unreported(pending))
         if not changes:
             return True
         with self._target.opened() as root:
@@ -321,7 +338,20 @@ class _Replayer:
                     pending.look_again(name, deleted=True)
                 if comes and _fails(os.mkdir, name, root) == errno.ENOENT:
                     pending.look_again(name, deleted=False)
+                # At once, so that the daemon has no more to send than its channel has room for.
+                pending.add({*self._reported.catch_up()} - {name})
         return True
+
+    def _unreported(self, pending: _PendingNames) -> Iterator[tuple[bytes, bool, bool]]:
+        """Names of which it was not reported that they have gone, or that they have come."""
+        for name, deleted in pending.take().items():
+            reported = name in self._reported.names
+            exists = pending.exists(name, existed=reported and not deleted)
+            # What was deleted and exists may be another thing by now: then both are replayed.
+            goes = reported and (deleted or not exists)
+            comes = exists and (deleted or not reported)
+            if goes or comes:
+                yield name, goes, comes
 
     def _require_known(self, root: int) -> None:
         if self._password:

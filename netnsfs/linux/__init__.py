@@ -26,6 +26,7 @@ from netnsfs.linux.events import (
     IN_MOVE_SELF,
     IN_MOVED_FROM,
     IN_MOVED_TO,
+    IN_Q_OVERFLOW,
     Inotify,
     Poll,
 )

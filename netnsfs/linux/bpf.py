@@ -198,7 +198,7 @@ class Probes:
         """Look for a key no longer, if it is looked for."""
         self._delete(self._watched, key)
 
-    def read_told(self) -> list[bytes]:
+    def read_records(self) -> list[bytes]:
         """The records since the last call. For one thread at a time."""
         self._consume(self._ring)
         told, self._records[:] = self._records[:], []

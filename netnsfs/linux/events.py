@@ -16,6 +16,7 @@ IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
+IN_Q_OVERFLOW = 0x4000
 IN_MASK_ADD = 1 << 29
 # struct inotify_event: watch, mask, cookie, length of the name.
 _EVENT = struct.Struct("=iIII")
@@ -69,10 +70,10 @@ class Inotify:
             end = _read(self._fd, self._buffer, _WATCH_BUFFER)
             # A copy of what was read only, not of the whole buffer. -1 stands for no event
             # (EAGAIN).
-            told, at = ctypes.string_at(self._buffer, max(0, end)), 0
+            data, at = ctypes.string_at(self._buffer, max(0, end)), 0
             while at < end:
-                _, mask, _, length = _EVENT.unpack_from(told, at)
-                name = told[at + _EVENT.size : at + _EVENT.size + length]
+                _, mask, _, length = _EVENT.unpack_from(data, at)
+                name = data[at + _EVENT.size : at + _EVENT.size + length]
                 # Names are padded with zeros (inotify(7)). An event of the directory itself has
                 # no name.
                 yield mask, name.rstrip(b"\0")

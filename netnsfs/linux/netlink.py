@@ -267,6 +267,6 @@ def _raise(message: Message) -> None:
     if message.flags & _NLM_F_ACK_TLVS:
         # Before the words comes the number, and then, unless a dump ends, the request's header.
         start = 4 + (_HEADER.size if message.kind == _NLMSG_ERROR else 0)
-        told = attributes(message.body, start)
-        text = told.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0")
+        parsed = attributes(message.body, start)
+        text = parsed.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0")
     raise OSError(code, text.decode(errors="replace") or os.strerror(code))

@@ -98,9 +98,9 @@ def list_addresses(route: RouteSocket, index: int = 0) -> list[Address]:
 
 def _address(body: bytes) -> Address:
     family, length, flags, _, index = IFADDRMSG.unpack_from(body)
-    told = attributes(body, IFADDRMSG.size, _OF_ADDRESS)
+    parsed = attributes(body, IFADDRMSG.size, _OF_ADDRESS)
     # Of a point-to-point connection, IFA_ADDRESS is the other end.
-    packed = told.get(IFA_LOCAL) or told.get(IFA_ADDRESS, b"")
+    packed = parsed.get(IFA_LOCAL) or parsed.get(IFA_ADDRESS, b"")
     return Address(family, packed, length, index, body, flags)
 
 

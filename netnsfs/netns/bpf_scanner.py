@@ -87,8 +87,8 @@ class BpfScanner:
 
     def members(self, inode: int = 0) -> Iterable[Task]:
         """See `Scanner.members`."""
-        told = self._ask_tasks(inode, members=True)
-        return without_visitors(_TASK.iter_unpack(told), self._daemon_namespace)
+        records = self._ask_tasks(inode, members=True)
+        return without_visitors(_TASK.iter_unpack(records), self._daemon_namespace)
 
     def mount_namespaces(self) -> Iterable[tuple[int, int]]:
         """See `Scanner.mount_namespaces`."""
@@ -119,11 +119,11 @@ class BpfScanner:
         self, inode: int = 0, without: Collection[int] = (), omitted: Omitted | None = None
     ) -> Iterator[Descriptor]:
         """See `Scanner.descriptors`."""
-        told = self._holders.run("descriptors", *self._question(inode, without))
+        records = self._holders.run("descriptors", *self._question(inode, without))
         # If the first thread has ended, the kernel shows the table of the process once for
         # each of the others.
         seen: set[tuple[int, int, int]] = set()
-        for found, kind, pid, tid, fd, table, number, flags in _HOLDER.iter_unpack(told):
+        for found, kind, pid, tid, fd, table, number, flags in _HOLDER.iter_unpack(records):
             if kind == _LEFT_OUT:
                 _note(omitted, b"descriptors", fd)
                 continue
@@ -157,7 +157,7 @@ class BpfScanner:
     ) -> Iterator[Descriptor]:
         """See `Scanner.mappings`."""
         try:
-            told = self._mappings.run(*self._question(inode, without))
+            records = self._mappings.run(*self._question(inode, without))
         except OSError as error:
             # It takes too long, or the kernel does not have it.
             linux.reraise_if_resource(error)
@@ -165,7 +165,7 @@ class BpfScanner:
             return
         # The kernel shows the memory of a process again for a thread with a table of its own.
         seen: set[tuple[int, int]] = set()
-        for found, kind, pid, _, address, _, number, _ in _HOLDER.iter_unpack(told):
+        for found, kind, pid, _, address, _, number, _ in _HOLDER.iter_unpack(records):
             if kind == _LEFT_OUT:
                 _note(omitted, b"mappings", address)
             elif found not in without and (pid, address) not in seen:
@@ -208,9 +208,9 @@ class _Sockets:
         with self._lock:
             if self._iterators is None:
                 self._iterators = linux.Iterators(bpf_objects.HOLDERS, ("sockets",))
-        told = self._iterators.run("sockets", _HOLDERS_QUESTION.pack(number, 0, 0, 0))
+        records = self._iterators.run("sockets", _HOLDERS_QUESTION.pack(number, 0, 0, 0))
         # Several processes may have it open.
-        return next((found for (found,) in _KEY.iter_unpack(told)), 0)
+        return next((found for (found,) in _KEY.iter_unpack(records)), 0)
 
 
 class _Mappings:

@@ -130,7 +130,7 @@ def set_master(fd: int, name: bytes, index: int, master: bytes) -> None:
             raise FileExistsError(errno.EEXIST, "it has a master already", name)
         wanted = _find_master(route, master)
         commit()
-        _change_master(route, index, wanted)
+        _enter_master(route, index, master, wanted)
         try:
             require_same(route, name, index)
             require_same(route, master, wanted)
@@ -138,6 +138,17 @@ def set_master(fd: int, name: bytes, index: int, master: bytes) -> None:
             with suppress(OSError):
                 _change_master(route, index, 0)
             raise
+
+
+def _enter_master(route: RouteSocket, index: int, master: bytes, wanted: int) -> None:
+    try:
+        _change_master(route, index, wanted)
+    except OSError as error:
+        # The answer for a master that has gone meanwhile too (do_set_master(),
+        # net/core/rtnetlink.c).
+        if error.errno == errno.EINVAL and _find_master(route, master) != wanted:
+            raise FileNotFoundError(errno.ENOENT, "it is gone", master) from None
+        raise
 
 
 def _find_master(route: RouteSocket, name: bytes) -> int:
@@ -306,7 +317,7 @@ def _move_and_rename(
     namespaces: tuple[int, int],
     new_name: bytes,
 ) -> None:
-    home, target = namespaces
+    source, target = namespaces
     heard: list[Message] = []
     try:
         _send_to(route, found.ifindex, new_name, target, heard)
@@ -317,13 +328,13 @@ def _move_and_rename(
         # If another has its old name by now, it cannot go back, and stays where it is.
         with suppress(OSError):
             if left:
-                _send_to(there, 0, left, home)
+                _send_to(there, 0, left, source)
         raise
     left = _name_when_left(heard, found.ifindex)
     # By then the interface of that index had another name. It was not meant, and goes back.
     if left not in (b"", found.name):
         with suppress(OSError):
-            _send_to(there, find_interface(there, new_name).ifindex, left, home)
+            _send_to(there, find_interface(there, new_name).ifindex, left, source)
         raise OSError(errno.ENODEV, "it is another interface by now", found.name)
 
 
@@ -331,8 +342,8 @@ def _name_when_left(heard: Sequence[Message], index: int) -> bytes:
     """The name that an interface had when it moved away; empty if it did not."""
     for message in heard:
         if message.kind == RTM_DELLINK and IFINFOMSG.unpack_from(message.body)[2] == index:
-            told = attributes(message.body, IFINFOMSG.size)
+            parsed = attributes(message.body, IFINFOMSG.size)
             # Without it, the interface was deleted.
-            if IFLA_NEW_NETNSID in told:
-                return told[IFLA_IFNAME].rstrip(b"\0")
+            if IFLA_NEW_NETNSID in parsed:
+                return parsed[IFLA_IFNAME].rstrip(b"\0")
     return b""

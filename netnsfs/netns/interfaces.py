@@ -205,8 +205,8 @@ def moved_in(fd: int) -> list[bytes]:
 def states(route: RouteSocket) -> list[State]:
     """All interfaces, with what `State` tells of each."""
     question = IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
-    told = route.dump(RTM_GETADDR, question, IFADDRMSG.unpack_from)
-    count = Counter(index for family, _, _, _, index in told if family in ADDRESS_BITS)
+    parsed = route.dump(RTM_GETADDR, question, IFADDRMSG.unpack_from)
+    count = Counter(index for family, _, _, _, index in parsed if family in ADDRESS_BITS)
     seen = sorted(route.dump(RTM_GETLINK, _COUNTERS_QUESTION, _indexed))
     return [_state(route, body, count[index]) for index, body in seen]
 
@@ -217,13 +217,13 @@ def _indexed(body: bytes) -> tuple[int, bytes]:
 
 def _state(route: RouteSocket, body: bytes, count: int) -> State:
     up = bool(IFINFOMSG.unpack_from(body)[3] & IFF_UP)
-    told = attributes(body, IFINFOMSG.size, _OF_STATE)
-    name = told[IFLA_IFNAME].rstrip(b"\0")
-    connected = up and told.get(IFLA_CARRIER) == b"\1"
+    parsed = attributes(body, IFINFOMSG.size, _OF_STATE)
+    name = parsed[IFLA_IFNAME].rstrip(b"\0")
+    connected = up and parsed.get(IFLA_CARRIER) == b"\1"
     speed = linux.interface_speed(route.fileno(), name) if connected else None
     # What was missed counts as dropped in /proc/net/dev (net/core/net-procfs.c).
     packets, sent, size, sent_size, errors, sent_errors, drops, sent_drops, missed = (
-        LINK_STATS64.unpack_from(told[IFLA_STATS64])
+        LINK_STATS64.unpack_from(parsed[IFLA_STATS64])
     )
     return State(
         name=name,
@@ -273,16 +273,16 @@ def link_peer(route: RouteSocket, found: Interface) -> Interface | None:
 
 def _interface(body: bytes) -> Interface:
     _, kind, index, flags, _ = IFINFOMSG.unpack_from(body)
-    told = attributes(body, IFINFOMSG.size, _OF_INTERFACE)
+    parsed = attributes(body, IFINFOMSG.size, _OF_INTERFACE)
     return Interface(
         ifindex=index,
-        name=told[IFLA_IFNAME].rstrip(b"\0"),
-        kind=_kind(kind, told.get(IFLA_LINKINFO, b"")),
+        name=parsed[IFLA_IFNAME].rstrip(b"\0"),
+        kind=_kind(kind, parsed.get(IFLA_LINKINFO, b"")),
         up=bool(flags & IFF_UP),
-        link=_number(told, IFLA_LINK) or 0,
-        link_nsid=_number(told, IFLA_LINK_NETNSID),
-        master=_number(told, IFLA_MASTER) or 0,
-        address=told.get(IFLA_ADDRESS, b""),
+        link=_number(parsed, IFLA_LINK) or 0,
+        link_nsid=_number(parsed, IFLA_LINK_NETNSID),
+        master=_number(parsed, IFLA_MASTER) or 0,
+        address=parsed.get(IFLA_ADDRESS, b""),
     )
 
 
@@ -294,6 +294,6 @@ def _kind(hardware: int, information: bytes) -> bytes:
     return b"loopback" if hardware == ARPHRD_LOOPBACK else b"physical"
 
 
-def _number(told: dict[int, bytes], kind: int) -> int | None:
-    value = told.get(kind)
+def _number(parsed: dict[int, bytes], kind: int) -> int | None:
+    value = parsed.get(kind)
     return None if value is None else int.from_bytes(value, sys.byteorder, signed=True)

@@ -154,7 +154,7 @@ class PopulatedEvents:
                 if idle and not found and not self._watches:
                     self._probes = None
                     break
-                woken = self._take_told(probes)
+                woken = self._take_records(probes)
             for watch in woken:
                 watch.wake()
             time.sleep(_PAUSE_SECONDS)
@@ -169,10 +169,10 @@ class PopulatedEvents:
                 self._renewed.discard(watch.inode)
                 probes.ignore(_NUMBER.pack(watch.inode))
 
-    def _take_told(self, probes: linux.Probes) -> list[MembershipWatch]:
+    def _take_records(self, probes: linux.Probes) -> list[MembershipWatch]:
         woken: list[MembershipWatch] = []
-        for told in probes.read_told():
-            (inode,) = _NUMBER.unpack(told)
+        for record in probes.read_records():
+            (inode,) = _NUMBER.unpack(record)
             self._renewed.discard(inode)
             if inode == _ANY:
                 woken += itertools.chain(*self._watches.values())

@@ -313,11 +313,11 @@ def _flags(task: int, fd: bytes) -> int:
 
 
 def _sockets(sockets: list[list[Descriptor]], inode: int) -> Iterator[Descriptor]:
-    told = linux.namespaces_of_files([(held[0].task, held[0].fd) for held in sockets])
-    unknown = told.count(None)
+    inodes = linux.namespaces_of_files([(held[0].task, held[0].fd) for held in sockets])
+    unknown = inodes.count(None)
     if unknown:
         log.warning("somebody keeps the namespaces of %d sockets from being seen", unknown)
-    for held, found in zip(sockets, told, strict=True):
+    for held, found in zip(sockets, inodes, strict=True):
         if found and found == (inode or found):
             yield from (descriptor._replace(inode=found) for descriptor in held)
 

@@ -97,58 +97,58 @@ def listed(body: bytes, devices: Mapping[int, bytes]) -> Listed:
         devices: names of the interfaces, by index.
     """
     header = _Header(*RTMSG.unpack_from(body))
-    told = attributes(body, RTMSG.size)
-    route = _route(header, told, devices)
-    beyond = [*_words_beyond(header, told)]
-    expires, error = RTA_CACHE.unpack_from(told.get(RTA_CACHEINFO, bytes(RTA_CACHE.size)))[2:]
+    parsed = attributes(body, RTMSG.size)
+    route = _route(header, parsed, devices)
+    beyond = [*_words_beyond(header, parsed)]
+    expires, error = RTA_CACHE.unpack_from(parsed.get(RTA_CACHEINFO, bytes(RTA_CACHE.size)))[2:]
     words = [
-        *_destination_words(header, told),
+        *_destination_words(header, parsed),
         *beyond,
-        *_next_hop_words(header.family, told),
-        *_route_words(route, RTA_PRIORITY in told),
+        *_next_hop_words(header.family, parsed),
+        *_route_words(route, RTA_PRIORITY in parsed),
         *_flag_words(header.flags),
-        *(_realms(told[RTA_FLOW]) if RTA_FLOW in told else []),
+        *(_realms(parsed[RTA_FLOW]) if RTA_FLOW in parsed else []),
         *([b"expires", b"%dsec" % (expires / _TICKS)] if expires else []),
         *([b"error", b"%d" % error] if error else []),
-        *_metric_words(told.get(RTA_METRICS, b"")),
-        *([b"pref", name_in(PREFERENCES, told[RTA_PREF][0])] if RTA_PREF in told else []),
-        *_propagation_words(told),
+        *_metric_words(parsed.get(RTA_METRICS, b"")),
+        *([b"pref", name_in(PREFERENCES, parsed[RTA_PREF][0])] if RTA_PREF in parsed else []),
+        *_propagation_words(parsed),
     ]
     text = b" ".join(words) + b"\n"
-    for hop in _next_hops(told.get(RTA_MULTIPATH, b"")):
+    for hop in _next_hops(parsed.get(RTA_MULTIPATH, b"")):
         text += b"\tnexthop " + b" ".join(_hop_words(header.family, hop, devices)) + b"\n"
     ordinary = header.kind in WRITTEN_TYPES.values() and not header.flags & RTNH_F_PERVASIVE
-    complete = ordinary and not beyond and not expires and told.keys() <= _IN_ROUTE
+    complete = ordinary and not beyond and not expires and parsed.keys() <= _IN_ROUTE
     return Listed(route, text, complete)
 
 
-def _route(header: _Header, told: Mapping[int, bytes], devices: Mapping[int, bytes]) -> Route:
+def _route(header: _Header, parsed: Mapping[int, bytes], devices: Mapping[int, bytes]) -> Route:
     return Route(
         family=header.family,
-        packed=told.get(RTA_DST, bytes(ADDRESS_BITS[header.family] // 8)),
+        packed=parsed.get(RTA_DST, bytes(ADDRESS_BITS[header.family] // 8)),
         length=header.length,
         kind=header.kind,
-        gateway=_gateway(header.family, told),
-        device=_device(told, devices),
-        source=told.get(RTA_PREFSRC, b""),
-        metric=number_of(told.get(RTA_PRIORITY, b"")),
+        gateway=_gateway(header.family, parsed),
+        device=_device(parsed, devices),
+        source=parsed.get(RTA_PREFSRC, b""),
+        metric=number_of(parsed.get(RTA_PRIORITY, b"")),
         protocol=header.protocol,
         scope=header.scope,
         onlink=bool(header.flags & RTNH_F_ONLINK),
-        preference=number_of(told.get(RTA_PREF, b"")),
+        preference=number_of(parsed.get(RTA_PREF, b"")),
     )
 
 
-def _gateway(family: int, told: Mapping[int, bytes]) -> Gateway | None:
-    if RTA_VIA in told:
-        return Gateway(number_of(told[RTA_VIA][:2]), told[RTA_VIA][2:])
-    return Gateway(family, told[RTA_GATEWAY]) if RTA_GATEWAY in told else None
+def _gateway(family: int, parsed: Mapping[int, bytes]) -> Gateway | None:
+    if RTA_VIA in parsed:
+        return Gateway(number_of(parsed[RTA_VIA][:2]), parsed[RTA_VIA][2:])
+    return Gateway(family, parsed[RTA_GATEWAY]) if RTA_GATEWAY in parsed else None
 
 
-def _device(told: Mapping[int, bytes], devices: Mapping[int, bytes]) -> bytes:
-    if RTA_OIF not in told:
+def _device(parsed: Mapping[int, bytes], devices: Mapping[int, bytes]) -> bytes:
+    if RTA_OIF not in parsed:
         return b""
-    index = number_of(told[RTA_OIF])
+    index = number_of(parsed[RTA_OIF])
     # It came after the names were asked for. This is what if_indextoname() of ip-route(8) is
     # left with too.
     return devices.get(index, b"if%d" % index)
@@ -163,28 +163,28 @@ def _prefix(family: int, packed: bytes, length: int) -> bytes:
     return text if length == ADDRESS_BITS[family] else b"%b/%d" % (text, length)
 
 
-def _destination_words(header: _Header, told: Mapping[int, bytes]) -> Iterator[bytes]:
+def _destination_words(header: _Header, parsed: Mapping[int, bytes]) -> Iterator[bytes]:
     if header.kind != RTN_UNICAST:
         yield name_in(TYPES, header.kind)
-    if RTA_DST in told:
-        yield _prefix(header.family, told[RTA_DST], header.length)
+    if RTA_DST in parsed:
+        yield _prefix(header.family, parsed[RTA_DST], header.length)
     else:
         yield b"default"
 
 
-def _words_beyond(header: _Header, told: Mapping[int, bytes]) -> Iterator[bytes]:
+def _words_beyond(header: _Header, parsed: Mapping[int, bytes]) -> Iterator[bytes]:
     """What comes between the prefix and the gateway, and cannot be written."""
     family = header.family
-    if RTA_SRC in told or header.source_length:
-        source = told.get(RTA_SRC, bytes(ADDRESS_BITS[family] // 8))
+    if RTA_SRC in parsed or header.source_length:
+        source = parsed.get(RTA_SRC, bytes(ADDRESS_BITS[family] // 8))
         yield from (b"from", _prefix(family, source, header.source_length))
-    if RTA_NH_ID in told:
-        yield from (b"nhid", b"%d" % number_of(told[RTA_NH_ID]))
-    if RTA_NEWDST in told:
-        yield from (b"as", b"to", _address(family, told[RTA_NEWDST]))
-    if RTA_ENCAP_TYPE in told:
+    if RTA_NH_ID in parsed:
+        yield from (b"nhid", b"%d" % number_of(parsed[RTA_NH_ID]))
+    if RTA_NEWDST in parsed:
+        yield from (b"as", b"to", _address(family, parsed[RTA_NEWDST]))
+    if RTA_ENCAP_TYPE in parsed:
         yield from _encapsulation_words(
-            number_of(told[RTA_ENCAP_TYPE]), told.get(RTA_ENCAP, b"")
+            number_of(parsed[RTA_ENCAP_TYPE]), parsed.get(RTA_ENCAP, b"")
         )
     if header.tos:
         yield from (b"tos", name_of("rt_dsfield", header.tos))
@@ -203,12 +203,12 @@ def _route_words(route: Route, with_metric: bool) -> Iterator[bytes]:
         yield from (b"metric", b"%d" % route.metric)
 
 
-def _next_hop_words(family: int, told: Mapping[int, bytes]) -> Iterator[bytes]:
-    if RTA_GATEWAY in told:
-        yield from (b"via", _address(family, told[RTA_GATEWAY]))
-    if RTA_VIA in told:
-        other = number_of(told[RTA_VIA][:2])
-        yield from (b"via", name_in(_FAMILY_NAMES, other), _address(other, told[RTA_VIA][2:]))
+def _next_hop_words(family: int, parsed: Mapping[int, bytes]) -> Iterator[bytes]:
+    if RTA_GATEWAY in parsed:
+        yield from (b"via", _address(family, parsed[RTA_GATEWAY]))
+    if RTA_VIA in parsed:
+        other = number_of(parsed[RTA_VIA][:2])
+        yield from (b"via", name_in(_FAMILY_NAMES, other), _address(other, parsed[RTA_VIA][2:]))
 
 
 def _flag_words(flags: int) -> list[bytes]:
@@ -223,11 +223,11 @@ def _realms(value: bytes) -> list[bytes]:
     return [b"realms", name_of("rt_realms", source) + b"/" + name]
 
 
-def _propagation_words(told: Mapping[int, bytes]) -> list[bytes]:
-    if RTA_TTL_PROPAGATE not in told:
+def _propagation_words(parsed: Mapping[int, bytes]) -> list[bytes]:
+    if RTA_TTL_PROPAGATE not in parsed:
         return []
     # So it is spelled there.
-    return [b"ttl-propogate", b"enabled" if told[RTA_TTL_PROPAGATE][0] else b"disabled"]
+    return [b"ttl-propogate", b"enabled" if parsed[RTA_TTL_PROPAGATE][0] else b"disabled"]
 
 
 _METRIC_NAMES = (
@@ -240,16 +240,16 @@ _PARTS = {b"rtt": 8, b"rttvar": 4, b"rto_min": 1}
 
 
 def _metric_words(value: bytes) -> Iterator[bytes]:
-    told = attributes(value)
-    locked = number_of(told.get(_LOCK, b""))
-    for kind in range(_LOCK + 1, max([*told, locked.bit_length() - 1, _LOCK]) + 1):
-        if kind not in told and not locked >> kind & 1:
+    parsed = attributes(value)
+    locked = number_of(parsed.get(_LOCK, b""))
+    for kind in range(_LOCK + 1, max([*parsed, locked.bit_length() - 1, _LOCK]) + 1):
+        if kind not in parsed and not locked >> kind & 1:
             continue
         name = name_in(_METRIC_NAMES, kind)
         yield name
         if locked >> kind & 1:
             yield b"lock"
-        yield _metric_text(name, told.get(kind, b""))
+        yield _metric_text(name, parsed.get(kind, b""))
 
 
 def _metric_text(name: bytes, value: bytes) -> bytes:
@@ -270,8 +270,8 @@ def _next_hops(value: bytes) -> Iterator[tuple[int, int, int, dict[int, bytes]]]
     at = 0
     while at + RTNEXTHOP.size <= len(value):
         length, flags, hops, index = RTNEXTHOP.unpack_from(value, at)
-        told = attributes(value[at + RTNEXTHOP.size : at + length])
-        yield flags, hops + 1, index, told
+        parsed = attributes(value[at + RTNEXTHOP.size : at + length])
+        yield flags, hops + 1, index, parsed
         at += length + 3 & ~3 or RTNEXTHOP.size
 
 
@@ -280,14 +280,14 @@ def _hop_words(
     hop: tuple[int, int, int, dict[int, bytes]],
     devices: Mapping[int, bytes],
 ) -> Iterator[bytes]:
-    flags, weight, index, told = hop
-    if RTA_ENCAP_TYPE in told:
+    flags, weight, index, parsed = hop
+    if RTA_ENCAP_TYPE in parsed:
         yield from _encapsulation_words(
-            number_of(told[RTA_ENCAP_TYPE]), told.get(RTA_ENCAP, b"")
+            number_of(parsed[RTA_ENCAP_TYPE]), parsed.get(RTA_ENCAP, b"")
         )
-    yield from _next_hop_words(family, told)
-    if RTA_FLOW in told:
-        yield from _realms(told[RTA_FLOW])
+    yield from _next_hop_words(family, parsed)
+    if RTA_FLOW in parsed:
+        yield from _realms(parsed[RTA_FLOW])
     yield from (b"dev", devices.get(index, b"if%d" % index), b"weight", b"%d" % weight)
     yield from _flag_words(flags)
 
@@ -303,30 +303,30 @@ def _encapsulation_words(kind: int, value: bytes) -> Iterator[bytes]:
     """What packets are wrapped in. Of the rarer kinds, the name alone is told."""
     name = name_in(_ENCAPSULATIONS, kind)
     yield from (b"encap", name)
-    told = attributes(value)
+    parsed = attributes(value)
     if name in (b"ip", b"ip6"):
-        yield from _tunnel_words(socket.AF_INET if name == b"ip" else socket.AF_INET6, told)
+        yield from _tunnel_words(socket.AF_INET if name == b"ip" else socket.AF_INET6, parsed)
     if name == b"mpls":
-        stack = [entry for (entry,) in struct.iter_unpack("!I", told[1])]
+        stack = [entry for (entry,) in struct.iter_unpack("!I", parsed[1])]
         yield b"/".join(b"%d" % (entry >> 12) for entry in stack)
-        yield from [b"ttl", b"%d" % told[2][0]] if 2 in told else []
+        yield from [b"ttl", b"%d" % parsed[2][0]] if 2 in parsed else []
     if name == b"seg6":
-        yield from _segment_words(told[1])
+        yield from _segment_words(parsed[1])
 
 
-def _tunnel_words(family: int, told: Mapping[int, bytes]) -> Iterator[bytes]:
+def _tunnel_words(family: int, parsed: Mapping[int, bytes]) -> Iterator[bytes]:
     of_ip = family == socket.AF_INET
     # The numbers of the attributes are those of linux/lwtunnel.h, where destination comes
     # before source.
-    if 1 in told:
-        yield from (b"id", b"%d" % int.from_bytes(told[1]))
+    if 1 in parsed:
+        yield from (b"id", b"%d" % int.from_bytes(parsed[1]))
     for kind, word in ((3, b"src"), (2, b"dst")):
-        if kind in told:
-            yield from (word, _address(family, told[kind]))
+        if kind in parsed:
+            yield from (word, _address(family, parsed[kind]))
     for kind, word in ((4, b"ttl" if of_ip else b"hoplimit"), (5, b"tos" if of_ip else b"tc")):
-        if kind in told:
-            yield from (word, b"%d" % told[kind][0])
-    flags = int.from_bytes(told.get(6, b""))
+        if kind in parsed:
+            yield from (word, b"%d" % parsed[kind][0])
+    flags = int.from_bytes(parsed.get(6, b""))
     yield from (word for bit, word in _TUNNEL_FLAGS.items() if flags & bit)
 
 

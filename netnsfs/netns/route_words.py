@@ -147,20 +147,22 @@ class Route(NamedTuple):
             *(self.family, self.length, 0, 0, RT_TABLE_MAIN),
             *(self.protocol, self.scope, self.kind, flags),
         )
-        told: dict[int, bytes] = {RTA_DST: self.packed}
+        parsed: dict[int, bytes] = {RTA_DST: self.packed}
         if self.gateway and self.gateway.family == self.family:
-            told[RTA_GATEWAY] = self.gateway.packed
+            parsed[RTA_GATEWAY] = self.gateway.packed
         elif self.gateway:
-            told[RTA_VIA] = self.gateway.family.to_bytes(2, sys.byteorder) + self.gateway.packed
+            parsed[RTA_VIA] = (
+                self.gateway.family.to_bytes(2, sys.byteorder) + self.gateway.packed
+            )
         if index:
-            told[RTA_OIF] = _packed_number(index)
+            parsed[RTA_OIF] = _packed_number(index)
         if self.source:
-            told[RTA_PREFSRC] = self.source
+            parsed[RTA_PREFSRC] = self.source
         if self.metric:
-            told[RTA_PRIORITY] = _packed_number(self.metric)
+            parsed[RTA_PRIORITY] = _packed_number(self.metric)
         if self.preference:
-            told[RTA_PREF] = bytes([self.preference])
-        return header + b"".join(attribute(kind, value) for kind, value in told.items())
+            parsed[RTA_PREF] = bytes([self.preference])
+        return header + b"".join(attribute(kind, value) for kind, value in parsed.items())
 
 
 class Asked(NamedTuple):
@@ -256,19 +258,19 @@ def _parse(sign: bytes, words: list[bytes]) -> Asked:
     if sign not in (b"+", b"-"):
         raise ValueError(sign)
     kind = WRITTEN_TYPES[words.pop(0)] if words[0] in WRITTEN_TYPES else RTN_UNICAST
-    prefix, told = words.pop(0), _take_words(words)
-    family = _family(prefix, told)
+    prefix, parsed = words.pop(0), _take_words(words)
+    family = _family(prefix, parsed)
     fields: dict[str, Any] = {"kind": kind}
-    if b"via" in told:
-        fields["gateway"] = _parse_gateway(told[b"via"])
-    if b"src" in told:
-        fields["source"] = socket.inet_pton(family, told[b"src"].decode("ascii"))
-    if told.get(b"dev"):
-        fields["device"] = told[b"dev"]
+    if b"via" in parsed:
+        fields["gateway"] = _parse_gateway(parsed[b"via"])
+    if b"src" in parsed:
+        fields["source"] = socket.inet_pton(family, parsed[b"src"].decode("ascii"))
+    if parsed.get(b"dev"):
+        fields["device"] = parsed[b"dev"]
     for word, (name, read) in _NUMBERS.items():
-        if word in told:
-            fields[name] = read(told[word])
-    if b"onlink" in told:
+        if word in parsed:
+            fields[name] = read(parsed[word])
+    if b"onlink" in parsed:
         fields["onlink"] = True
     given = frozenset({"family", "packed", "length", *fields})
     packed, length = _parse_prefix(family, prefix)
@@ -278,32 +280,32 @@ def _parse(sign: bytes, words: list[bytes]) -> Asked:
 
 def _take_words(words: list[bytes]) -> dict[bytes, bytes]:
     """What is said by words with a value, each once, and by words that have none."""
-    told: dict[bytes, bytes] = {}
+    parsed: dict[bytes, bytes] = {}
     rest = iter(words)
     for word in rest:
-        if word in told:
+        if word in parsed:
             raise ValueError(word)
         if word in _STATES or word == b"onlink":
-            told[word] = b""
+            parsed[word] = b""
         elif word in _WITH_VALUE:
             value = next(rest, b"")
             if word == b"via" and value in FAMILIES:
                 value += b" " + next(rest, b"")
             if not value:
                 raise ValueError(word)
-            told[word] = value
+            parsed[word] = value
         else:
             raise ValueError(word)
-    return told
+    return parsed
 
 
-def _family(prefix: bytes, told: Mapping[bytes, bytes]) -> int:
+def _family(prefix: bytes, parsed: Mapping[bytes, bytes]) -> int:
     if prefix != b"default":
         return socket.AF_INET6 if b":" in prefix else socket.AF_INET
     # Only lines about IPv6 tell `pref`. A gateway of the other family is told with its own.
-    gateway = told.get(b"via", b"")
-    of_six = b":" in gateway + told.get(b"src", b"") and b" " not in gateway
-    return socket.AF_INET6 if of_six or b"pref" in told else socket.AF_INET
+    gateway = parsed.get(b"via", b"")
+    of_six = b":" in gateway + parsed.get(b"src", b"") and b" " not in gateway
+    return socket.AF_INET6 if of_six or b"pref" in parsed else socket.AF_INET
 
 
 def _parse_prefix(family: int, text: bytes) -> tuple[bytes, int]:

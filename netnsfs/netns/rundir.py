@@ -92,7 +92,7 @@ class DirectoryWatcher:
         self._path = path
         self.overflowed_or_moved = False
         self.owners: dict[bytes, Owner | None] = {}
-        self._stamp = object()
+        self._change_cookie = object()
         self._checked = True
         with linux.closing_fd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
             self.is_local = linux.filesystem_magic(fd) in linux.LOCAL_FILESYSTEMS
@@ -123,8 +123,8 @@ class DirectoryWatcher:
         if not self._checked:
             # A new mount may hide the directory, or a part of the path to it.
             self._checked = self._is_there()
-            self._stamp = object()
-        return self._stamp
+            self._change_cookie = object()
+        return self._change_cookie
 
     def lacks_name(self, name: bytes) -> bool:
         """Whether a name is known not to stand."""

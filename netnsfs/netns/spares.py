@@ -127,7 +127,15 @@ class InheritedSettings:
     def _read_settings(self) -> list[object]:
         self._read_at = time.monotonic()
         # With a protocol, more is copied.
-        return [os.listdir(_NET), *(os.pread(fd, 256, 0) for fd in self._fds)]
+        return [os.listdir(_NET), *map(_read_setting, self._fds)]
+
+
+def _read_setting(fd: int) -> bytes | int | None:
+    try:
+        return os.pread(fd, 256, 0)
+    except OSError as error:
+        # A secret that is not set (net.ipv6.conf.default.stable_secret, EIO).
+        return error.errno
 
 
 def _copied_paths() -> list[str]:

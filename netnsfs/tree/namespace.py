@@ -249,14 +249,18 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         self._lists = defaultdict(FreshCache)
 
     def getattr_cached(self) -> Attributes:
-        ns, owner = self.namespace, self.current_owner()
+        return self.attributes_of(self.current_owner(), 1)
+
+    def attributes_of(self, owner: Owner, attr_timeout: int) -> Attributes:
+        """What stat(2) shows if an owner has it."""
+        ns = self.namespace
         # A directory has a link for itself, one for its name, and one for each directory in it.
         below = len(self.context.views) + bool(self.context.links)
         mode, links = stat.S_IFDIR | owner.mode, 2 + below
         times = ns.atime_ns, ns.mtime_ns, ns.ctime_ns
         # For a second only: a user whose current directory this is makes no lookup, and so
         # would not hear of a new owner.
-        return Attributes(mode, 0, links, *times, 1, owner.uid, owner.gid)
+        return Attributes(mode, 0, links, *times, attr_timeout, owner.uid, owner.gid)
 
     @property
     def label(self) -> bytes:
@@ -341,9 +345,9 @@ class NamespaceDirectory(NamespaceAccess, Directory):
         return len(self._make_list(row, None)[0])
 
     def _make_list(self, row: NamespaceFileSpec, viewer: Viewer | None) -> tuple[bytes, bool]:
-        told = None if viewer is None or viewer.sees_all else viewer.uid
+        visible_to = None if viewer is None or viewer.sees_all else viewer.uid
         return self._lists[row.name].get_since_asked(
-            partial(self._inspect_tasks, row, viewer), told
+            partial(self._inspect_tasks, row, viewer), visible_to
         )
 
     def _inspect_tasks(

@@ -103,7 +103,7 @@ class OpenFiles:
             if not files:
                 self._any.clear()
         shown: dict[Hashable, bool] = {}
-        told = True
+        done = True
         for file in files:
             key = file.key
             try:
@@ -112,8 +112,8 @@ class OpenFiles:
                 if not shown[key]:
                     file.revoke(self._null)
             except OSError:
-                told = False
-        return told
+                done = False
+        return done
 
 
 class OpenFile:

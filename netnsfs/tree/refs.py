@@ -94,7 +94,7 @@ class NameRef:
         self.name = name
         self.identity = identity
         self._packed = b""
-        self._stamp: object = None
+        self._change_cookie: object = None
         # Of a link: what it leads to, and since when that is known.
         self._target: bytes | None = None
         self._target_cookie: object = None
@@ -110,7 +110,7 @@ class NameRef:
         change_cookie = self._directory.change_cookie()
         if (
             change_cookie is not None
-            and change_cookie is self._stamp
+            and change_cookie is self._change_cookie
             and self._directory.is_local
         ):
             return True
@@ -121,7 +121,7 @@ class NameRef:
             if linux.unpack_statx(packed) != self.identity or not self._mounted:
                 return False
             self._packed = packed
-        self._stamp = change_cookie
+        self._change_cookie = change_cookie
         return True
 
     def leads_to(self, namespace: Namespace) -> bool:
@@ -184,7 +184,7 @@ class NameRef:
     def change_cookie(self) -> Hashable:
         """See `NamespaceRef.change_cookie`: when it was last seen to be unchanged."""
         # Without a change cookie, nothing is known to be unchanged: no object equals this one.
-        return self._stamp or object()
+        return self._change_cookie or object()
 
     def owner(self) -> Owner | None:
         """See `NamespaceRef.owner`. If another thing stands there, it is closed to all."""
@@ -199,7 +199,7 @@ class NameRef:
         """`is_unchanged`, for what changes through this kernel alone, as mounts do."""
         change_cookie = self._directory.change_cookie()
         return (
-            change_cookie is not None and change_cookie is self._stamp
+            change_cookie is not None and change_cookie is self._change_cookie
         ) or self.is_unchanged()
 
     def change_owner(self, decide: Callable[[Owner | None], Owner]) -> None:

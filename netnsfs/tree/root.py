@@ -216,7 +216,9 @@ class Root(NamesDirectory):
         self._require_not_reserved(name)
         owner = self._permissions.owner_at_birth(mode, caller)
         namespace, identity = self._names.create(name, owner)
-        return self._directories.get_named(namespace, NameRef(self._names, name, identity))
+        node = self._directories.get_named(namespace, NameRef(self._names, name, identity))
+        node.at_birth = node.attributes_of(owner or self._permissions.default_owner(), 0)
+        return node
 
     def rmdir(self, name: bytes, caller: Caller) -> None:
         if name == RESERVED:

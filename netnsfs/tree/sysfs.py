@@ -7,8 +7,11 @@ what is in it (fs/sysfs/mount.c, kobj_ns_grab_current). Nor does an open file, w
 with its interface and answers ENODEV when that is gone. A few mounts are kept, because making
 one takes as long as ten looks.
 
-Links of sysfs that lead to an interface of the same namespace do so here too; all others lead
-to the same place below /sys.
+Links of sysfs that lead to an interface of the same namespace do so here too. Of all others,
+only `device` is here, which leads into the reader's /sys: it alone tells which hardware an
+interface is. `subsystem`, which every interface has, would lead whatever follows links (du -L,
+find -L) out of the mount and round in circles, and tells nothing. Control groups have no such
+link either.
 """
 
 import errno
@@ -36,6 +39,7 @@ from netnsfs.tree.kernel_tree import (
 from netnsfs.tree.open_files import OpenFile, open_file
 
 _CLASS = b"class/net/"
+_DEVICE = b"device"
 MAX_MOUNTS = 32
 _MOUNT_ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_NOEXEC
 _CHUNK = 1 << 16
@@ -152,17 +156,26 @@ class SysfsView(KernelTree):
 
     def find_node(self, path: bytes) -> Node:
         """See `KernelTree.find_node`."""
-        mode = os.lstat(self._path(self.current_mount(), path)).st_mode
+        mount = self.current_mount()
+        mode = os.lstat(self._path(mount, path)).st_mode
         if stat.S_ISDIR(mode):
             return KernelDirectory(self, path, mode)
         if stat.S_ISLNK(mode):
+            if not self._shows_link(mount, path):
+                raise FileNotFoundError(errno.ENOENT, "it leads to no interface", path)
             return KernelLink(self, path)
         return KernelFile(self, path, mode)
 
     def readdir(self, path: bytes = b"") -> list[bytes]:
         """See `KernelTree.readdir`."""
         mount = self.current_mount()
-        return os.listdir(self._path(mount, path))
+        with os.scandir(self._path(mount, path)) as entries:
+            found = [(entry.name, entry.is_symlink()) for entry in entries]
+        return [
+            name
+            for name, is_link in found
+            if not is_link or self._shows_link(mount, os.path.join(path, name))
+        ]
 
     def is_writable(self, mode: int) -> bool:
         """See `KernelTree.is_writable`."""
@@ -186,18 +199,37 @@ class SysfsView(KernelTree):
     def readlink(self, path: bytes) -> bytes:
         """See `KernelTree.readlink`."""
         mount = self.current_mount()
+        target = self._target(mount, path)
+        inside = self._path_between_interfaces(mount, path, target)
+        return inside or b"/sys/" + target
+
+    def _shows_link(self, mount: SysfsMount, path: bytes) -> bool:
+        if path == _DEVICE:
+            return True
+        try:
+            target = self._target(mount, path)
+        except OSError as error:
+            linux.reraise_if_resource(error)
+            return False
+        return self._path_between_interfaces(mount, path, target) is not None
+
+    def _target(self, mount: SysfsMount, path: bytes) -> bytes:
+        """What a link of sysfs leads to, as a path below /sys."""
         beside = os.path.dirname(os.path.join(_device(mount, self.name), path))
         text = os.readlink(self._path(mount, path))
-        target = os.path.normpath(os.path.join(beside, text))
+        return os.path.normpath(os.path.join(beside, text))
+
+    def _path_between_interfaces(
+        self, mount: SysfsMount, path: bytes, target: bytes
+    ) -> bytes | None:
+        """The text of a link to an interface of the same namespace, None for any other."""
         # Where an interface's directory is depends on its hardware: .../net/NAME in any case.
         _, _, rest = target.rpartition(b"/net/")
         name, _, below = rest.partition(b"/")
         if name and target == os.path.join(_device(mount, name), below).rstrip(b"/"):
             # Up to the interface's directory, and from there to the others.
             return b"../" * (path.count(b"/") + 1) + rest
-        # What is no interface of this namespace is not shown here, but it is in the machine's
-        # /sys.
-        return b"/sys/" + target
+        return None
 
     def _path(self, mount: SysfsMount, path: bytes) -> bytes:
         return mount.path(self.name + b"/" + path)

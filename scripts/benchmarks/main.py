@@ -31,6 +31,7 @@ SECTIONS = (
     "locks",
     "stack",
     "links",
+    "labs",
     "exec",
     "containers",
     "threads",

@@ -728,3 +728,26 @@ async def test_what_another_was_told_may_not_have_come_there(
     another = (await ops.lookup(1, b"a", CTX)).st_ino
     assert another != inode
     await ops.release((await ops.open(another, 0, CTX)).fh)
+
+
+async def test_what_mkdir_has_made_is_told_without_a_look(
+    ops: fuse.Operations, root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And valid for no time: others may have changed it already."""
+    looks: list[int] = []
+
+    class Made(Numbered):
+        at_birth = Attributes(stat.S_IFDIR | 0o700, attr_timeout=0)
+
+        def getattr_cached(self) -> Attributes:
+            looks.append(1)
+            return super().getattr_cached()
+
+    made = Made(77, 1)
+    monkeypatch.setattr(root, "mkdir", lambda name, mode, caller: made)
+    root.nodes[b"new"] = lambda: made
+    entry = await ops.mkdir(1, b"new", 0o700, asked_by(0))
+    assert (entry.st_ino, entry.st_mode, entry.attr_timeout) == (77, stat.S_IFDIR | 0o700, 0)
+    assert looks == []
+    found = await ops.lookup(1, b"new", asked_by(0))
+    assert (found.st_mode, looks) == (stat.S_IFDIR | 0o755, [1])

@@ -1,12 +1,15 @@
 """What the replayer is answered, without a mount."""
 
 import socket
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from threading import Event
 
 import pytest
 from conftest import error_of
 
-from netnsfs.fuse.replay import ReportedNames
+from netnsfs.fuse.replay import MAX_UNSENT, ReportedNames
+from netnsfs.fuse.replayer_child import MAX_MESSAGE
 from netnsfs.node import Directory
 
 
@@ -67,23 +70,79 @@ def test_only_the_replayer_finds_the_password(reported: ReportedNames) -> None:
     assert reported.replayer not in (0, process)
 
 
-def test_what_is_reported_is_sent(reported: ReportedNames) -> None:
+@pytest.fixture
+def channel() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with closing(ours), closing(theirs):
-        assert sorted(reported.send_to(ours)) == [b"blue", b"old"]
-        reported.note_created(b"red", 1)
-        assert reported.note_deleted(b"red") == 1
-        assert [theirs.recv(256), theirs.recv(256)] == [b"+red", b"-red"]
-        reported.send_to(None)
-        reported.note_created(b"green", 1)
-        assert error_of(theirs.recv, 256, socket.MSG_DONTWAIT) == "EAGAIN"
+        yield ours, theirs
 
 
-def test_a_replayer_that_does_not_listen_is_given_up(reported: ReportedNames) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with closing(ours), closing(theirs):
-        ours.setblocking(False)
-        reported.send_to(ours)
-        for _ in range(10_000):
-            reported.note_created(b"x" * 255, 1)
-        assert len(list(iter(lambda: theirs.recv(256), b""))) < 10_000
+Channel = tuple[socket.socket, socket.socket]
+
+
+def received(channel: socket.socket) -> list[bytes]:
+    """The reports in the messages that are there."""
+    found: list[bytes] = []
+    with suppress(BlockingIOError):
+        while message := channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT):
+            found += message.split(b"\0")[:-1]
+    return found
+
+
+def test_what_is_reported_is_sent(reported: ReportedNames, channel: Channel) -> None:
+    ours, theirs = channel
+    full = Event()
+    assert sorted(reported.start_sending(ours, full.set)) == [b"blue", b"old"]
+    reported.note_created(b"red", 1)
+    assert reported.note_deleted(b"red") == 1
+    assert received(theirs) == [b"+red", b"-red"]
+    reported.stop_sending()
+    reported.note_created(b"green", 1)
+    assert received(theirs) == []
+    assert not full.is_set()
+
+
+def test_what_cannot_be_sent_is_sent_later(reported: ReportedNames, channel: Channel) -> None:
+    ours, theirs = channel
+    full = Event()
+    reported.start_sending(ours, full.set)
+    names = [b"%0255d" % number for number in range(5000)]
+    for name in names:
+        reported.note_created(name, 1)
+    assert full.is_set()
+    assert not reported.send_unsent()
+    # Of each name, only the last report is still to be sent.
+    reported.note_deleted(names[-1])
+    reported.note_deleted(names[-2])
+    reported.note_created(names[-2], 2)
+    first = received(theirs)
+    assert first == [b"+" + name for name in names[: len(first)]]
+    rest: list[bytes] = []
+    while not reported.send_unsent():
+        rest += received(theirs)
+    rest += received(theirs)
+    assert first + rest == [b"+" + name for name in names[:-1]] + [b"-" + names[-1]]
+    reported.note_created(b"red", 1)
+    assert received(theirs) == [b"+red"]
+
+
+def test_a_replayer_that_reads_nothing_is_given_up(
+    reported: ReportedNames, channel: Channel
+) -> None:
+    ours, theirs = channel
+    reported.start_sending(ours, bool)
+    for number in range(MAX_UNSENT + 10_000):
+        reported.note_created(b"%0255d" % number, 1)
+    assert len(received(theirs)) < MAX_UNSENT
+    assert theirs.recv(MAX_MESSAGE) == b""
+    assert reported.send_unsent()
+
+
+def test_what_a_replayer_that_has_ended_would_be_sent(
+    reported: ReportedNames, channel: Channel
+) -> None:
+    ours, theirs = channel
+    reported.start_sending(ours, bool)
+    theirs.close()
+    reported.note_created(b"red", 1)
+    assert reported.send_unsent()

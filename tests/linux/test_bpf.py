@@ -64,13 +64,13 @@ def test_probes_tell_of_a_key_once() -> None:
         probes.watch(namespace)
         subprocess.run(["true"], check=True)
         assert ready.poll(20000)
-        assert probes.read_told() == [namespace]
+        assert probes.read_records() == [namespace]
         subprocess.run(["true"], check=True)
         assert not ready.poll(100)
     probes.watch(namespace)
     probes.ignore(namespace)
     # Whatever ended in between was told of.
-    probes.read_told()
+    probes.read_records()
     subprocess.run(["true"], check=True)
     assert not ready.poll(100)
     probes.close()

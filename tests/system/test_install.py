@@ -149,7 +149,7 @@ def test_bash_completes_mount_options(shared: Path) -> None:
 def test_fish_completes_mount_options(shared: Path) -> None:
     def complete(word: str) -> list[str]:
         file = shared / "share/fish/vendor_completions.d/netnsfs.fish"
-        line = f"source {file}; complete -C 'netnsfs -o {word}'"
+        line = f"source '{file}'; complete -C 'netnsfs -o {word}'"
         lines = run("fish", "--no-config", "-c", line).splitlines()
         return [line.split("\t")[0] for line in lines]
 

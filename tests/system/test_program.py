@@ -664,7 +664,7 @@ def test_closed_standard_streams(closed: str) -> None:
 
 def test_inherited_descriptors_are_closed(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    command = f"exec 9>{lock}; flock 9; {sys.executable} -m netnsfs 2>/dev/null"
+    command = f"exec 9>'{lock}'; flock 9; {sys.executable} -m netnsfs 2>/dev/null"
     subprocess.run(command, shell=True, check=True, timeout=20)
     subprocess.run(["flock", "-n", lock, "true"], check=True)
     unmount()
