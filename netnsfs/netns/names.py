@@ -142,7 +142,7 @@ class NamedNamespaces:
                 EINVAL for what is not of a network namespace.
 
         Returns:
-            The entry, and what `see` returned; None for a stale name.
+            The entry, and what `function` returned; None for a stale name.
 
         Raises:
             WouldBlock: on the event loop's thread, for a link, or if it is not in the
