@@ -220,7 +220,7 @@ WELL = [""] * 7
 
 
 def test_no_descriptors(mnt: Mounted, foo: Path) -> None:
-    # From then on the run directory is watched, and the lookup of a new name needs no descriptor.
+    # From then on the run directory is watched: a lookup of a new name needs no descriptor.
     assert not (mnt / "x").exists()
     limit = ["prlimit", "--pid", str(mnt.process.pid)]
     subprocess.run([*limit, "--nofile=5:4096"], check=True)
