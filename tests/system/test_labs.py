@@ -77,11 +77,11 @@ def test_a_star_of_fifty(lab: Lab) -> None:
         mkdir hub $names
         mkdir hub/links/br0
         echo 1 > hub/links/br0/up
+        ln -s -t hub/links $(printf '%s\n' $names | sed 's|.*|&/links/&|')
         for name in $names; do
-            ln -s hub/links/$name $name/links/eth0
             ln -s br0 hub/links/$name/master
-            echo +10.0.0.${name#h}/24 > $name/links/eth0/addresses
-            echo 1 > $name/links/eth0/up
+            echo +10.0.0.${name#h}/24 > $name/links/$name/addresses
+            echo 1 > $name/links/$name/up
             echo 1 > hub/links/$name/up
         done
         """

@@ -14,11 +14,11 @@ FILES = """\
 mkdir hub $names
 mkdir hub/links/br0
 echo 1 > hub/links/br0/up
+ln -s -t hub/links $(printf '%s\\n' $names | sed 's|.*|&/links/&|')
 for name in $names; do
-    ln -s hub/links/$name $name/links/eth0
     ln -s br0 hub/links/$name/master
-    echo +10.0.0.${name#h}/24 > $name/links/eth0/addresses
-    echo 1 > $name/links/eth0/up
+    echo +10.0.0.${name#h}/24 > $name/links/$name/addresses
+    echo 1 > $name/links/$name/up
     echo 1 > hub/links/$name/up
 done
 rmdir hub $names
@@ -29,10 +29,10 @@ ip netns add hub
 ip -n hub link add br0 up type bridge
 for name in $names; do
     ip netns add $name
-    ip -n hub link add $name type veth peer name eth0 netns $name
+    ip -n hub link add $name type veth peer name $name netns $name
     ip -n hub link set $name master br0 up
-    ip -n $name addr add 10.0.0.${name#h}/24 dev eth0
-    ip -n $name link set eth0 up
+    ip -n $name addr add 10.0.0.${name#h}/24 dev $name
+    ip -n $name link set $name up
 done
 for name in hub $names; do
     ip netns del $name
@@ -48,14 +48,14 @@ BATCH = """\
 {
     echo link add br0 up type bridge
     for name in $names; do
-        echo link add $name type veth peer name eth0 netns $name
+        echo link add $name type veth peer name $name netns $name
         echo link set $name master br0 up
     done
 } | ip -n hub -batch -
 for name in $names; do
     {
-        echo addr add 10.0.0.${name#h}/24 dev eth0
-        echo link set eth0 up
+        echo addr add 10.0.0.${name#h}/24 dev $name
+        echo link set $name up
     } | ip -n $name -batch -
 done
 printf 'netns del %s\\n' hub $names | ip -batch -
