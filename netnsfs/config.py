@@ -43,7 +43,7 @@ class Config:
         mount_point: where to mount; absolute.
         source: what /proc/mounts shows in the first column.
         repeatable: it is no failure that the same is mounted there already.
-        run_dir: the directory of names; absolute.
+        run_dir: the run directory; absolute.
         exec_path: what `exec` leads to; empty for the program that was installed.
         keep_busy: refuse to remove a namespace that processes are in.
         keep_devices: refuse to remove one whose interfaces were moved there.

@@ -153,7 +153,7 @@ def _require_outside(config: Config) -> None:
     """The daemon may not look for names below its own mount: it would wait for itself."""
     if os.path.commonpath([config.mount_point, config.run_dir]) == config.mount_point:
         shown = os.fsdecode(config.run_dir)
-        message = f"the directory of names, {shown}, may not lie in the mount point"
+        message = f"the run directory, {shown}, may not lie in the mount point"
         raise Failure(message, EXIT_USAGE)
 
 

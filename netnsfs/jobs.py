@@ -265,13 +265,13 @@ def each_on_own_thread(function: Callable[[A], T], arguments: Iterable[A]) -> li
     results = []
     left = iter(arguments)
 
-    def call_until_stranded() -> bool:
+    def call_until_tainted() -> bool:
         for argument in left:
             results.append(function(argument))
             if _local.tainted:
                 return True
         return False
 
-    while on_own_thread(call_until_stranded):
+    while on_own_thread(call_until_tainted):
         pass
     return results

@@ -5,7 +5,7 @@
  *     /mnt/netnsfs/blue/exec ping 10.0.0.1
  *
  * For root it needs nothing. If the administrator gives this file a capability (setcap
- * cap_sys_admin=p), whoever may write the directory may enter too. Then every caller is a possible
+ * cap_sys_admin=p), users who may write the directory may enter too. Then every caller is a possible
  * attacker, and these rules hold:
  *
  *  1. The directory is opened once, by the path that was called (AT_EXECFN). Everything that counts

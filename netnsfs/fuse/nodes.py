@@ -11,10 +11,10 @@ open would look into the new one. So the new one gets any number. Its attributes
 kept, so the kernel asks for them each time, and learns then which st_ino it should have.
 
 A node can have several entries. The kernel keeps one size and one set of pages for each number,
-whoever has opened it, and sendfile(2), splice(2) and mmap(2) go by these. So each open file of
-what changes needs a number that nobody else has open, or has just been told of. A lookup finds
-one. Where the kernel keeps the name, and so makes no lookup, open(2) is ESTALE: then it looks
-the name up again. stat(2) shows the same st_ino for all.
+shared by all who have opened it, and sendfile(2), splice(2) and mmap(2) go by these. So each
+open file of what changes needs a number that nobody else has open, or has just looked up. A
+lookup finds one. Where the kernel keeps the name, and so makes no lookup, open(2) is ESTALE:
+then it looks the name up again. stat(2) shows the same st_ino for all.
 
 Nothing here waits, and all of it runs on the event loop's thread, so that no other request
 comes between reading and changing the table.

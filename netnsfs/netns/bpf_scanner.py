@@ -1,7 +1,7 @@
 """Passes in the kernel, by BPF: data/tasks.bpf.c, holders.bpf.c and mounts.bpf.c.
 
 The numbers of tasks that they tell are those of the initial PID namespace. Each object has a
-lock of its own: whoever asks for members does not wait for a pass over millions of descriptors.
+lock of its own: a reader of members does not wait for a pass over millions of descriptors.
 """
 
 import errno

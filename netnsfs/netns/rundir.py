@@ -284,7 +284,7 @@ class MountedNames:
 
 
 class RunDirectory:
-    """The directory of names.
+    """The run directory.
 
     Args:
         path: absolute, without links on the way. It need not exist before `prepare`.

@@ -88,7 +88,7 @@ class Mkdir(Change):
 
 
 class FirstMkdir(Change):
-    """In a directory of names that is yet to be made, and to be made a mount.
+    """In a run directory that is yet to be made, and to be made a mount.
 
     What is mounted below /run propagates, as on most machines.
     """
